@@ -1,0 +1,1 @@
+"""aggregation: see the module names."""

@@ -1,0 +1,179 @@
+"""Every record that one stage leaves for another, and the names of columns and arrays.
+
+JSON records are closed: `dpsapf.records` checks them on every write and read. Image archives are
+``.npz`` files without pickles: ``images`` uint8 [N, H, W, 3] and ``labels`` int64 [N].
+"""
+
+import typing
+from dataclasses import dataclass, field
+
+from dpsapf.fields import setting
+from dpsapf.runs import RunSpec
+
+SPLITS = ("train", "validation", "test")
+
+# selection.csv and candidates.csv, one row per candidate matrix
+MATRIX = "matrix"  # dotted module name in the UNet
+LAYER = "layer"  # dotted name of the attention module that holds it
+BLOCK = "block"  # e.g. down_blocks.0
+PROJECTION = "projection"  # to_q, to_k, to_v or to_out.0
+PARAMETERS = "parameters"  # entries of the matrix
+LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix
+SCORE = "noisy_score"  # released score; empty if nothing was released
+SELECTED = "selected"  # True if the run trains on it
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetRecord:
+    """What prepare-dataset made: dataset.json beside dataset.npz."""
+
+    name: str
+    loader: str
+    source: str
+    licence: str
+    procedural: bool
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    resolution: int
+    channels: int
+    train: int
+    validation: int
+    test: int
+    train_per_class: tuple[int, ...]
+    sha256: str  # of dataset.npz
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRecord:
+    """What prepare-public-model resolved: model.json."""
+
+    name: str
+    path: str  # folder in diffusers layout
+    vae_path: str
+    resolution: int
+    licence: str
+    sha256: str | None
+    unet_parameters: int
+    candidates: int
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Release:
+    """One release of private information: a Poisson-subsampled Gaussian, repeated.
+
+    Each step adds N(0, (noise_multiplier x sensitivity)^2) to a sum in which one image's
+    contribution has an L2 norm of at most ``sensitivity``.
+    """
+
+    name: typing.Literal["saliency", "dp-sgd"]
+    noise_multiplier: float = setting("noise standard deviation over sensitivity", above=0)
+    sensitivity: float = setting("L2 sensitivity under adding or removing one image", above=0)
+    sampling_rate: float = setting("Poisson rate", above=0, high=1)
+    steps: int = setting("releases made", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """plan.json: everything that a run will release, before any of it is computed."""
+
+    run: RunSpec
+    images: int  # N, training images; treated as public
+    target_epsilon: float
+    delta: float
+    relation: str
+    unit: str
+    public: tuple[str, ...]  # what is treated as public
+    clipping: str
+    clipping_norm: float
+    releases: tuple[Release, ...]
+    planned_epsilon: dict[str, float]  # accountant -> epsilon
+    dataset_sha256: str
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spend:
+    """What a stage did release: scores/.../spend.json or runs/.../spend.json."""
+
+    release: Release
+    images: int
+    dataset_sha256: str
+    realised_batches: tuple[int, ...]  # images drawn at each step: private, never published with the weights
+    digest: str  # SHA-256 of the released file
+    seconds: float
+    peak_memory_mb: float
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ledger:
+    """ledger.json: the audit's verdict; exists only if the spend is within the target."""
+
+    run: RunSpec
+    target_epsilon: float
+    delta: float
+    relation: str
+    unit: str
+    releases: tuple[Release, ...]
+    spent_epsilon: dict[str, float]  # accountant -> composed epsilon
+    weights_digest: str | None
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fidelity:
+    """fidelity.json. Computed on private training images, outside the guarantee."""
+
+    protocol: str
+    fid: float
+    kid: float
+    precision: float
+    recall: float
+    synthetic_images: int
+    real_images: int
+    outside_the_guarantee: bool
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utility:
+    """utility.json. Tested on private test images, outside the guarantee."""
+
+    protocol: str
+    trained_on: typing.Literal["synthetic", "real"]
+    accuracy: float  # mean over classifiers, in [0, 1]
+    per_classifier: dict[str, float]
+    train_images: int
+    test_images: int
+    outside_the_guarantee: bool
+    provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Metrics:
+    """metrics.json: one run, complete."""
+
+    run_id: str
+    run: RunSpec
+    protocol: str
+    accuracy: float
+    per_classifier: dict[str, float]
+    fid: float
+    kid: float
+    precision: float
+    recall: float
+    ceiling_accuracy: float  # the same classifiers trained on real images
+    target_epsilon: float | None
+    delta: float | None
+    spent_epsilon: dict[str, float]
+    selection_epsilon: float | None  # PLD epsilon of the saliency release alone
+    noise_multiplier: float | None
+    noise_multiplier_without_selection: float | None  # what DP-SGD alone would have needed
+    trainable_parameters: int
+    selected_matrices: int
+    finetune_seconds: float | None
+    sample_seconds: float
+    peak_memory_mb: float
+    outside_the_guarantee: tuple[str, ...] = field(default=("accuracy", "per_classifier", "fid", "kid", "precision", "recall", "ceiling_accuracy"))

@@ -1,0 +1,1 @@
+"""public models: see the module names."""

@@ -1,0 +1,1 @@
+"""saliency: see the module names."""

@@ -1,0 +1,1 @@
+"""One module per table or figure of the paper: one tidy CSV in, one picture or table out."""
