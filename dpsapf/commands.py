@@ -131,6 +131,8 @@ class Sample(SamplingConfig, ComputeConfig):
     selection: Path | None = source("selection.csv, for methods that train", None)
     weights: Path | None = source("trained parameters, for methods that train", None)
     archive: Path = target("synthetic images and labels (.npz)")
+    lora_rank: int = setting("LoRA rank of the weights", 4, low=1)
+    lora_alpha: float = setting("LoRA alpha of the weights", 4.0, above=0)
     contact_sheet: Path = target("contact sheet (.png)")
     timing: Path = target("seconds and peak memory (.json)")
 
@@ -214,18 +216,62 @@ class Command:
 
 
 _ROWS = (
-    Command("prepare-dataset", "dpsapf.datasets.prepare:prepare_dataset", PrepareDataset, "load, check and split a sensitive dataset"),
-    Command("prepare-public-model", "dpsapf.public_models.prepare:prepare_public_model", PreparePublicModel, "resolve a public model, list its candidate matrices"),
-    Command("pretrain-public-model", "dpsapf.public_models.pretrain:pretrain_public_model", PretrainPublicModel, "train public-mini on public images"),
-    Command("encode-dataset", "dpsapf.public_models.encode:encode_dataset", EncodeDataset, "VAE latents and prompt embeddings, once per dataset and model"),
-    Command("plan-privacy", "dpsapf.privacy.plan:plan_privacy", PlanPrivacy, "plan every release of a run and calibrate its noise"),
-    Command("score-saliency", "dpsapf.saliency.score:score_saliency", ScoreSaliency, "release noisy saliency scores of the candidate matrices"),
-    Command("select-matrices", "dpsapf.saliency.select:select_matrices", SelectMatrices, "select matrices from released scores (post-processing)"),
+    Command(
+        "prepare-dataset", "dpsapf.datasets.prepare:prepare_dataset", PrepareDataset, "load, check and split a sensitive dataset"
+    ),
+    Command(
+        "prepare-public-model",
+        "dpsapf.public_models.prepare:prepare_public_model",
+        PreparePublicModel,
+        "resolve a public model, list its candidate matrices",
+    ),
+    Command(
+        "pretrain-public-model",
+        "dpsapf.public_models.pretrain:pretrain_public_model",
+        PretrainPublicModel,
+        "train public-mini on public images",
+    ),
+    Command(
+        "encode-dataset",
+        "dpsapf.public_models.encode:encode_dataset",
+        EncodeDataset,
+        "VAE latents and prompt embeddings, once per dataset and model",
+    ),
+    Command(
+        "plan-privacy", "dpsapf.privacy.plan:plan_privacy", PlanPrivacy, "plan every release of a run and calibrate its noise"
+    ),
+    Command(
+        "score-saliency",
+        "dpsapf.saliency.score:score_saliency",
+        ScoreSaliency,
+        "release noisy saliency scores of the candidate matrices",
+    ),
+    Command(
+        "select-matrices",
+        "dpsapf.saliency.select:select_matrices",
+        SelectMatrices,
+        "select matrices from released scores (post-processing)",
+    ),
     Command("finetune", "dpsapf.finetune.train:finetune", Finetune, "fine-tune with DP-SGD; resumes from its checkpoint"),
-    Command("audit-privacy", "dpsapf.privacy.audit:audit_privacy", AuditPrivacy, "compose what was released; fail if it exceeds the plan"),
+    Command(
+        "audit-privacy",
+        "dpsapf.privacy.audit:audit_privacy",
+        AuditPrivacy,
+        "compose what was released; fail if it exceeds the plan",
+    ),
     Command("sample", "dpsapf.sampling.sample:sample", Sample, "draw synthetic images from an audited run"),
-    Command("reference-features", "dpsapf.evaluation.reference:reference_features", ReferenceFeatures, "features of real images; classifiers trained on real images"),
-    Command("evaluate", "dpsapf.evaluation.evaluate:evaluate", Evaluate, "fidelity and utility of synthetic images (outside the guarantee)"),
+    Command(
+        "reference-features",
+        "dpsapf.evaluation.reference:reference_features",
+        ReferenceFeatures,
+        "features of real images; classifiers trained on real images",
+    ),
+    Command(
+        "evaluate",
+        "dpsapf.evaluation.evaluate:evaluate",
+        Evaluate,
+        "fidelity and utility of synthetic images (outside the guarantee)",
+    ),
     Command("collect-metrics", "dpsapf.aggregation.collect:collect_metrics", CollectMetrics, "gather one run's records"),
     Command("aggregate", "dpsapf.aggregation.aggregate:aggregate", Aggregate, "tidy tables over all runs"),
     Command("draw-figures", "paper_figures.draw:draw_figures", DrawFigures, "tables and figures from the tidy tables"),

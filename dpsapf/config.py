@@ -33,7 +33,9 @@ class SaliencyConfig:
     """The noisy saliency release."""
 
     clipping_norm: float = setting("C_s, the bound on one image's gradient over all candidate matrices", 1.0, above=0)
-    expected_batch_size: int = setting("B_s, expected Poisson batch; the rate is this over N, at most 1", 50000, unit="images", low=1)
+    expected_batch_size: int = setting(
+        "B_s, expected Poisson batch; the rate is this over N, at most 1", 50000, unit="images", low=1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +74,15 @@ class ComputeConfig:
     device: typing.Literal["cpu", "cuda"] = setting("where tensors live", "cpu")
     micro_batch: int = setting("images per forward pass; memory grows with it", 64, unit="images", low=1)
     threads: int = setting("CPU threads of a torch process", 1, unit="threads", low=1)
-    gpus: int = setting("GPUs that a rule with a torch process asks Snakemake for", 0, low=0)
-    memory_mb: int = setting("memory that a torch process asks Snakemake for", 4000, unit="MB", low=1)
-    runtime_min: int = setting("run time that a torch process asks Snakemake for", 60, unit="minutes", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourcesConfig:
+    """What a rule with a torch process asks Snakemake, and so a cluster, for."""
+
+    gpus: int = setting("GPUs", 0, low=0)
+    memory_mb: int = setting("memory", 4000, unit="MB", low=1)
+    runtime_min: int = setting("run time", 60, unit="minutes", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +97,7 @@ class Config:
     sampling: SamplingConfig = setting("sampling")
     evaluation: EvaluationConfig = setting("evaluation")
     compute: ComputeConfig = setting("speed and memory")
+    resources: ResourcesConfig = setting("what torch processes ask a cluster for")
     datasets_file: str = setting("registry of sensitive datasets", "config/datasets.yaml")
     public_models_file: str = setting("registry of public models", "config/public_models.yaml")
     protocols_file: str = setting("registry of evaluation protocols", "config/protocols.yaml")
@@ -188,7 +197,7 @@ def parse_config(data: dict, where: str = "config") -> Config:
     """
     validate(data, Config, where)
     config = build(Config, data)
-    for section in (config.privacy, config.saliency, config.finetune, config.sampling, config.compute):
+    for section in (config.privacy, config.saliency, config.finetune, config.sampling, config.compute, config.resources):
         check(section)
     _known(config, "dataset", load_registry(config.datasets_file, DatasetEntry))
     _known(config, "public_model", load_registry(config.public_models_file, ModelEntry))

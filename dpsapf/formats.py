@@ -89,6 +89,8 @@ class Plan:
     clipping_norm: float
     releases: tuple[Release, ...]
     planned_epsilon: dict[str, float]  # accountant -> epsilon
+    selection_epsilon: float | None  # PLD epsilon of the saliency release alone
+    dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection
     dataset_sha256: str
     provenance: dict
 
@@ -102,6 +104,7 @@ class Spend:
     dataset_sha256: str
     realised_batches: tuple[int, ...]  # images drawn at each step: private, never published with the weights
     digest: str  # SHA-256 of the released file
+    trainable_parameters: int  # 0 for the saliency release
     seconds: float
     peak_memory_mb: float
     provenance: dict
@@ -120,6 +123,14 @@ class Ledger:
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon
     weights_digest: str | None
     provenance: dict
+
+
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """timing.json: what sampling cost."""
+
+    seconds: float
+    peak_memory_mb: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,4 +187,6 @@ class Metrics:
     finetune_seconds: float | None
     sample_seconds: float
     peak_memory_mb: float
-    outside_the_guarantee: tuple[str, ...] = field(default=("accuracy", "per_classifier", "fid", "kid", "precision", "recall", "ceiling_accuracy"))
+    outside_the_guarantee: tuple[str, ...] = field(
+        default=("accuracy", "per_classifier", "fid", "kid", "precision", "recall", "ceiling_accuracy")
+    )

@@ -1,0 +1,87 @@
+"""Checkpoints that a killed run continues from: safetensors, written atomically, bound to their settings."""
+
+import json
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from dpsapf.records import atomic
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training.
+
+    All randomness of a step is derived from the run's seed and the step's number, so no generator state
+    needs to be kept.
+
+    Attributes:
+        parameters: trained parameters by name.
+        optimizer: AdamW over them, in their order.
+        average: exponential moving average of the parameters, or None.
+        step: steps done.
+        log: one row per step done.
+        seconds: training time so far.
+    """
+
+    parameters: dict[str, torch.nn.Parameter]
+    optimizer: torch.optim.AdamW
+    average: dict[str, torch.Tensor] | None
+    step: int = 0
+    log: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+
+def save_checkpoint(path: Path, state: TrainingState, identity: str) -> None:
+    """Write a checkpoint.
+
+    Args:
+        path: file to replace.
+        state: what to keep.
+        identity: digest of everything that the run depends on.
+    """
+    tensors = {f"parameter/{name}": value.detach() for name, value in state.parameters.items()}
+    tensors |= {f"average/{name}": value for name, value in (state.average or {}).items()}
+    for index, values in state.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    facts = {"identity": identity, "step": state.step, "log": state.log, "seconds": state.seconds}
+    with atomic(path) as temporary:
+        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"facts": json.dumps(facts)})
+
+
+def load_checkpoint(path: Path, state: TrainingState, identity: str) -> bool:
+    """Restore a checkpoint of the same identity into ``state``; return False if there is none."""
+    if not path.exists():
+        return False
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+        if facts["identity"] != identity:
+            return False
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    _restore_tensors(state, tensors)
+    state.step, state.log, state.seconds = facts["step"], facts["log"], facts["seconds"]
+    return True
+
+
+def _restore_tensors(state: TrainingState, tensors: dict[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, parameter in state.parameters.items():
+            parameter.copy_(tensors[f"parameter/{name}"])
+            if state.average is not None:
+                state.average[name].copy_(tensors[f"average/{name}"])
+    optimizer = state.optimizer.state_dict()
+    optimizer["state"] = _optimizer_entries(tensors)
+    state.optimizer.load_state_dict(optimizer)
+
+
+def _optimizer_entries(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, typing.Any]]:
+    entries: dict[int, dict[str, typing.Any]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer/"):
+            _, index, key = name.split("/")
+            entries.setdefault(int(index), {})[key] = value
+    return entries

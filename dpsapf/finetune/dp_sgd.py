@@ -1,0 +1,91 @@
+"""One step of DP-SGD (Abadi et al. 2016): per-image gradients, clipping, noise, update."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from dpsapf.formats import Release
+from dpsapf.privacy.clipping import Clipping, clipped_sum
+from dpsapf.privacy.noise import add_gaussian_noise
+from dpsapf.public_models.latents import Pairs
+
+LossFunction = Callable[[Pairs], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step saw. Private: computed from the images outside the guarantee, for debugging only.
+
+    Attributes:
+        images: size of the Poisson batch.
+        loss: mean loss, nan for an empty batch.
+        gradient_norm: mean per-image gradient norm before clipping, nan for an empty batch.
+    """
+
+    images: int
+    loss: float
+    gradient_norm: float
+
+
+def private_gradient(
+    loss_function: LossFunction,
+    parameters: list[torch.nn.Parameter],
+    pairs: Pairs,
+    release: Release,
+    *,
+    multiplicity: int,
+    clipping: Clipping,
+    expected_batch: float,
+    micro_batch: int,
+    device: str,
+    noise: torch.Generator,
+) -> StepReport:
+    """Set each parameter's ``grad`` to its privatised mean gradient.
+
+    The K losses of an image are averaged before clipping (noise multiplicity, Dockhorn et al. 2023), so one
+    image's contribution to the sum has a joint L2 norm of at most ``release.sensitivity``. Noise is added once
+    per step, also to an empty batch, and the sum is divided by the *expected* batch size, which is data-free.
+
+    Args:
+        loss_function: pairs -> loss of each row [rows]; its model is wrapped in Opacus' GradSampleModule
+            with ``loss_reduction="sum"``.
+        parameters: what is trained.
+        pairs: the whole Poisson batch, B K rows.
+        release: DP-SGD's planned release.
+        multiplicity: K.
+        clipping: kind of clipping.
+        expected_batch: sampling rate times N.
+        micro_batch: rows are processed in chunks of this many images; it cannot change the result.
+        device: where the chunks are processed.
+        noise: generator of this step's privacy noise.
+    """
+    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    losses, norms = [], []
+    rows = micro_batch * multiplicity
+    for start in range(0, len(pairs), rows):
+        loss = loss_function(pairs.rows(start, start + rows, device))
+        loss.sum().backward()
+        chunk, chunk_norms = clipped_sum(_image_gradients(parameters, multiplicity), release.sensitivity, clipping)
+        torch._foreach_add_(sums, chunk)
+        losses.append(loss.detach())
+        norms.append(chunk_norms)
+    for parameter, total in zip(parameters, sums, strict=True):
+        parameter.grad = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise) / expected_batch
+    return _report(losses, norms, len(pairs) // multiplicity)
+
+
+def _image_gradients(parameters: list[torch.nn.Parameter], multiplicity: int) -> list[torch.Tensor]:
+    """Take Opacus' per-row gradients [B K, *shape], average each image's K, and clear them."""
+    gradients = []
+    for parameter in parameters:
+        rows = parameter.grad_sample
+        gradients.append(rows.unflatten(0, (-1, multiplicity)).mean(1) if multiplicity > 1 else rows)
+        parameter.grad_sample = parameter.grad = None
+    return gradients
+
+
+def _report(losses: list[torch.Tensor], norms: list[torch.Tensor], images: int) -> StepReport:
+    if not losses:
+        return StepReport(0, float("nan"), float("nan"))
+    return StepReport(images, torch.cat(losses).mean().item(), torch.cat(norms).mean().item())

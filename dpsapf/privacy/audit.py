@@ -1,0 +1,80 @@
+"""audit-privacy: compose what was released, from the spend records, and let no image exist otherwise."""
+
+import logging
+from pathlib import Path
+
+from dpsapf.commands import AuditPrivacy
+from dpsapf.errors import UserError
+from dpsapf.formats import Ledger, Plan, Release, Spend
+from dpsapf.privacy.accounting import epsilon
+from dpsapf.records import provenance, read_record, write_record
+
+LOG = logging.getLogger(__name__)
+CERTIFIERS = ("pld", "prv")  # both must be within the target; rdp is looser and reported only
+
+
+def audit_privacy(options: AuditPrivacy) -> None:
+    """Write ledger.json if and only if what was released is what was planned, within the target.
+
+    Raises:
+        UserError: a release is missing, unplanned, on other data, noisier in plan than in fact, or the
+            composed epsilon exceeds the target under PLD or PRV. Nothing is written then.
+    """
+    plan = read_record(options.plan, Plan)
+    spends = [read_record(path, Spend) for path in options.spends]
+    check_against_plan(plan, spends, options.spends)
+    releases = tuple(spend.release for spend in spends)
+    spent = {name: epsilon(name, releases, plan.delta) for name in ("pld", "rdp", "prv")}
+    check_target(plan, spent)
+    LOG.info("%s: spent %s of epsilon %g", plan.run.id, spent, plan.target_epsilon)
+    write_record(
+        options.out,
+        Ledger(
+            run=plan.run,
+            target_epsilon=plan.target_epsilon,
+            delta=plan.delta,
+            relation=plan.relation,
+            unit=plan.unit,
+            releases=releases,
+            spent_epsilon=spent,
+            weights_digest=next((s.digest for s in spends if s.release.name == "dp-sgd"), None),
+            provenance=provenance(),
+        ),
+    )
+
+
+def check_against_plan(plan: Plan, spends: list[Spend], paths: tuple[Path, ...]) -> None:
+    """Compare the spend records with the plan, release by release.
+
+    Raises:
+        UserError: names the record and the first key that differs.
+    """
+    planned = {release.name: release for release in plan.releases}
+    spent = [spend.release.name for spend in spends]
+    if sorted(spent) != sorted(planned):
+        raise UserError("releases", spent, f"the plan of {plan.run.id} has {sorted(planned)}; every release once")
+    for spend, path in zip(spends, paths, strict=True):
+        _check_release(planned[spend.release.name], spend.release, path)
+        if spend.images != plan.images or spend.dataset_sha256 != plan.dataset_sha256:
+            raise UserError(
+                str(path), spend.dataset_sha256[:12], f"made on other data than the plan's {plan.dataset_sha256[:12]}"
+            )
+        if len(spend.realised_batches) != spend.release.steps:
+            raise UserError(str(path), len(spend.realised_batches), f"must have {spend.release.steps} realised batches")
+
+
+def _check_release(planned: Release, spent: Release, path: Path) -> None:
+    for key in ("noise_multiplier", "sensitivity", "sampling_rate", "steps"):
+        if getattr(planned, key) != getattr(spent, key):
+            raise UserError(f"{path}: {key}", getattr(spent, key), f"the plan has {getattr(planned, key)}; run the stage again")
+
+
+def check_target(plan: Plan, spent: dict[str, float]) -> None:
+    """Check the composed epsilon of every certifying accountant against the target.
+
+    Raises:
+        UserError: names the accountant and what it composes to.
+    """
+    for name in CERTIFIERS:
+        if spent[name] > plan.target_epsilon:
+            raise UserError(f"{name} epsilon", spent[name], f"exceeds the target {plan.target_epsilon} of {plan.run.id}")

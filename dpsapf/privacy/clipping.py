@@ -1,0 +1,49 @@
+"""Per-image clipping: the only place where a contribution is bounded."""
+
+import typing
+
+import torch
+
+Clipping = typing.Literal["flat", "automatic"]
+AUTOMATIC_STABILITY = 0.01  # gamma of automatic clipping (Bu et al. 2023, arXiv 2206.07136)
+
+
+def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) -> torch.Tensor:
+    """Return the factor that brings each image's gradient to a norm of at most ``bound``.
+
+    Args:
+        squared_norms: squared L2 norms over everything that is released jointly, [B], >= 0, fp32.
+        bound: C > 0.
+        clipping: ``flat`` is min(1, C/||g||) (Abadi et al. 2016); ``automatic`` is C/(||g|| + 0.01).
+
+    Returns:
+        Factors [B]. ``factor * ||g|| <= C`` for both kinds; a non-finite norm gets 0, so that a broken
+        image contributes nothing rather than something unbounded.
+    """
+    norms = squared_norms.sqrt()
+    if clipping == "automatic":
+        factors = bound / (norms + AUTOMATIC_STABILITY)
+    else:
+        factors = torch.clamp(bound / norms.clamp_min(torch.finfo(norms.dtype).tiny), max=1.0)
+    return torch.where(torch.isfinite(norms), factors, torch.zeros_like(factors))
+
+
+def clipped_sum(gradients: list[torch.Tensor], bound: float, clipping: Clipping) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Clip each image's gradient over all parameters together, and sum over images.
+
+    Args:
+        gradients: per parameter, per-image gradients [B, *shape].
+        bound: C > 0.
+        clipping: see `clip_factors`.
+
+    Returns:
+        Per parameter the sum [*shape] of clipped gradients, and the norms [B] before clipping. Adding or
+        removing one image changes the sums, taken together, by an L2 norm of at most C.
+    """
+    squared = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
+    factors = clip_factors(squared, bound, clipping)
+    usable = torch.isfinite(squared)
+    if not usable.all():
+        gradients, factors = [gradient[usable] for gradient in gradients], factors[usable]
+    sums = [torch.einsum("b,b...->...", factors, gradient) for gradient in gradients]
+    return sums, squared.sqrt()

@@ -1,0 +1,122 @@
+"""sample: draw synthetic images from an audited run with diffusers' own Stable Diffusion pipeline."""
+
+import hashlib
+import logging
+import time
+import typing
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from dpsapf.commands import Sample
+from dpsapf.errors import UserError
+from dpsapf.finetune.adapters import add_adapter, load_weights
+from dpsapf.formats import DatasetRecord, Ledger, ModelRecord, Timing
+from dpsapf.images import contact_sheet, save_images
+from dpsapf.measure import peak_memory_mb
+from dpsapf.methods import method
+from dpsapf.progress import track
+from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.load import load_scheduler, load_unet, load_vae
+from dpsapf.randomness import torch_generator
+from dpsapf.records import atomic, read_record, write_record
+from dpsapf.saliency.select import selected_matrices
+
+if typing.TYPE_CHECKING:
+    from diffusers import StableDiffusionPipeline
+
+LOG = logging.getLogger(__name__)
+
+
+def sample(options: Sample) -> None:
+    """Write synthetic images with labels balanced over classes, a contact sheet and what it cost.
+
+    Raises:
+        UserError: the weights are not those that the ledger's audit passed.
+    """
+    start = time.monotonic()
+    torch.set_num_threads(options.threads)
+    ledger = read_record(options.ledger, Ledger)
+    check_weights(ledger, options)
+    dataset = read_record(options.dataset, DatasetRecord)
+    pipeline = build_pipeline(ledger, options)
+    labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
+    labels.sort()
+    images = draw_images(pipeline, labels, ledger, dataset, options)
+    save_images(options.archive, images, labels)
+    with atomic(options.contact_sheet) as temporary:
+        contact_sheet(images, labels, dataset.classes).save(temporary)
+    write_record(options.timing, Timing(seconds=time.monotonic() - start, peak_memory_mb=peak_memory_mb(options.device)))
+
+
+def check_weights(ledger: Ledger, options: Sample) -> None:
+    """Check that the weights are the audited ones.
+
+    Raises:
+        UserError: weights are missing, superfluous, or have another digest than the ledger's.
+    """
+    digest = hashlib.sha256(options.weights.read_bytes()).hexdigest() if options.weights else None
+    if digest != ledger.weights_digest:
+        raise UserError(
+            "--weights", options.weights and str(options.weights), f"the audit passed digest {ledger.weights_digest}: audit again"
+        )
+
+
+def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline":
+    """Assemble the public model with the run's trained parameters; prompts come as cached embeddings."""
+    from diffusers import StableDiffusionPipeline
+
+    record = read_record(options.model, ModelRecord)
+    unet = load_unet(record, options.device)
+    if options.weights is not None:
+        weights = load_file(options.weights, device=options.device)
+        _restore(unet, ledger, options, weights)
+    unet.requires_grad_(False).eval()
+    vae, scheduler = load_vae(record, options.device), load_scheduler(record)
+    pipeline = StableDiffusionPipeline(vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
+    adapter = method(ledger.run.method).adapter
+    selected = selected_matrices(options.selection)
+    parameters = add_adapter(unet, adapter, selected, options.lora_rank, options.lora_alpha, ledger.run.seed)
+    load_weights(parameters, weights)
+
+
+def draw_images(
+    pipeline: "StableDiffusionPipeline", labels: np.ndarray, ledger: Ledger, dataset: DatasetRecord, options: Sample
+) -> np.ndarray:
+    """Sample one image per label; each has its own seed, so the batch size cannot change it.
+
+    Returns:
+        uint8 [N, H, W, 3] at the dataset's resolution; the three channels are equal for a grey dataset.
+    """
+    latents = Latents.load(options.latents)
+    images = []
+    for start in track(range(0, len(labels), options.micro_batch), ledger.run.id, "batch"):
+        rows = range(start, min(start + options.micro_batch, len(labels)))
+        with torch.inference_mode():
+            batch = pipeline(
+                prompt_embeds=latents.prompt_embeddings[labels[rows]].to(options.device),
+                negative_prompt_embeds=latents.null_embedding.expand(len(rows), -1, -1).to(options.device),
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                generator=[torch_generator(ledger.run.seed, "sample", row) for row in rows],
+                output_type="np",
+            ).images
+        images.append(quantise(batch, dataset.resolution, dataset.channels))
+    return np.concatenate(images)
+
+
+def quantise(images: np.ndarray, resolution: int, channels: int) -> np.ndarray:
+    """Turn float images [B, H, W, 3] in [0, 1] to uint8 at ``resolution`` (Lanczos), grey if ``channels`` is 1."""
+    pixels = (images * 255).round().astype(np.uint8)
+    mode = "L" if channels == 1 else "RGB"
+    pictures = [Image.fromarray(image).convert(mode).convert("RGB") for image in pixels]
+    if pixels.shape[1] != resolution:
+        pictures = [picture.resize((resolution, resolution), Image.Resampling.LANCZOS) for picture in pictures]
+    return np.stack([np.asarray(picture) for picture in pictures])
