@@ -11,10 +11,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dpsapf.commands import Sample
+from dpsapf.datasets.archive import write_archive
+from dpsapf.datasets.images import LabelledImages, resize
+from dpsapf.datasets.preview import contact_sheet
 from dpsapf.errors import UserError
 from dpsapf.finetune.adapters import add_adapter, load_weights
 from dpsapf.formats import DatasetRecord, Ledger, ModelRecord, Timing
-from dpsapf.images import contact_sheet, save_images
 from dpsapf.measure import peak_memory_mb
 from dpsapf.methods import method
 from dpsapf.progress import track
@@ -45,9 +47,9 @@ def sample(options: Sample) -> None:
     labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
     labels.sort()
     images = draw_images(pipeline, labels, ledger, dataset, options)
-    save_images(options.archive, images, labels)
+    write_archive(options.archive, {"images": images, "labels": labels})
     with atomic(options.contact_sheet) as temporary:
-        contact_sheet(images, labels, dataset.classes).save(temporary)
+        contact_sheet(LabelledImages(images, labels), dataset.classes, f"synthetic: {ledger.run.id}").save(temporary)
     write_record(options.timing, Timing(seconds=time.monotonic() - start, peak_memory_mb=peak_memory_mb(options.device)))
 
 
@@ -114,9 +116,7 @@ def draw_images(
 
 def quantise(images: np.ndarray, resolution: int, channels: int) -> np.ndarray:
     """Turn float images [B, H, W, 3] in [0, 1] to uint8 at ``resolution`` (Lanczos), grey if ``channels`` is 1."""
-    pixels = (images * 255).round().astype(np.uint8)
-    mode = "L" if channels == 1 else "RGB"
-    pictures = [Image.fromarray(image).convert(mode).convert("RGB") for image in pixels]
-    if pixels.shape[1] != resolution:
-        pictures = [picture.resize((resolution, resolution), Image.Resampling.LANCZOS) for picture in pictures]
-    return np.stack([np.asarray(picture) for picture in pictures])
+    pixels = resize((images * 255).round().astype(np.uint8), resolution)
+    if channels == 1:
+        pixels = np.stack([np.asarray(Image.fromarray(image).convert("L").convert("RGB")) for image in pixels])
+    return pixels
