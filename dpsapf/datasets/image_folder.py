@@ -1,0 +1,199 @@
+"""A user's folder or .zip of class folders with PNG and JPEG files."""
+
+import io
+import typing
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dpsapf.config import DatasetEntry
+from dpsapf.datasets.images import LabelledImages, Parts, check_digest
+from dpsapf.errors import UserError
+from dpsapf.progress import track
+from dpsapf.records import sha256
+
+SUFFIXES = (".png", ".jpg", ".jpeg")
+SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+MODES = {1: "L", 3: "RGB"}
+MAX_FILE_BYTES = 64 * 2**20  # a larger file is refused unread: no image of a training set needs it
+MAX_SIDE = 8192  # pixels; a larger image is refused undecoded
+MAX_ENLARGEMENT = 2  # an image needs at least 1/2 of the resolution on its shorter side (CelebA: 178 for 256)
+
+Readers = dict[str, Callable[[], bytes]]
+
+
+class Member(typing.NamedTuple):
+    """One image file: its name in the source and its label."""
+
+    name: str
+    label: int
+
+
+def image_folder(entry: DatasetEntry) -> Parts:
+    """Load ``CLASS/FILE``, or ``train|validation|val|test/CLASS/FILE``, from a folder or a .zip.
+
+    The class folders are the entry's ``classes``; files are taken in the order of their names, hidden
+    files are passed over, and one folder around everything is allowed. A .zip is read in memory and
+    never unpacked. Images are cropped to their central square and resized (Lanczos).
+
+    Returns:
+        The splits that have a folder, or all images as ``train``: uint8 [N, resolution, resolution,
+        channels] with int64 labels.
+
+    Raises:
+        UserError: names the file and what is wrong with it, or the class folders that do not match.
+    """
+    path = Path(entry.source)
+    if not path.exists():
+        raise UserError("source", entry.source, "does not exist; put the folder or .zip of class folders there")
+    check_digest(entry, lambda: sha256(path))
+    with _open(path) as readers:
+        plan = arrange(list(readers), entry)
+        return {split: _decode_all(members, readers, entry) for split, members in plan.items()}
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[Readers]:
+    if path.is_dir():
+        files = (file for file in path.rglob("*") if file.is_file())
+        yield {file.relative_to(path).as_posix(): file.read_bytes for file in files}
+        return
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError("source", str(path), f"must be a folder or a readable .zip ({error})") from error
+    with archive:
+        yield _members(path, archive)
+
+
+def _members(path: Path, archive: zipfile.ZipFile) -> Readers:
+    readers: Readers = {}
+    for info in archive.infolist():
+        where = f"{path}: {info.filename}"
+        _check_name(where, info.filename)
+        if info.filename in readers:
+            raise UserError(where, "twice in the .zip", "give every file its own name")
+        if info.file_size > MAX_FILE_BYTES:
+            raise UserError(where, f"{info.file_size} bytes unpacked", f"must be at most {MAX_FILE_BYTES}")
+        if not info.is_dir():
+            readers[info.filename] = partial(archive.read, info)
+    return readers
+
+
+def _check_name(where: str, name: str) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+        raise UserError(where, name, "leaves its folder: entries of a .zip need relative names without .. \\ or :")
+
+
+def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
+    """Sort file names into splits and labels; the label is the folder's position in ``classes``.
+
+    Args:
+        names: ``/``-separated names relative to the source, in any order.
+        entry: gives the class names.
+
+    Raises:
+        UserError: a file that is not ``CLASS/FILE`` or ``SPLIT/CLASS/FILE`` or has another suffix, a
+            folder that is no class, or a class without images.
+    """
+    paths = {name: PurePosixPath(name).parts for name in sorted(names) if not _hidden(name)}
+    paths = _unwrap(paths, {*entry.classes, *SPLIT_FOLDERS})
+    by_split = bool(paths) and all(parts[0] in SPLIT_FOLDERS and len(parts) == 3 for parts in paths.values())
+    plan: dict[str, list[Member]] = {}
+    for name, parts in paths.items():
+        split = SPLIT_FOLDERS[parts[0]] if by_split else "train"
+        plan.setdefault(split, []).append(Member(name, _label(name, parts[by_split:], entry)))
+    for split in {"train": None, **plan}:
+        _check_labels(split, plan.get(split, []), entry)
+    return plan
+
+
+def _hidden(name: str) -> bool:
+    parts = PurePosixPath(name).parts
+    return any(part.startswith(".") or part == "__MACOSX" for part in parts) or parts[-1] in ("Thumbs.db", "desktop.ini")
+
+
+def _unwrap(paths: dict[str, tuple[str, ...]], known: set[str]) -> dict[str, tuple[str, ...]]:
+    tops = {parts[0] for parts in paths.values()}
+    if len(tops) == 1 and not tops & known and all(len(parts) > 2 for parts in paths.values()):
+        return {name: parts[1:] for name, parts in paths.items()}
+    return paths
+
+
+def _label(name: str, parts: tuple[str, ...], entry: DatasetEntry) -> int:
+    where = f"{entry.source}/{name}"
+    if len(parts) != 2 or not name.lower().endswith(SUFFIXES):
+        raise UserError(
+            where, name, "only PNG and JPEG files in class folders are allowed: CLASS/FILE or train|validation|test/CLASS/FILE"
+        )
+    if parts[0] not in entry.classes:
+        raise UserError(where, parts[0], f"this folder is none of the entry's classes: {', '.join(entry.classes)}")
+    return entry.classes.index(parts[0])
+
+
+def _check_labels(split: str, members: list[Member], entry: DatasetEntry) -> None:
+    present = {member.label for member in members}
+    missing = [name for label, name in enumerate(entry.classes) if label not in present]
+    if missing:
+        raise UserError("source", entry.source, f"no {split} images in class folder(s) {', '.join(missing)}")
+
+
+def _decode_all(members: list[Member], readers: Readers, entry: DatasetEntry) -> LabelledImages:
+    images = np.empty((len(members), entry.resolution, entry.resolution, entry.channels), np.uint8)
+    for index, member in enumerate(track(members, "decode", "image")):
+        where = f"{entry.source}/{member.name}"
+        images[index] = decode(_read(readers[member.name], where), where, entry)
+    return LabelledImages(images, np.array([member.label for member in members], np.int64))
+
+
+def _read(reader: Callable[[], bytes], where: str) -> bytes:
+    try:
+        return reader()
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
+        raise UserError(where, "unreadable", f"replace or remove it ({error})") from error
+
+
+def decode(data: bytes, where: str, entry: DatasetEntry) -> np.ndarray:
+    """Decode one PNG or JPEG file, crop it to its central square and resize it.
+
+    Args:
+        data: the file's bytes.
+        where: the file's name, for errors.
+        entry: gives ``resolution`` in pixels and ``channels``.
+
+    Returns:
+        uint8 [resolution, resolution, channels] in [0, 255].
+
+    Raises:
+        UserError: not an image, too small, too large, or not plain grey or RGB as ``channels`` says.
+    """
+    try:
+        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+        _check_header(image, where, entry)
+        image.load()
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(where, "undecodable", f"replace or remove this image ({error})") from error
+    square = ImageOps.fit(image, (entry.resolution, entry.resolution), Image.Resampling.LANCZOS)
+    return np.asarray(square).reshape(entry.resolution, entry.resolution, entry.channels)
+
+
+def _check_header(image: Image.Image, where: str, entry: DatasetEntry) -> None:
+    least = -(-entry.resolution // MAX_ENLARGEMENT)
+    if image.mode != MODES[entry.channels]:
+        remedy = (
+            f"every file must be of mode {MODES[entry.channels]} for channels = {entry.channels}; convert it (or set channels)"
+        )
+        raise UserError(where, f"mode {image.mode}", remedy)
+    if min(image.size) < least or max(image.size) > MAX_SIDE:
+        size, remedy = (
+            f"{image.width} x {image.height}",
+            f"sides must be {least} to {MAX_SIDE} pixels for resolution {entry.resolution}",
+        )
+        raise UserError(where, size, remedy)
