@@ -121,9 +121,10 @@ class Layout:
         """Path of an aggregated table."""
         return f"{self.root}/tables/{file}"
 
-    def figure(self, file: str) -> str:
-        """Path of a figure."""
-        return f"{self.root}/figures/{file}"
+    @property
+    def figures(self) -> str:
+        """Folder of figures."""
+        return f"{self.root}/figures"
 
     def log(self, stage: str, name: str) -> str:
         """Path of a stage's log."""

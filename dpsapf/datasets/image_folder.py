@@ -21,7 +21,7 @@ from dpsapf.records import sha256
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
 MODES = {1: "L", 3: "RGB"}
-MAX_FILE_BYTES = 64 * 2**20  # a larger file is refused unread: no image of a training set needs it
+MAX_FILE_BYTES = 64 * 2**20  # a .zip entry that unpacks to more is refused unread: no such image needs it
 MAX_SIDE = 8192  # pixels; a larger image is refused undecoded
 MAX_ENLARGEMENT = 2  # an image needs at least 1/2 of the resolution on its shorter side (CelebA: 178 for 256)
 
@@ -105,13 +105,13 @@ def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
     """
     paths = {name: PurePosixPath(name).parts for name in sorted(names) if not _hidden(name)}
     paths = _unwrap(paths, {*entry.classes, *SPLIT_FOLDERS})
-    by_split = bool(paths) and all(parts[0] in SPLIT_FOLDERS and len(parts) == 3 for parts in paths.values())
-    plan: dict[str, list[Member]] = {}
+    by_split = any(parts[0] in SPLIT_FOLDERS and parts[0] not in entry.classes for parts in paths.values())
+    plan: dict[str, list[Member]] = {"train": []}
     for name, parts in paths.items():
-        split = SPLIT_FOLDERS[parts[0]] if by_split else "train"
-        plan.setdefault(split, []).append(Member(name, _label(name, parts[by_split:], entry)))
-    for split in {"train": None, **plan}:
-        _check_labels(split, plan.get(split, []), entry)
+        split, label = _place(name, parts, by_split, entry)
+        plan.setdefault(split, []).append(Member(name, label))
+    for split, members in plan.items():
+        _check_labels(split, members, entry)
     return plan
 
 
@@ -127,15 +127,16 @@ def _unwrap(paths: dict[str, tuple[str, ...]], known: set[str]) -> dict[str, tup
     return paths
 
 
-def _label(name: str, parts: tuple[str, ...], entry: DatasetEntry) -> int:
+def _place(name: str, parts: tuple[str, ...], by_split: bool, entry: DatasetEntry) -> tuple[str, int]:
     where = f"{entry.source}/{name}"
-    if len(parts) != 2 or not name.lower().endswith(SUFFIXES):
-        raise UserError(
-            where, name, "only PNG and JPEG files in class folders are allowed: CLASS/FILE or train|validation|test/CLASS/FILE"
-        )
-    if parts[0] not in entry.classes:
-        raise UserError(where, parts[0], f"this folder is none of the entry's classes: {', '.join(entry.classes)}")
-    return entry.classes.index(parts[0])
+    if len(parts) != 2 + by_split or not name.lower().endswith(SUFFIXES):
+        layout = "train|validation|test/CLASS/FILE" if by_split else "CLASS/FILE"
+        raise UserError(where, name, f"must be {layout} with a PNG or JPEG file; move or remove it")
+    if by_split and parts[0] not in SPLIT_FOLDERS:
+        raise UserError(where, parts[0], f"beside split folders only split folders are allowed: {', '.join(SPLIT_FOLDERS)}")
+    if parts[-2] not in entry.classes:
+        raise UserError(where, parts[-2], f"this folder is none of the entry's classes: {', '.join(entry.classes)}")
+    return SPLIT_FOLDERS[parts[0]] if by_split else "train", entry.classes.index(parts[-2])
 
 
 def _check_labels(split: str, members: list[Member], entry: DatasetEntry) -> None:
@@ -174,14 +175,21 @@ def decode(data: bytes, where: str, entry: DatasetEntry) -> np.ndarray:
     Raises:
         UserError: not an image, too small, too large, or not plain grey or RGB as ``channels`` says.
     """
-    try:
+    with _undecodable(where):
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-        _check_header(image, where, entry)
+    _check_header(image, where, entry)
+    with _undecodable(where):
         image.load()
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(where, "undecodable", f"replace or remove this image ({error})") from error
     square = ImageOps.fit(image, (entry.resolution, entry.resolution), Image.Resampling.LANCZOS)
     return np.asarray(square).reshape(entry.resolution, entry.resolution, entry.channels)
+
+
+@contextmanager
+def _undecodable(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(where, "undecodable", f"replace or remove this image ({error})") from error
 
 
 def _check_header(image: Image.Image, where: str, entry: DatasetEntry) -> None:

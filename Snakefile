@@ -1,0 +1,30 @@
+"""DP-SAPF from sensitive images to the paper's tables and figures. Data flows from top to bottom."""
+
+from snakemake.utils import min_version
+
+min_version("9.10")
+
+if not workflow.configfiles:
+
+    configfile: "config/config.yaml"
+
+
+report: "workflow/report/workflow.rst"
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/datasets.smk"
+include: "workflow/rules/public_models.smk"
+include: "workflow/rules/privacy.smk"
+include: "workflow/rules/saliency.smk"
+include: "workflow/rules/finetune.smk"
+include: "workflow/rules/sampling.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/aggregation.smk"
+include: "workflow/rules/paper_figures.smk"
+
+
+rule all:
+    default_target: True
+    input:
+        LAYOUT.figures,

@@ -1,0 +1,19 @@
+rule prepare_dataset:
+    input:
+        registry=CONFIG.datasets_file,
+    output:
+        archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
+        record=LAYOUT.dataset("{dataset}", "dataset.json"),
+        preview=LAYOUT.dataset("{dataset}", "preview.png"),
+    params:
+        code=code_digest("datasets"),
+    log:
+        LAYOUT.log("prepare_dataset", "{dataset}"),
+    benchmark:
+        LAYOUT.benchmark("prepare_dataset", "{dataset}")
+    threads: 1
+    resources:
+        mem_mb=2000,
+    shell:
+        "dpsapf prepare-dataset --name {wildcards.dataset} --registry {input.registry} --archive {output.archive}"
+        " --record {output.record} --preview {output.preview} --log {log}"

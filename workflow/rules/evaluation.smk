@@ -1,0 +1,50 @@
+PROTOCOL = CONFIG.evaluation.protocol
+EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file} --device {CONFIG.compute.device} --threads {THREADS}"
+
+
+rule reference_features:
+    input:
+        archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+    output:
+        features=LAYOUT.reference("{dataset}", PROTOCOL, "features.npz"),
+        ceiling=LAYOUT.reference("{dataset}", PROTOCOL, "ceiling.json"),
+    params:
+        options=EVALUATION,
+        code=code_digest("evaluation"),
+    log:
+        LAYOUT.log("reference_features", "{dataset}"),
+    benchmark:
+        LAYOUT.benchmark("reference_features", "{dataset}")
+    threads: THREADS
+    resources:
+        **TORCH,
+    shell:
+        "dpsapf reference-features --archive {input.archive} --dataset {input.dataset} {params.options}"
+        " --features {output.features} --ceiling {output.ceiling} --log {log}"
+
+
+rule evaluate:
+    input:
+        synthetic=LAYOUT.run("{run}", "samples.npz"),
+        archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.npz"),
+        dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
+        features=lambda w: LAYOUT.reference(RUNS[w.run].dataset, PROTOCOL, "features.npz"),
+    output:
+        fidelity=LAYOUT.run("{run}", "fidelity.json"),
+        utility=LAYOUT.run("{run}", "utility.json"),
+    params:
+        files=lambda w, input: given(input),
+        options=EVALUATION,
+        run=lambda w: flags(RUNS[w.run], only=("seed",)),
+        code=code_digest("evaluation"),
+    log:
+        LAYOUT.log("evaluate", "{run}"),
+    benchmark:
+        LAYOUT.benchmark("evaluate", "{run}")
+    threads: THREADS
+    resources:
+        **TORCH,
+    shell:
+        "dpsapf evaluate {params.files} {params.options} {params.run}"
+        " --fidelity {output.fidelity} --utility {output.utility} --log {log}"

@@ -1,0 +1,40 @@
+rule plan_privacy:
+    input:
+        dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
+    output:
+        LAYOUT.run("{run}", "plan.json"),
+    params:
+        run=lambda w: flags(RUNS[w.run], only=("public_model", "method", "level", "ratio", "sigma_s", "epsilon", "seed")),
+        options=flags(CONFIG.privacy),
+        saliency=flags(CONFIG.saliency, prefix="saliency_"),
+        code=code_digest("privacy"),
+    log:
+        LAYOUT.log("plan_privacy", "{run}"),
+    benchmark:
+        LAYOUT.benchmark("plan_privacy", "{run}")
+    threads: 1
+    resources:
+        mem_mb=1000,
+    shell:
+        "dpsapf plan-privacy --dataset {input.dataset} {params.run} {params.options} {params.saliency}"
+        " --out {output} --log {log}"
+
+
+rule audit_privacy:
+    input:
+        plan=LAYOUT.run("{run}", "plan.json"),
+        spends=lambda w: spend_records(LAYOUT, RUNS[w.run]),
+    output:
+        LAYOUT.run("{run}", "ledger.json"),
+    params:
+        files=lambda w, input: given(input),
+        code=code_digest("privacy"),
+    log:
+        LAYOUT.log("audit_privacy", "{run}"),
+    benchmark:
+        LAYOUT.benchmark("audit_privacy", "{run}")
+    threads: 1
+    resources:
+        mem_mb=2000,
+    shell:
+        "dpsapf audit-privacy {params.files} --out {output} --log {log}"

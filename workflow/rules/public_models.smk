@@ -1,0 +1,58 @@
+rule pretrain_public_model:
+    output:
+        out=directory("results/pretrained/public-mini"),
+        network="results/pretrained/public-mini-features.safetensors",
+    params:
+        code=code_digest("public_models"),
+    log:
+        "results/pretrained/pretrain.log",
+    benchmark:
+        "results/pretrained/pretrain.tsv"
+    threads: workflow.cores
+    resources:
+        mem_mb=8000,
+    shell:
+        "dpsapf pretrain-public-model --out {output.out} --feature-network {output.network}"
+        " --threads {threads} --log {log}"
+
+
+rule prepare_public_model:
+    input:
+        registry=CONFIG.public_models_file,
+    output:
+        record=LAYOUT.model("{public_model}", "model.json"),
+        candidates=LAYOUT.model("{public_model}", "candidates.csv"),
+    params:
+        code=code_digest("public_models"),
+    log:
+        LAYOUT.log("prepare_public_model", "{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("prepare_public_model", "{public_model}")
+    threads: 1
+    resources:
+        mem_mb=4000,
+    shell:
+        "dpsapf prepare-public-model --name {wildcards.public_model} --registry {input.registry}"
+        " --record {output.record} --candidates {output.candidates} --log {log}"
+
+
+rule encode_dataset:
+    input:
+        archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+        model=LAYOUT.model("{public_model}", "model.json"),
+    output:
+        LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
+    params:
+        options=flags(CONFIG.compute),
+        code=code_digest("public_models"),
+    log:
+        LAYOUT.log("encode_dataset", "{dataset}--{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("encode_dataset", "{dataset}--{public_model}")
+    threads: THREADS
+    resources:
+        **TORCH,
+    shell:
+        "dpsapf encode-dataset --archive {input.archive} --dataset {input.dataset} --model {input.model}"
+        " --out {output} {params.options} --log {log}"
