@@ -22,7 +22,7 @@ def prepare_dataset(options: PrepareDataset) -> None:
     """Write dataset.npz, its record and a preview; write nothing if anything is wrong.
 
     The archive holds ``{train,validation,test}_images`` uint8 [N, H, W, 3] (grey images three times)
-    and ``{train,validation,test}_labels`` int64 [N]. Its bytes are the same on every run.
+    and ``{train,validation,test}_labels`` int64 [N]. Equal images give equal bytes.
 
     Raises:
         UserError: the entry, the source or an image is wrong (see the loaders and `split`).

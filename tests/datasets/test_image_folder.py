@@ -1,0 +1,208 @@
+import hashlib
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpsapf.datasets import image_folder as module
+from dpsapf.datasets.image_folder import arrange, decode, image_folder
+from dpsapf.errors import UserError
+from dpsapf.records import sha256
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return path
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    return all(np.array_equal(a, b) for name in left for a, b in zip(left[name], right[name], strict=True))
+
+
+def test_labels_follow_the_entry_not_the_alphabet(plant, pool, make_entry):
+    source = str(plant(pool))
+    assert image_folder(make_entry(source=source))["train"].labels.tolist() == [0] * 8 + [1] * 6
+    swapped = image_folder(make_entry(source=source, classes=("dog", "cat")))["train"]
+    assert swapped.labels.tolist() == [1] * 8 + [0] * 6
+
+
+def test_pixels_are_those_of_the_file(plant, pool, make_entry):
+    source = plant(pool)
+    images = image_folder(make_entry(source=str(source), resolution=20))["train"].images
+    assert np.array_equal(images[3], np.asarray(Image.open(source / "cat/3.png")))
+    assert np.array_equal(images[9], np.asarray(Image.open(source / "dog/1.jpg")))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("prefix", ["", "train/", "wrapper/", "wrapper/train/"])
+def test_folder_and_zip_give_the_same(tmp_path, plant, picture, make_entry, mode, prefix):
+    files = {f"{prefix}{name}/{n}.png": picture(n, mode) for name in ("cat", "dog") for n in range(3)}
+    files["__MACOSX/cat/._0.png"] = files[f"{prefix}cat/.DS_Store"] = b"hidden"
+    channels = {"L": 1, "RGB": 3}[mode]
+    folder = image_folder(make_entry(source=str(plant(files)), channels=channels))
+    archive = image_folder(make_entry(source=str(zipped(tmp_path / "source.zip", files)), channels=channels))
+    assert same(folder, archive)
+    assert folder["train"].images.shape == (6, 16, 16, channels)
+
+
+def test_order_in_the_zip_does_not_matter(tmp_path, pool, make_entry):
+    forward = zipped(tmp_path / "a.zip", pool)
+    backward = zipped(tmp_path / "b.zip", dict(reversed(pool.items())))
+    assert same(image_folder(make_entry(source=str(forward))), image_folder(make_entry(source=str(backward))))
+
+
+@pytest.mark.parametrize("validation", ["validation", "val"])
+def test_split_folders(plant, picture, make_entry, validation):
+    sizes = {"train": 4, validation: 2, "test": 3}
+    files = {f"{s}/{c}/{n}.png": picture(n) for s, size in sizes.items() for c in ("cat", "dog") for n in range(size)}
+    parts = image_folder(make_entry(source=str(plant(files))))
+    assert {name: len(part.labels) for name, part in parts.items()} == {"train": 8, "validation": 4, "test": 6}
+
+
+def test_classes_may_be_called_like_splits(make_entry):
+    plan = arrange(["train/1.png", "test/2.png"], make_entry(classes=("train", "test")))
+    assert plan == {"train": [("test/2.png", 1), ("train/1.png", 0)]}
+
+
+def test_the_central_square_is_kept(picture, make_entry):
+    wide = np.asarray(decode(picture(size=(40, 16)), "wide.png", make_entry()))
+    direct = np.asarray(Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 40, 4), dtype=np.uint8)[:, 12:28, :3]))
+    assert np.array_equal(wide, direct)
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"cat/x.png": b"no image"}, r"cat/x\.png = 'undecodable'"),
+        ({"cat/x.gif": b"GIF89a"}, r"cat/x\.gif.*PNG or JPEG"),
+        ({"readme.txt": b"hello"}, r"readme\.txt.*CLASS/FILE"),
+        ({"cat/deep/x.png": b""}, r"cat/deep/x\.png.*CLASS/FILE"),
+        ({"bird/x.png": b""}, r"bird/x\.png = 'bird'.*none of the entry's classes: cat, dog"),
+        ({"train/cat/x.png": b""}, r"cat/0\.png.*train\|validation\|test/CLASS/FILE"),
+    ],
+)
+def test_a_file_that_does_not_belong_is_named(plant, pool, make_entry, extra, named):
+    with pytest.raises(UserError, match=named):
+        image_folder(make_entry(source=str(plant(pool | extra))))
+
+
+def test_a_stray_file_beside_split_folders_is_the_one_named(make_entry):
+    with pytest.raises(UserError, match=r"zz\.txt"):
+        arrange(["train/cat/1.png", "train/dog/1.png", "zz.txt"], make_entry())
+    with pytest.raises(UserError, match=r"extra.*only split folders"):
+        arrange(["extra/cat/1.png", "train/cat/1.png", "train/dog/1.png"], make_entry())
+
+
+@pytest.mark.parametrize("cut", [10, 60, -200])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_truncated_image_is_named(picture, make_entry, kind, cut):
+    with pytest.raises(UserError, match=r"x\.png = 'undecodable'"):
+        decode(picture(kind=kind)[:cut], "x.png", make_entry())
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("L", "PNG"), ("RGBA", "PNG"), ("LA", "PNG"), ("P", "PNG"), ("1", "PNG"), ("CMYK", "JPEG")]
+)
+def test_another_mode_among_rgb_is_named(plant, pool, picture, make_entry, mode, kind):
+    pool["dog/odd.png"] = picture(5, mode, kind=kind)
+    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB"):
+        image_folder(make_entry(source=str(plant(pool))))
+
+
+def test_rgb_among_grey_is_named(plant, picture, make_entry):
+    files = {"cat/0.png": picture(0, "L"), "cat/1.png": picture(1, "RGB"), "dog/0.png": picture(2, "L")}
+    with pytest.raises(UserError, match=r"cat/1\.png = 'mode RGB'.*mode L for channels = 1"):
+        image_folder(make_entry(source=str(plant(files)), channels=1))
+
+
+def test_small_and_large_images_are_refused(picture, make_entry, monkeypatch):
+    decode(picture(size=(8, 30)), "x.png", make_entry())
+    with pytest.raises(UserError, match=r"7 x 30.*8 to"):
+        decode(picture(size=(7, 30)), "x.png", make_entry())
+    monkeypatch.setattr(module, "MAX_SIDE", 25)
+    with pytest.raises(UserError, match=r"8 x 30.*to 25 pixels"):
+        decode(picture(size=(8, 30)), "x.png", make_entry())
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(picture, make_entry):
+    header = bytearray(picture())
+    header[16:24] = (8193).to_bytes(4, "big") + (20).to_bytes(4, "big")
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    with pytest.raises(UserError, match="8193 x 20"):
+        decode(bytes(header), "x.png", make_entry())
+
+
+@pytest.mark.parametrize("name", ["../cat/x.png", "cat/../../x.png", "/cat/x.png", "cat\\..\\x.png", "C:/cat/x.png"])
+def test_zip_slip_is_refused(tmp_path, pool, picture, make_entry, name):
+    source = zipped(tmp_path / "source.zip", {name: picture()} | pool)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match="leaves its folder"):
+        image_folder(make_entry(source=str(source)))
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_zip_bomb_is_refused_unread(tmp_path, pool, make_entry, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FILE_BYTES", 100_000)
+    source = zipped(tmp_path / "source.zip", pool | {"dog/bomb.png": bytes(1_000_000)})
+    assert source.stat().st_size < 100_000
+    with pytest.raises(UserError, match=r"bomb\.png = '1000000 bytes unpacked'"):
+        image_folder(make_entry(source=str(source)))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_name_twice_in_a_zip_is_refused(tmp_path, pool, make_entry):
+    source = zipped(tmp_path / "source.zip", pool)
+    with zipfile.ZipFile(source, "a") as archive:
+        archive.writestr("cat/0.png", b"another")
+    with pytest.raises(UserError, match=r"cat/0\.png = 'twice"):
+        image_folder(make_entry(source=str(source)))
+
+
+def test_a_damaged_zip_entry_is_named(tmp_path, pool, make_entry):
+    source = zipped(tmp_path / "source.zip", pool)
+    data = bytearray(source.read_bytes())
+    data[60:90] = bytes(30)
+    source.write_bytes(data)
+    with pytest.raises(UserError, match=r"cat/0\.png = 'unreadable'"):
+        image_folder(make_entry(source=str(source)))
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path, make_entry):
+    (tmp_path / "source.zip").write_bytes(b"not a zip")
+    with pytest.raises(UserError, match=r"source = .*readable \.zip"):
+        image_folder(make_entry(source=str(tmp_path / "source.zip")))
+
+
+def test_a_missing_source_is_named(make_entry):
+    with pytest.raises(UserError, match="source = 'nowhere': does not exist"):
+        image_folder(make_entry())
+
+
+@pytest.mark.parametrize("kept", ["cat", "nothing"])
+def test_a_class_without_images_is_named(plant, pool, make_entry, kept):
+    source = plant({name: data for name, data in pool.items() if name.startswith(kept)} | {".hidden": b""})
+    (source / "dog").mkdir()
+    with pytest.raises(UserError, match=r"no train images in class folder.*dog"):
+        image_folder(make_entry(source=str(source)))
+
+
+def test_a_class_missing_from_one_split_is_named(make_entry):
+    with pytest.raises(UserError, match=r"no test images in class folder\(s\) dog"):
+        arrange(["train/cat/1.png", "train/dog/1.png", "test/cat/1.png"], make_entry())
+    with pytest.raises(UserError, match=r"no train images in class folder\(s\) cat, dog"):
+        arrange(["test/cat/1.png", "test/dog/1.png"], make_entry())
+
+
+def test_digests_of_folder_and_zip(tmp_path, plant, pool, make_entry):
+    folder, archive = plant(pool), zipped(tmp_path / "source.zip", pool)
+    image_folder(make_entry(source=str(archive), sha256=hashlib.sha256(archive.read_bytes()).hexdigest()))
+    pinned = make_entry(source=str(folder), sha256=sha256(folder))
+    image_folder(pinned)
+    (folder / "cat/0.png").write_bytes((folder / "cat/1.png").read_bytes())
+    with pytest.raises(UserError, match="sha256"):
+        image_folder(pinned)

