@@ -45,7 +45,7 @@ def target(help: str, default: object = MISSING) -> typing.Any:  # noqa: ANN401
 
 def base_type(annotation: object) -> tuple[object, bool]:
     """Split ``X | None`` into ``(X, True)``; any other annotation gives ``(annotation, False)``."""
-    if isinstance(annotation, types.UnionType):
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
         inner = [part for part in typing.get_args(annotation) if part is not type(None)]
         return inner[0], True
     return annotation, False

@@ -4,6 +4,7 @@ Every release is a Poisson-subsampled Gaussian (`dpsapf.formats.Release`); the n
 is adding or removing one image. PLD and RDP are dp-accounting's, PRV is Opacus'.
 """
 
+import logging
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -44,6 +45,7 @@ def rdp_epsilon(releases: Sequence[Release], delta: float) -> float:
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
+    logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every low order that it leaves out: harmless
     accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
     return _composed(accountant, releases, delta)
 

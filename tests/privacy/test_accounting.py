@@ -1,0 +1,82 @@
+import math
+
+import pytest
+
+from dpsapf.errors import UserError
+from dpsapf.formats import Release
+from dpsapf.privacy.accounting import ACCOUNTANTS, calibrate, epsilon, pld_epsilon, prv_epsilon, rdp_epsilon
+
+N = 45_000
+DELTA = 1 / (N * math.log(N))
+SALIENCY = Release(name="saliency", noise_multiplier=5.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
+
+
+def dp_sgd(sigma, rate=4096 / N, steps=1000):
+    return Release(name="dp-sgd", noise_multiplier=sigma, sensitivity=1.0, sampling_rate=rate, steps=steps)
+
+
+@pytest.fixture(scope="module")
+def paper_sigma():
+    """Noise of DP-SGD alone at epsilon 10 in the paper's setting."""
+    return calibrate(10.0, DELTA, lambda sigma: [dp_sgd(sigma)])
+
+
+def test_noise_of_the_papers_setting(paper_sigma):
+    assert paper_sigma == pytest.approx(1.70, abs=0.01)  # two decimals are what is published
+
+
+@pytest.mark.parametrize(("target", "composed"), [(10.0, 10.05), (1.0, 1.31)])
+def test_leaving_the_selection_out_would_exceed_the_target(target, composed):
+    sigma = calibrate(target, DELTA, lambda sigma: [dp_sgd(sigma)])
+    assert pld_epsilon([SALIENCY, dp_sgd(sigma)], DELTA) == pytest.approx(composed, abs=0.01)  # published to two decimals
+
+
+def test_calibration_counts_the_selection_and_both_certifiers_agree(paper_sigma):
+    sigma = calibrate(10.0, DELTA, lambda sigma: [SALIENCY, dp_sgd(sigma)])
+    releases = [SALIENCY, dp_sgd(sigma)]
+    assert sigma > paper_sigma
+    assert 9.9 < pld_epsilon(releases, DELTA) <= 10.0
+    assert 9.9 < prv_epsilon(releases, DELTA) <= 10.0
+
+
+def test_infeasible_target_is_refused_with_the_smallest_feasible_epsilon():
+    with pytest.raises(UserError, match=r"saliency release alone costs 0\.8.*raise epsilon above 0\.8.*sigma_s"):
+        calibrate(0.2, DELTA, lambda sigma: [SALIENCY, dp_sgd(sigma)])
+
+
+def test_gaussian_matches_the_closed_form():
+    """One Gaussian release against the analytic Gaussian mechanism (Balle and Wang 2018)."""
+    from scipy.optimize import brentq
+    from scipy.stats import norm
+
+    sigma, delta = 5.0, 1e-5
+
+    def analytic_delta(value):
+        return norm.cdf(0.5 / sigma - value * sigma) - math.exp(value) * norm.cdf(-0.5 / sigma - value * sigma)
+
+    expected = brentq(lambda value: analytic_delta(value) - delta, 0.01, 10)
+    release = Release(name="saliency", noise_multiplier=sigma, sensitivity=1.0, sampling_rate=1.0, steps=1)
+    assert pld_epsilon([release], delta) == pytest.approx(expected, rel=1e-3)  # the PLD's discretisation
+    assert prv_epsilon([release], delta) == pytest.approx(expected, abs=0.021)  # twice its error bound
+
+
+def test_accountants_order():
+    releases = [SALIENCY, dp_sgd(1.8, steps=200)]
+    assert pld_epsilon(releases, DELTA) < rdp_epsilon(releases, DELTA)
+
+
+@pytest.mark.parametrize("name", list(ACCOUNTANTS))
+def test_more_steps_or_less_noise_cost_more(name):
+    base = epsilon(name, [dp_sgd(2.0, steps=50)], DELTA)
+    assert epsilon(name, [dp_sgd(2.0, steps=100)], DELTA) > base
+    assert epsilon(name, [dp_sgd(1.5, steps=50)], DELTA) > base
+    assert epsilon(name, [SALIENCY, dp_sgd(2.0, steps=50)], DELTA) > base
+
+
+def test_nothing_released_costs_nothing():
+    assert [epsilon(name, [], DELTA) for name in ACCOUNTANTS] == [0.0, 0.0, 0.0]
+
+
+def test_unknown_accountant_is_refused():
+    with pytest.raises(UserError, match=r"accountant = 'moments': must be one of pld, rdp, prv"):
+        epsilon("moments", [SALIENCY], DELTA)

@@ -1,0 +1,128 @@
+import dataclasses
+import math
+
+import pytest
+
+from dpsapf.commands import AuditPrivacy, PlanPrivacy
+from dpsapf.errors import UserError
+from dpsapf.formats import Ledger, Plan
+from dpsapf.privacy.accounting import prv_epsilon
+from dpsapf.privacy.audit import audit_privacy
+from dpsapf.privacy.plan import default_delta, plan_privacy
+from dpsapf.records import read_record, write_record
+
+
+def options(tmp_path, record, **changes):
+    write_record(tmp_path / "dataset.json", record)
+    values = {
+        "dataset": tmp_path / "dataset.json",
+        "public_model": "public-mini",
+        "method": "dp-sapf",
+        "level": "matrix",
+        "ratio": 0.3,
+        "sigma_s": 10.0,
+        "epsilon": 10.0,
+        "steps": 20,
+        "expected_batch_size": 350,
+        "out": tmp_path / "plan.json",
+    }
+    return PlanPrivacy(**(values | changes))
+
+
+def test_plan_holds_every_release_and_meets_the_target(tmp_path, dataset_record):
+    plan_privacy(options(tmp_path, dataset_record))
+    plan = read_record(tmp_path / "plan.json", Plan)
+    assert [release.name for release in plan.releases] == ["saliency", "dp-sgd"]
+    assert plan.delta == pytest.approx(1 / (3500 * math.log(3500)))
+    assert plan.releases[1].sampling_rate == pytest.approx(0.1)
+    assert plan.planned_epsilon["pld"] <= 10 and prv_epsilon(plan.releases, plan.delta) <= 10
+    assert plan.releases[1].noise_multiplier > plan.dp_sgd_noise_alone
+
+
+def test_saliency_sensitivity_is_the_square_of_the_bound(tmp_path, dataset_record):
+    plan_privacy(options(tmp_path, dataset_record, saliency_clipping_norm=0.5))
+    assert read_record(tmp_path / "plan.json", Plan).releases[0].sensitivity == 0.25
+
+
+def test_methods_without_selection_release_only_dp_sgd(tmp_path, dataset_record):
+    plan_privacy(options(tmp_path, dataset_record, method="dp-lora", level=None, ratio=None, sigma_s=None))
+    plan = read_record(tmp_path / "plan.json", Plan)
+    assert [release.name for release in plan.releases] == ["dp-sgd"]
+    assert plan.selection_epsilon is None
+    assert plan.releases[0].noise_multiplier == plan.dp_sgd_noise_alone
+
+
+def test_no_finetune_releases_nothing(tmp_path, dataset_record):
+    changes = {"method": "no-finetune", "level": None, "ratio": None, "sigma_s": None, "epsilon": None}
+    plan_privacy(options(tmp_path, dataset_record, **changes))
+    assert read_record(tmp_path / "plan.json", Plan).releases == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epsilon": 0.2, "sigma_s": 5.0}, "cannot be met"),
+        ({"epsilon": 0.005}, "must be greater than 0.01"),
+        ({"level": None}, "method dp-sapf needs it"),
+        ({"method": "dp-lora"}, "method dp-lora does not use it"),
+        ({"epsilon": None}, "method dp-sapf needs it"),
+    ],
+)
+def test_refused_plans_leave_nothing(tmp_path, dataset_record, changes, message):
+    with pytest.raises(UserError, match=message):
+        plan_privacy(options(tmp_path, dataset_record, **changes))
+    assert not (tmp_path / "plan.json").exists()
+
+
+def test_default_delta_is_the_papers():
+    assert default_delta(45_000) == pytest.approx(2.074e-6, rel=1e-3)  # four digits of 1/(45000 ln 45000)
+
+
+def audit(tmp_path, plan, spends):
+    write_record(tmp_path / "plan.json", plan)
+    paths = []
+    for index, spend in enumerate(spends):
+        paths.append(tmp_path / f"spend{index}.json")
+        write_record(paths[-1], spend)
+    audit_privacy(AuditPrivacy(plan=tmp_path / "plan.json", spends=tuple(paths), out=tmp_path / "ledger.json"))
+
+
+def test_audit_passes_what_was_planned(tmp_path, plan, spends):
+    audit(tmp_path, plan, spends)
+    ledger = read_record(tmp_path / "ledger.json", Ledger)
+    assert ledger.releases == plan.releases
+    assert max(ledger.spent_epsilon[name] for name in ("pld", "prv")) <= 10
+    assert ledger.weights_digest == "e" * 64
+
+
+def changed(spends, index, **changes):
+    spends = list(spends)
+    spends[index] = dataclasses.replace(spends[index], release=dataclasses.replace(spends[index].release, **changes))
+    return spends
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda spends: spends[1:], "every release once"),
+        (lambda spends: spends[:1], "every release once"),
+        (lambda spends: [*spends, spends[1]], "every release once"),
+        (lambda spends: changed(spends, 1, noise_multiplier=0.5), "noise_multiplier"),
+        (lambda spends: changed(spends, 1, steps=5), "steps"),
+        (lambda spends: changed(spends, 1, sampling_rate=0.2), "sampling_rate"),
+        (lambda spends: changed(spends, 0, sensitivity=0.5), "sensitivity"),
+        (lambda spends: [spends[0], dataclasses.replace(spends[1], realised_batches=(350,) * 3)], "must have 4 realised batches"),
+        (lambda spends: [spends[0], dataclasses.replace(spends[1], dataset_sha256="f" * 64)], "made on other data"),
+        (lambda spends: [spends[0], dataclasses.replace(spends[1], images=100)], "made on other data"),
+    ],
+)
+def test_audit_refuses_what_was_not_planned(tmp_path, plan, spends, tamper, message):
+    with pytest.raises(UserError, match=message):
+        audit(tmp_path, plan, tamper(spends))
+    assert not (tmp_path / "ledger.json").exists()
+
+
+def test_audit_refuses_a_spend_above_the_target_even_if_planned(tmp_path, plan, spends):
+    with pytest.raises(UserError, match="exceeds the target 2.0"):
+        audit(tmp_path, dataclasses.replace(plan, target_epsilon=2.0), spends)
+    assert not (tmp_path / "ledger.json").exists()
