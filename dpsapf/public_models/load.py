@@ -1,0 +1,48 @@
+"""Load the parts of a public model in diffusers' folder layout: safetensors only, fp32, evaluation mode."""
+
+import typing
+from pathlib import Path
+
+from dpsapf.formats import ModelRecord
+
+if typing.TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+
+def load_unet(record: ModelRecord, device: str = "cpu") -> "UNet2DConditionModel":
+    """Load the denoiser."""
+    from diffusers import UNet2DConditionModel
+
+    return _ready(UNet2DConditionModel, record.path, "unet", device)
+
+
+def load_vae(record: ModelRecord, device: str = "cpu") -> "AutoencoderKL":
+    """Load the autoencoder from ``vae_path``, which may be another model's."""
+    from diffusers import AutoencoderKL
+
+    path = Path(record.vae_path)
+    return _ready(AutoencoderKL, str(path.parent), path.name, device)
+
+
+def load_scheduler(record: ModelRecord) -> "DDIMScheduler":
+    """Load the noise schedule as a DDIM scheduler, whatever sampler the model was published with."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler.from_pretrained(record.path, subfolder="scheduler")
+
+
+def load_text(record: ModelRecord, device: str = "cpu") -> "tuple[CLIPTokenizer, CLIPTextModel]":
+    """Load tokenizer and text encoder."""
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(record.path, subfolder="tokenizer")
+    return tokenizer, _ready(CLIPTextModel, record.path, "text_encoder", device)
+
+
+def _ready(cls: type, path: str, subfolder: str, device: str) -> "torch.nn.Module":
+    import torch
+
+    model = cls.from_pretrained(path, subfolder=subfolder, use_safetensors=True, local_files_only=True)
+    return model.to(device=device, dtype=torch.float32).eval()

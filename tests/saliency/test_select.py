@@ -1,0 +1,65 @@
+import pandas as pd
+import pytest
+
+from dpsapf.commands import SelectMatrices
+from dpsapf.errors import UserError
+from dpsapf.formats import LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.records import write_record
+from dpsapf.saliency.select import kept, select_matrices, selected_matrices, top_layers, top_matrices
+import dataclasses
+
+
+def table():
+    rows = [(f"block.attn{layer}.{projection}", f"block.attn{layer}") for layer in range(3) for projection in ("to_q", "to_v")]
+    frame = pd.DataFrame(rows, columns=[MATRIX, LAYER])
+    return frame.assign(**{SCORE: [9.0, -8.0, 5.0, 4.0, 6.0, 0.0]})
+
+
+@pytest.mark.parametrize(("ratio", "count"), [(0.01, 1), (0.3, 17), (0.5, 28), (0.9, 50), (1.0, 56), (0.1, 6)])
+def test_how_many_are_kept(ratio, count):
+    assert kept(ratio, 56) == count
+
+
+def test_top_matrices_are_the_highest_scores():
+    assert top_matrices(table(), 0.5).tolist() == [True, False, True, False, True, False]
+
+
+def test_top_layers_go_by_the_sum_and_keep_whole_layers():
+    assert top_layers(table(), 0.34).tolist() == [False, False, True, True, False, False]
+
+
+def test_ties_are_broken_by_position():
+    frame = table().assign(**{SCORE: 1.0})
+    assert top_matrices(frame, 0.5).tolist() == [True] * 3 + [False] * 3
+
+
+def options(tmp_path, plan, **changes):
+    write_record(tmp_path / "plan.json", plan)
+    table().drop(columns=SCORE).to_csv(tmp_path / "candidates.csv", index=False)
+    table()[[MATRIX, SCORE]].to_csv(tmp_path / "scores.csv", index=False)
+    values = {"plan": "plan.json", "candidates": "candidates.csv", "scores": "scores.csv", "out": "selection.csv"} | changes
+    return SelectMatrices(**{key: value and tmp_path / value for key, value in values.items()})
+
+
+def test_selection_file(tmp_path, plan):
+    select_matrices(options(tmp_path, plan))
+    written = pd.read_csv(tmp_path / "selection.csv")
+    assert written[SCORE].tolist() == table()[SCORE].tolist()
+    assert selected_matrices(tmp_path / "selection.csv") == ["block.attn0.to_q", "block.attn2.to_q"]
+
+
+def test_dp_lora_selects_everything_without_scores(tmp_path, plan):
+    run = dataclasses.replace(plan.run, method="dp-lora", level=None, ratio=None, sigma_s=None)
+    select_matrices(options(tmp_path, dataclasses.replace(plan, run=run), scores=None))
+    written = pd.read_csv(tmp_path / "selection.csv")
+    assert written[SELECTED].all() and written[SCORE].isna().all()
+
+
+def test_missing_or_foreign_scores_are_refused(tmp_path, plan):
+    with pytest.raises(UserError, match="run score-saliency first"):
+        select_matrices(options(tmp_path, plan, scores=None))
+    setting = options(tmp_path, plan)
+    pd.DataFrame({MATRIX: ["other"], SCORE: [1.0]}).to_csv(tmp_path / "scores.csv", index=False)
+    with pytest.raises(UserError, match="other matrices"):
+        select_matrices(setting)
+    assert not (tmp_path / "selection.csv").exists()

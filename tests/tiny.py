@@ -1,0 +1,46 @@
+"""A tiny UNet, scheduler and latents for tests that need a model."""
+
+import torch
+
+from dpsapf.public_models.latents import Latents
+
+
+def tiny_unet(seed=0):
+    from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return UNet2DConditionModel(
+            sample_size=4,
+            in_channels=4,
+            out_channels=4,
+            layers_per_block=1,
+            block_out_channels=(8, 16),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=8,
+            attention_head_dim=4,
+            norm_num_groups=4,
+        ).eval()
+
+
+def tiny_scheduler():
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False)
+
+
+def tiny_latents(images=12, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return Latents(
+        mean=torch.randn(images, 4, 4, 4, generator=generator),
+        std=torch.full((images, 4, 4, 4), 0.01),
+        labels=torch.arange(images) % 2,
+        prompt_embeddings=torch.randn(2, 3, 8, generator=generator),
+        null_embedding=torch.zeros(3, 8),
+    )
+
+
+def candidates(unet):
+    ends = ("to_q", "to_k", "to_v", "to_out.0")
+    return [name for name, _ in unet.named_modules() if name.endswith(ends)]
