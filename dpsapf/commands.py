@@ -34,17 +34,18 @@ class PreparePublicModel:
 class PretrainPublicModel:
     """Options of pretrain-public-model."""
 
-    out: Path = target("folder of the public model, in diffusers layout")
+    out: Path = target("folder of the public model, in diffusers layout; must not exist")
     feature_network: Path = target("weights of the demo protocol's feature network (.safetensors)")
-    images: int = setting("public images rendered", 60000, unit="images", low=64)
-    autoencoder_steps: int = setting("steps of the VAE", 6000, unit="steps", low=1)
+    images: int = setting("public images drawn", 150000, unit="images", low=64)
+    autoencoder_steps: int = setting("steps of the VAE", 5000, unit="steps", low=1)
     unet_steps: int = setting("steps of UNet and text encoder", 20000, unit="steps", low=1)
-    feature_steps: int = setting("steps of the feature network", 3000, unit="steps", low=1)
+    feature_steps: int = setting("steps of the feature network", 2500, unit="steps", low=1)
+    minutes: float | None = setting("end UNet and text encoder after this time, if steps are left", None, unit="minutes", above=0)
     batch: int = setting("images per step", 512, unit="images", low=2)
-    learning_rate: float = setting("peak AdamW learning rate", 2e-3, above=0)
+    learning_rate: float = setting("peak AdamW learning rate", 1e-3, above=0)
     seed: int = setting("seed", 0, low=0)
     device: typing.Literal["cpu", "cuda"] = setting("where to train", "cpu")
-    threads: int = setting("CPU threads", 2, unit="threads", low=1)
+    threads: int = setting("CPU threads and drawing processes", 2, unit="threads", low=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,5 +57,6 @@ def spend_records(layout: Layout, run: RunSpec) -> list[str]:
 
 def trained_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
     """Map input names to files that only a run that trains has: ``selection``, ``weights`` and so on."""
-    files = {"selection": "selection.csv", "weights": "weights.safetensors", "spend": "spend.json", "training_log": "training_log.csv"}
+    files = {"selection": "selection.csv", "weights": "weights.safetensors"}
+    files |= {"spend": "spend.json", "training_log": "training_log.csv"}
     return {name: layout.run(run.id, files[name]) for name in names} if method(run.method).trains else {}

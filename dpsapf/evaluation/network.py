@@ -1,0 +1,59 @@
+"""The demo protocol's feature network: a small classifier of public images, packaged with its weights."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from dpsapf.errors import UserError
+from dpsapf.records import sha256
+
+FEATURES = 64
+
+
+class FeatureNetwork(nn.Module):
+    """Convolutions over 32x32 RGB images; features are averaged over positions.
+
+    Args:
+        classes: public classes that it is trained to tell apart.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        widths = (3, 32, 48, 64)
+        stages = [_stage(*pair) for pair in pairwise(widths)]
+        self.body = nn.Sequential(*stages, nn.Conv2d(widths[-1], FEATURES, 3, padding=1), nn.ReLU())
+        self.head = nn.Linear(FEATURES, classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images [N, 3, 32, 32] in [-1, 1] to features [N, 64], >= 0."""
+        return self.body(images).mean((2, 3))
+
+    def classify(self, images: torch.Tensor) -> torch.Tensor:
+        """Map images [N, 3, 32, 32] in [-1, 1] to logits [N, classes]."""
+        return self.head(self(images))
+
+
+def _stage(inputs: int, outputs: int) -> nn.Sequential:
+    first, second = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
+    return nn.Sequential(first, nn.GroupNorm(8, outputs), nn.ReLU(), second, nn.GroupNorm(8, outputs), nn.ReLU())
+
+
+def load_feature_network(path: Path, digest: str | None) -> FeatureNetwork:
+    """Load the network in evaluation mode.
+
+    Args:
+        path: safetensors file that `pretrain-public-model` wrote.
+        digest: expected SHA-256 of the file; None: not checked.
+
+    Raises:
+        UserError: the digest differs: scores of another network are not comparable.
+    """
+    if digest is not None and sha256(path) != digest:
+        raise UserError(str(path), sha256(path), f"must have SHA-256 {digest}: reinstall, or name the protocol anew")
+    weights = load_file(path)
+    network = FeatureNetwork(len(weights["head.bias"]))
+    network.load_state_dict(weights)
+    return network.eval()

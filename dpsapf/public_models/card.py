@@ -1,0 +1,112 @@
+"""The public model's card, training log and sample sheet."""
+
+import logging
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpsapf.commands import PretrainPublicModel
+from dpsapf.datasets.images import LabelledImages
+from dpsapf.datasets.preview import contact_sheet
+from dpsapf.progress import track
+from dpsapf.randomness import torch_generator
+from dpsapf.records import atomic, provenance, write_text
+
+LOG = logging.getLogger(__name__)
+SHOWN = (
+    *(f"a handwritten digit {digit}" for digit in range(10)),
+    "a handwritten capital letter R",
+    "a printed small letter g in red on yellow",
+    "a blue circle on a yellow background",
+    "a green star on a white background",
+    "horizontal stripes in black and white",
+    "a checkerboard in purple and orange",
+    "a photo of a cat",
+    "a photo of a flower",
+    "a photo of a brick wall",
+)
+SHOWN_GUIDANCE = 2.0
+SHOWN_STEPS = 25
+
+
+def write_card(
+    folder: Path, options: PretrainPublicModel, log: dict[str, list[float]], prompts: Sequence[str], seconds: float
+) -> None:
+    """Write README.md, samples.png and training_log.csv into a saved model's folder.
+
+    Args:
+        folder: the model in diffusers layout.
+        options: what it was trained with.
+        log: losses by part, in order of training.
+        prompts: unique prompts, the empty one first.
+        seconds: whole time of training.
+    """
+    write_samples(folder, options.device)
+    rows = [f"{part},{index},{loss:.6f}" for part, losses in log.items() for index, loss in enumerate(losses)]
+    write_text(folder / "training_log.csv", "part,row,loss\n" + "\n".join(rows) + "\n")
+    write_text(folder / "README.md", card_text(options, log, len(prompts) - 1, seconds))
+
+
+def write_samples(folder: Path, device: str) -> None:
+    """Draw twelve zero-shot samples of each shown prompt from the saved model."""
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    images = []
+    for number, prompt in enumerate(track(SHOWN, "samples", "prompt")):
+        generators = [torch_generator(0, "card", number, index) for index in range(12)]
+        drawn = pipeline(
+            [prompt] * 12,
+            num_inference_steps=SHOWN_STEPS,
+            guidance_scale=SHOWN_GUIDANCE,
+            generator=generators,
+            output_type="np",
+            height=32,
+            width=32,
+        )
+        images.append((drawn.images * 255).round().astype(np.uint8))
+    labels = np.repeat(np.arange(len(SHOWN)), 12)
+    title = f"public-mini, zero-shot, {SHOWN_STEPS} DDIM steps, guidance {SHOWN_GUIDANCE:g}"
+    with atomic(folder / "samples.png") as temporary:
+        contact_sheet(LabelledImages(np.concatenate(images), labels), SHOWN, title).save(temporary)
+
+
+def card_text(options: PretrainPublicModel, log: dict[str, list[float]], prompts: int, seconds: float) -> str:
+    """Write the model card; every number comes from the training that it describes."""
+    hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
+    versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
+    losses = "\n".join(f"| {part} | {np.mean(losses[-5:]):.4f} |" for part, losses in log.items())
+    return f"""---
+license: mit
+library_name: diffusers
+pipeline_tag: text-to-image
+---
+# public-mini
+
+A small text-conditional latent diffusion model in the folder layout of a StableDiffusionPipeline: 32x32 images,
+8x8x4 latents, 56 attention projections. It is the public model of the dpsapf demo, where it stands in for Stable
+Diffusion. It has seen no sensitive dataset of the suite.
+
+![Zero-shot samples](samples.png)
+
+| | |
+| --- | --- |
+| images | {options.images:,}, drawn by `dpsapf.public_models.public_data` with seed {options.seed} |
+| prompts | {prompts:,} different ones |
+| what they show | digits and letters (fonts of matplotlib), crops of photographs (scikit-image, scikit-learn), shapes, textures |
+| batch | {options.batch} |
+| training | {seconds:.0f} s on {hardware}, Python {platform.python_version()} |
+| libraries | {versions} |
+
+| part | loss (mean of the last five logged) |
+| --- | --- |
+{losses}
+
+Retrain it with `dpsapf pretrain-public-model` (`--help` lists the options; `training_log.csv` has the losses).
+Use: demonstrations and tests of dpsapf. It knows nothing beyond the categories above.
+Licences: weights MIT; DejaVu, STIX and Computer Modern fonts, and the photographs, under those of the packages that ship them.
+"""
