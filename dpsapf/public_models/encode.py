@@ -1,0 +1,57 @@
+"""encode-dataset: VAE posteriors and prompt embeddings, computed once per dataset and model."""
+
+import logging
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from dpsapf.commands import EncodeDataset
+from dpsapf.datasets.images import resize
+from dpsapf.formats import DatasetRecord, ModelRecord
+from dpsapf.progress import track
+from dpsapf.public_models.architecture import tokenise
+from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.load import load_text, load_vae
+from dpsapf.records import atomic, read_record
+
+LOG = logging.getLogger(__name__)
+
+
+def encode_dataset(options: EncodeDataset) -> None:
+    """Write the arrays of `dpsapf.public_models.latents.Latents` for the training split."""
+    torch.set_num_threads(options.threads)
+    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    with np.load(options.archive, allow_pickle=False) as archive:
+        images, labels = archive["train_images"], archive["train_labels"]
+    mean, std = encode_images(model, images, options)
+    embeddings = embed_prompts(model, [*dataset.prompts, ""], options.device)
+    latents = Latents(mean, std, torch.from_numpy(labels), embeddings[:-1], embeddings[-1])
+    with atomic(options.out) as temporary:
+        save_file({name: value.contiguous() for name, value in vars(latents).items()}, temporary)
+
+
+@torch.inference_mode()
+def encode_images(model: ModelRecord, images: np.ndarray, options: EncodeDataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode uint8 images [N, H, W, 3] at the model's resolution.
+
+    Returns:
+        Posterior means and standard deviations [N, C, h, w], times the VAE's scaling factor, fp32 on the CPU.
+    """
+    vae = load_vae(model, options.device)
+    means, stds = [], []
+    for start in track(range(0, len(images), options.micro_batch), "encode", "batch"):
+        pixels = torch.from_numpy(resize(images[start : start + options.micro_batch], model.resolution))
+        pixels = pixels.permute(0, 3, 1, 2).to(options.device).float() / 127.5 - 1
+        posterior = vae.encode(pixels).latent_dist
+        means.append(posterior.mean.cpu())
+        stds.append(posterior.std.cpu())
+    scale = vae.config.scaling_factor
+    return torch.cat(means) * scale, torch.cat(stds) * scale
+
+
+@torch.inference_mode()
+def embed_prompts(model: ModelRecord, prompts: list[str], device: str) -> torch.Tensor:
+    """Embed prompts as StableDiffusionPipeline does: the text encoder's last hidden state, fp32 [P, L, D]."""
+    tokenizer, encoder = load_text(model, device)
+    return encoder(tokenise(tokenizer, prompts).to(device)).last_hidden_state.cpu()
