@@ -22,6 +22,15 @@ LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix
 SCORE = "noisy_score"  # released score; empty if nothing was released
 SELECTED = "selected"  # True if the run trains on it
 
+# runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:
+CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>
+SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
+
+# summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
+SPREAD_METRICS = ("accuracy", "fid", "kid", "precision", "recall")
+SEEDS = "n"  # runs in the group
+MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:

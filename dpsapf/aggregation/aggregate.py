@@ -1,0 +1,145 @@
+"""aggregate: tidy tables over all runs; records of different evaluation protocols are never mixed."""
+
+import dataclasses
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from scipy import stats
+
+from dpsapf.commands import Aggregate
+from dpsapf.errors import UserError
+from dpsapf.formats import (
+    BLOCK,
+    CLASSIFIER_PREFIX,
+    INTERVAL,
+    LAYER,
+    MATRIX,
+    MEAN,
+    PROJECTION,
+    SCORE,
+    SD,
+    SEEDS,
+    SELECTED,
+    SPENT_PREFIX,
+    SPREAD_METRICS,
+    Metrics,
+)
+from dpsapf.methods import method
+from dpsapf.records import atomic, read_record
+from dpsapf.runs import RunSpec
+
+LOG = logging.getLogger(__name__)
+AXES = [field.name for field in dataclasses.fields(RunSpec)]
+SETTING = [axis for axis in AXES if axis != "seed"]
+SELECTION_COLUMNS = [MATRIX, LAYER, BLOCK, PROJECTION, SCORE, SELECTED]
+CONFIDENCE = 0.95
+
+
+def aggregate(options: Aggregate) -> None:
+    """Write runs.csv, summary.csv and selections.csv from every run's metrics.json and the selection.csv beside it.
+
+    Raises:
+        UserError: the records are of different protocols, or a run comes twice.
+    """
+    records = [read_record(path, Metrics) for path in options.metrics]
+    check_records(records, options.metrics)
+    runs = run_table(records)
+    tables = {
+        options.runs: runs,
+        options.summary: summary_table(runs),
+        options.selections: selection_table(records, options.metrics),
+    }
+    for path, table in tables.items():
+        with atomic(path) as temporary:
+            table.to_csv(temporary, index=False)
+    LOG.info("%d runs under protocol %s", len(records), records[0].protocol)
+
+
+def check_records(records: Sequence[Metrics], paths: Sequence[Path]) -> None:
+    """Check that records can be compared: one protocol, every run once.
+
+    Raises:
+        UserError: names the first record that differs from those before it.
+    """
+    seen: dict[str, Path] = {}
+    for record, path in zip(records, paths, strict=True):
+        if record.protocol != records[0].protocol:
+            remedy = f"{paths[0]} has protocol {records[0].protocol}: never mix protocols, evaluate all runs with one"
+            raise UserError(f"{path}: protocol", record.protocol, remedy)
+        if record.run_id in seen:
+            raise UserError(f"{path}: run_id", record.run_id, f"is also in {seen[record.run_id]}: give every run once")
+        seen[record.run_id] = path
+
+
+def run_table(records: Sequence[Metrics]) -> pd.DataFrame:
+    """Make one row per run, in the order given.
+
+    Returns:
+        ``run_id``, the run's axes, then every scalar field of `Metrics` in its unit (accuracies and
+        precision/recall in [0, 1], times in seconds, memory in MB), ``accuracy_of_<classifier>`` and
+        ``spent_epsilon_<accountant>``. What a method does not have is empty.
+    """
+    return pd.DataFrame([_run_row(record) for record in records])
+
+
+def _run_row(record: Metrics) -> dict[str, object]:
+    fields = dataclasses.asdict(record)
+    row = {"run_id": fields.pop("run_id"), **fields.pop("run")}
+    prefixes = {"per_classifier": CLASSIFIER_PREFIX, "spent_epsilon": SPENT_PREFIX}
+    for name, value in fields.items():
+        if name in prefixes:
+            row |= {prefixes[name] + key: entry for key, entry in value.items()}
+        elif name != "outside_the_guarantee":
+            row[name] = value
+    return row
+
+
+def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Group runs over their seeds.
+
+    Args:
+        runs: as `run_table` returns.
+
+    Returns:
+        One row per setting: its axes, the protocol, ``n``, and of each metric the mean, the sample standard
+        deviation and the half width of the 95 % interval of the mean, t_{0.975, n-1} sd / sqrt(n) (Student,
+        for normal seeds). A single seed has no spread: ``sd`` and interval are empty, not 0.
+    """
+    groups = runs.groupby([*SETTING, "protocol"], dropna=False, sort=False)
+    summary = groups.size().rename(SEEDS).reset_index()
+    for metric in SPREAD_METRICS:
+        values = groups[metric]
+        summary[metric + MEAN] = values.mean().to_numpy()
+        summary[metric + SD] = values.std(ddof=1).to_numpy()
+        summary[metric + INTERVAL] = summary[metric + SD] * interval_factor(summary[SEEDS])
+    return summary
+
+
+def interval_factor(n: pd.Series) -> pd.Series:
+    """Return t_{0.975, n-1} / sqrt(n) for counts ``n`` (int); empty where n = 1."""
+    several = n.where(n > 1)
+    return stats.t.ppf((1 + CONFIDENCE) / 2, several - 1) / several**0.5
+
+
+def selection_table(records: Sequence[Metrics], paths: Sequence[Path]) -> pd.DataFrame:
+    """Stack the selections of the runs that have one.
+
+    Returns:
+        One row per run and candidate matrix, in UNet order: ``run_id``, the run's axes, matrix, layer, block,
+        projection, released noisy score (empty if none was released), and whether it was selected.
+
+    Raises:
+        UserError: a run trains and no selection.csv stands beside its metrics.json.
+    """
+    columns = ["run_id", *AXES, *SELECTION_COLUMNS]
+    files = [(record, path.with_name("selection.csv")) for record, path in zip(records, paths, strict=True)]
+    tables = [_selection(record, path)[columns] for record, path in files if method(record.run.method).trains]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def _selection(record: Metrics, path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError("selection.csv", str(path), f"run {record.run_id} trains: its selection must stand beside its metrics")
+    return pd.read_csv(path).assign(run_id=record.run_id, **dataclasses.asdict(record.run))

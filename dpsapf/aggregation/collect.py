@@ -1,0 +1,127 @@
+"""collect-metrics: gather one run's records into metrics.json, and refuse records that do not belong together."""
+
+import logging
+from pathlib import Path
+
+import pandas as pd
+
+from dpsapf.commands import CollectMetrics
+from dpsapf.errors import UserError
+from dpsapf.formats import MATRIX, SELECTED, Fidelity, Ledger, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.methods import method
+from dpsapf.records import read_record, write_record
+
+LOG = logging.getLogger(__name__)
+
+
+def collect_metrics(options: CollectMetrics) -> None:
+    """Write metrics.json: what a run spent, what it cost and how its images score.
+
+    Raises:
+        UserError: a record is missing, of another run, or of another evaluation protocol.
+    """
+    metrics = gather(options)
+    write_record(options.out, metrics)
+    LOG.info("%s: accuracy %.1f %%, FID %.2f", metrics.run_id, 100 * metrics.accuracy, metrics.fid)
+
+
+def gather(options: CollectMetrics) -> Metrics:
+    """Read and check a run's records; returns its metrics without writing them.
+
+    Raises:
+        UserError: as `collect_metrics`.
+    """
+    plan, ledger = read_plan_and_ledger(options.plan, options.ledger)
+    spend = read_spend(options, ledger)
+    fidelity, utility, ceiling = read_evaluation(options)
+    timing = read_record(options.timing, Timing)
+    return Metrics(
+        run_id=plan.run.id,
+        run=plan.run,
+        protocol=fidelity.protocol,
+        accuracy=utility.accuracy,
+        per_classifier=utility.per_classifier,
+        fid=fidelity.fid,
+        kid=fidelity.kid,
+        precision=fidelity.precision,
+        recall=fidelity.recall,
+        ceiling_accuracy=ceiling.accuracy,
+        target_epsilon=plan.run.epsilon,
+        delta=ledger.delta if ledger.releases else None,
+        spent_epsilon=ledger.spent_epsilon,
+        selection_epsilon=plan.selection_epsilon,
+        noise_multiplier=spend.release.noise_multiplier if spend else None,
+        noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
+        trainable_parameters=spend.trainable_parameters if spend else 0,
+        selected_matrices=count_selected(options),
+        finetune_seconds=spend.seconds if spend else None,
+        sample_seconds=timing.seconds,
+        peak_memory_mb=max(timing.peak_memory_mb, spend.peak_memory_mb if spend else 0.0),
+    )
+
+
+def read_plan_and_ledger(plan_path: Path, ledger_path: Path) -> tuple[Plan, Ledger]:
+    """Read the plan and the audit's ledger of one run.
+
+    Raises:
+        UserError: they are of different runs.
+    """
+    plan, ledger = read_record(plan_path, Plan), read_record(ledger_path, Ledger)
+    if ledger.run != plan.run:
+        raise UserError("--ledger", ledger.run.id, f"is another run than the plan's {plan.run.id}; audit this plan")
+    return plan, ledger
+
+
+def read_spend(options: CollectMetrics, ledger: Ledger) -> Spend | None:
+    """Read DP-SGD's spend record; None for a method that trains nothing.
+
+    Raises:
+        UserError: the record or the training log is missing, unfinished, or not what the ledger audited.
+    """
+    if not method(ledger.run.method).trains:
+        return None
+    if options.spend is None or options.training_log is None:
+        missing = "--spend" if options.spend is None else "--training-log"
+        raise UserError(missing, None, f"method {ledger.run.method} trains: give the record that finetune wrote")
+    spend = read_record(options.spend, Spend)
+    if spend.release not in ledger.releases or spend.digest != ledger.weights_digest:
+        raise UserError("--spend", str(options.spend), f"is not what the ledger of {ledger.run.id} audited; audit again")
+    _check_log(options.training_log, spend.release)
+    return spend
+
+
+def _check_log(path: Path, release: Release) -> None:
+    rows = len(pd.read_csv(path))
+    if rows != release.steps:
+        raise UserError("--training-log", str(path), f"has {rows} steps, the spend record {release.steps}; run finetune again")
+
+
+def read_evaluation(options: CollectMetrics) -> tuple[Fidelity, Utility, Utility]:
+    """Read fidelity, utility and the ceiling (classifiers trained on real images).
+
+    Raises:
+        UserError: they are of different protocols, or utility and ceiling are swapped.
+    """
+    fidelity = read_record(options.fidelity, Fidelity)
+    records = {"utility": ("synthetic", read_record(options.utility, Utility))}
+    records["ceiling"] = ("real", read_record(options.ceiling, Utility))
+    for name, (trained_on, record) in records.items():
+        if record.protocol != fidelity.protocol:
+            raise UserError(f"--{name}", record.protocol, f"the protocol of --fidelity is {fidelity.protocol}; evaluate with one")
+        if record.trained_on != trained_on:
+            raise UserError(f"--{name}", record.trained_on, f"must come from classifiers trained on {trained_on} images")
+    return fidelity, records["utility"][1], records["ceiling"][1]
+
+
+def count_selected(options: CollectMetrics) -> int:
+    """Count the matrices that the run selected; 0 if it has no selection.
+
+    Raises:
+        UserError: the selection is of other matrices than the public model's candidates.
+    """
+    if options.selection is None:
+        return 0
+    selection, candidates = pd.read_csv(options.selection), pd.read_csv(options.candidates)
+    if selection[MATRIX].tolist() != candidates[MATRIX].tolist():
+        raise UserError("--selection", str(options.selection), "holds other matrices than --candidates: use one public model")
+    return int(selection[SELECTED].sum())

@@ -1,0 +1,116 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+
+from dpsapf.aggregation.collect import collect_metrics
+from dpsapf.errors import UserError
+from dpsapf.formats import Ledger, Metrics, Spend, Timing, Utility
+from dpsapf.records import read_record, write_record
+from dpsapf.runs import Layout, RunSpec
+from tests.fake_results import candidate_table, write_run
+
+SAPF = RunSpec(dataset="digits", public_model="m", method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0, epsilon=10.0)
+LORA = RunSpec(dataset="digits", public_model="m", method="dp-lora", epsilon=10.0)
+FLOOR = RunSpec(dataset="digits", public_model="m", method="no-finetune")
+
+
+@pytest.fixture
+def layout(tmp_path):
+    return Layout(tmp_path)
+
+
+def rewrite(path, cls, **changes):
+    write_record(path, dataclasses.replace(read_record(path, cls), **changes))
+
+
+def collected(layout, run, **changes):
+    options = write_run(layout, run, candidate_table(), **changes)
+    collect_metrics(options)
+    return read_record(options.out, Metrics)
+
+
+def test_a_run_that_selects_and_trains(layout):
+    metrics = collected(layout, SAPF, accuracy=0.625, fid=12.5, per_classifier={"cnn": 0.6, "mlp": 0.65})
+    assert metrics.run_id == SAPF.id
+    assert metrics.run == SAPF
+    assert (metrics.accuracy, metrics.fid, metrics.ceiling_accuracy) == (0.625, 12.5, 0.93)
+    assert metrics.per_classifier == {"cnn": 0.6, "mlp": 0.65}
+    assert (metrics.noise_multiplier, metrics.noise_multiplier_without_selection) == (0.83, 0.8)
+    assert (metrics.target_epsilon, metrics.delta, metrics.selection_epsilon) == (10.0, 3.5e-5, 0.4)
+    assert metrics.selected_matrices == round(0.3 * len(candidate_table()))
+    assert metrics.trainable_parameters == 256 * metrics.selected_matrices
+    assert (metrics.finetune_seconds, metrics.sample_seconds) == (95.0, 40.0)
+
+
+def test_without_selection_every_matrix_counts_and_no_epsilon_goes_to_it(layout):
+    metrics = collected(layout, LORA)
+    assert metrics.selected_matrices == len(candidate_table())
+    assert metrics.selection_epsilon is None
+
+
+def test_the_public_model_as_it_is_spends_and_trains_nothing(layout):
+    metrics = collected(layout, FLOOR)
+    assert metrics.spent_epsilon["pld"] == 0
+    assert (metrics.trainable_parameters, metrics.selected_matrices) == (0, 0)
+    assert (metrics.target_epsilon, metrics.delta, metrics.noise_multiplier, metrics.finetune_seconds) == (None,) * 4
+
+
+@pytest.mark.parametrize(("sampling", "peak"), [(900.0, 1400.0), (2000.0, 2000.0)])
+def test_peak_memory_is_the_larger_of_training_and_sampling(layout, sampling, peak):
+    options = write_run(layout, LORA, candidate_table())
+    write_record(options.timing, Timing(seconds=1.0, peak_memory_mb=sampling))
+    collect_metrics(options)
+    assert read_record(options.out, Metrics).peak_memory_mb == peak
+
+
+def refused(options, match):
+    with pytest.raises(UserError, match=match):
+        collect_metrics(options)
+    assert not options.out.exists()
+
+
+@pytest.mark.parametrize("record", ["utility", "ceiling"])
+def test_mixed_protocols_are_refused(layout, record):
+    options = write_run(layout, LORA, candidate_table())
+    rewrite(getattr(options, record), Utility, protocol="other-v1")
+    refused(options, f"--{record} = 'other-v1': the protocol of --fidelity is test-v1")
+
+
+def test_ceiling_and_utility_swapped_are_refused(layout):
+    options = write_run(layout, LORA, candidate_table())
+    refused(dataclasses.replace(options, utility=options.ceiling, ceiling=options.utility), "trained on synthetic images")
+
+
+def test_ledger_of_another_run_is_refused(layout):
+    options = write_run(layout, LORA, candidate_table())
+    rewrite(options.ledger, Ledger, run=dataclasses.replace(LORA, seed=1))
+    refused(options, "is another run than the plan's")
+
+
+@pytest.mark.parametrize("change", [{"digest": "f" * 64}, {"release": "noisier"}])
+def test_spend_that_was_not_audited_is_refused(layout, change):
+    options = write_run(layout, LORA, candidate_table())
+    if "release" in change:
+        release = read_record(options.spend, Spend).release
+        change = {"release": dataclasses.replace(release, noise_multiplier=0.5)}
+    rewrite(options.spend, Spend, **change)
+    refused(options, "is not what the ledger of .* audited")
+
+
+@pytest.mark.parametrize("missing", ["spend", "training_log"])
+def test_missing_record_of_training_is_refused(layout, missing):
+    options = write_run(layout, LORA, candidate_table())
+    refused(dataclasses.replace(options, **{missing: None}), "method dp-lora trains")
+
+
+def test_unfinished_training_log_is_refused(layout):
+    options = write_run(layout, LORA, candidate_table())
+    pd.read_csv(options.training_log).iloc[:-1].to_csv(options.training_log, index=False)
+    refused(options, "has 2 steps, the spend record 3")
+
+
+def test_selection_of_another_model_is_refused(layout):
+    options = write_run(layout, LORA, candidate_table())
+    candidate_table(layers_per_block=1).to_csv(options.candidates, index=False)
+    refused(options, "holds other matrices than --candidates")

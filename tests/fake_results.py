@@ -1,0 +1,255 @@
+"""A results folder as the workflow leaves it, with invented numbers: for tests of aggregation and figures."""
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageDraw
+
+from dpsapf.commands import Aggregate, CollectMetrics
+from dpsapf.formats import DatasetRecord, Fidelity, Ledger, Plan, Release, Spend, Timing, Utility
+from dpsapf.methods import method
+from dpsapf.records import write_record
+from dpsapf.runs import Layout, RunSpec, Study, expand
+
+PROTOCOL = "test-v1"
+DATASETS = {
+    "mnist5k": tuple("0123456789"),
+    "digits": tuple("0123456789"),
+    "oct-mini": ("choroidal neovascularisation", "diabetic macular oedema", "drusen", "normal"),
+    "histo-mini": ("normal lymph node", "tumour"),
+}
+BLOCKS = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
+
+
+def demo_runs(datasets=tuple(DATASETS), seeds=(0,)):
+    """The runs of the demo's studies."""
+    first = datasets[:1]
+    studies = [
+        Study(dataset=datasets, method=("dp-sapf", "dp-lora", "no-finetune"), seed=seeds),
+        Study(dataset=first, method=("dp-sapf",), level=("layer",), seed=seeds),
+        Study(dataset=first, method=("dp-full",), seed=seeds),
+        Study(dataset=first, method=("dp-sapf",), ratio=(0.1, 0.5, 0.9), seed=seeds),
+        Study(dataset=first, method=("dp-sapf", "dp-lora"), epsilon=(1,), seed=seeds),
+    ]
+    return expand({f"study{number}": study for number, study in enumerate(studies)})
+
+
+def candidate_table(layers_per_block=3):
+    """A candidate table as prepare-public-model writes it: both attentions of each transformer block."""
+    rows = []
+    for block in BLOCKS:
+        for index in range(1 if block == "mid_block" else layers_per_block):
+            for attention in ("attn1", "attn2"):
+                layer = f"{block}.attentions.{index}.transformer_blocks.0.{attention}"
+                names = ("to_q", "to_k", "to_v", "to_out.0")
+                rows += [
+                    {
+                        "matrix": f"{layer}.{name}",
+                        "layer": layer,
+                        "block": block,
+                        "projection": name,
+                        "parameters": 1024,
+                        "lora_parameters_per_rank": 64,
+                    }
+                    for name in names
+                ]
+    return pd.DataFrame(rows)
+
+
+def selection_of(run, candidates):
+    """A selection: of the largest invented scores for methods that select, everything otherwise."""
+    table = candidates.copy()
+    table["noisy_score"], table["selected"] = None, True
+    if method(run.method).selects:
+        scores = np.random.default_rng(run.seed + 5).exponential(100, len(table)) ** 1.5
+        table["noisy_score"] = scores + np.random.default_rng(run.seed).normal(0, run.sigma_s, len(table))
+        key = "matrix" if run.level == "matrix" else "layer"
+        ranks = table.groupby(key, sort=False)["noisy_score"].sum().rank(ascending=False)
+        chosen = ranks.index[ranks <= round(run.ratio * len(ranks))]
+        table["selected"] = table[key].isin(chosen)
+    return table
+
+
+def scores_of(run):
+    """Invented accuracy and FID: they depend on the run alone."""
+    jitter = np.random.default_rng(sum(map(ord, run.id))).normal(0, 0.006)
+    gain = {"dp-sapf": 0.09, "dp-lora": 0.05, "dp-full": 0.02, "no-finetune": 0.0}[run.method]
+    gain *= 0.4 if run.epsilon == 1 else 1.0
+    gain -= 0.1 * abs((run.ratio or 0.3) - 0.3)
+    base = {"mnist5k": 0.6, "digits": 0.7, "oct-mini": 0.5, "histo-mini": 0.76}.get(run.dataset, 0.6)
+    return base + gain + jitter, 40 - 120 * (gain + jitter)
+
+
+def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
+    """Write every record that collect-metrics reads; ``changes`` replace fields of fidelity or utility.
+
+    Returns:
+        The options of collect-metrics for the run.
+    """
+    folder = layout.root / "runs" / run.id
+    row = method(run.method)
+    accuracy, fid = scores_of(run)
+    releases = [Release(name="saliency", noise_multiplier=run.sigma_s, sensitivity=1.0, sampling_rate=1.0, steps=1)] * row.selects
+    releases += [Release(name="dp-sgd", noise_multiplier=0.83, sensitivity=1.0, sampling_rate=0.1, steps=3)] * row.trains
+    plan = Plan(
+        run=run,
+        images=3500,
+        target_epsilon=run.epsilon or 0.0,
+        delta=3.5e-5,
+        relation="add or remove one image",
+        unit="one image",
+        public=("N",),
+        clipping="automatic",
+        clipping_norm=1.0,
+        releases=tuple(releases),
+        planned_epsilon={"pld": 0.99 * (run.epsilon or 0.0)},
+        selection_epsilon=0.4 if row.selects else None,
+        dp_sgd_noise_alone=0.8 if row.trains else None,
+        dataset_sha256="d" * 64,
+        provenance={},
+    )
+    spent = dict.fromkeys(("pld", "rdp", "prv"), 0.99 * (run.epsilon or 0.0))
+    ledger = Ledger(
+        run=run,
+        target_epsilon=plan.target_epsilon,
+        delta=plan.delta,
+        relation=plan.relation,
+        unit=plan.unit,
+        releases=plan.releases,
+        spent_epsilon=spent,
+        weights_digest="e" * 64 if row.trains else None,
+        provenance={},
+    )
+    fidelity = Fidelity(
+        protocol=protocol,
+        fid=fid,
+        kid=fid / 1000,
+        precision=0.5,
+        recall=0.4,
+        synthetic_images=800,
+        real_images=3500,
+        outside_the_guarantee=True,
+        provenance={},
+    )
+    utility = Utility(
+        protocol=protocol,
+        trained_on="synthetic",
+        accuracy=accuracy,
+        per_classifier={"cnn": accuracy - 0.01, "mlp": accuracy + 0.01},
+        train_images=800,
+        test_images=1000,
+        outside_the_guarantee=True,
+        provenance={},
+    )
+    ceiling = dataclasses.replace(utility, trained_on="real", accuracy=0.93)
+    utility = dataclasses.replace(utility, **{key: value for key, value in changes.items() if hasattr(utility, key)})
+    fidelity = dataclasses.replace(fidelity, **{key: value for key, value in changes.items() if hasattr(fidelity, key)})
+    records = {
+        "plan": plan,
+        "ledger": ledger,
+        "fidelity": fidelity,
+        "utility": utility,
+        "timing": Timing(seconds=40.0, peak_memory_mb=900.0),
+    }
+    for name, record in records.items():
+        write_record(folder / f"{name}.json", record)
+    write_record(layout.reference(run.dataset, protocol, "ceiling.json"), ceiling)
+    if row.trains:
+        _write_training(folder, run, releases[-1], candidates)
+    candidates.to_csv(layout.root / "candidates.csv", index=False)
+    return collect_options(layout, run, protocol)
+
+
+def _write_training(folder, run, release, candidates):
+    selection = selection_of(run, candidates)
+    selection.to_csv(folder / "selection.csv", index=False)
+    pd.DataFrame({"step": range(release.steps), "loss": 1.0}).to_csv(folder / "training_log.csv", index=False)
+    spend = Spend(
+        release=release,
+        images=3500,
+        dataset_sha256="d" * 64,
+        realised_batches=(350,) * release.steps,
+        digest="e" * 64,
+        trainable_parameters=1_064_000 if run.method == "dp-full" else int(256 * selection["selected"].sum()),
+        seconds=95.0 + run.seed,
+        peak_memory_mb=1400.0,
+        provenance={},
+    )
+    write_record(folder / "spend.json", spend)
+
+
+def collect_options(layout, run, protocol=PROTOCOL):
+    """Options of collect-metrics for a run of the fake folder."""
+    files = {name: layout.root / "runs" / run.id / f"{name}.json" for name in ("plan", "ledger", "timing", "fidelity", "utility")}
+    if method(run.method).trains:
+        folder = layout.root / "runs" / run.id
+        files |= {
+            "selection": folder / "selection.csv",
+            "spend": folder / "spend.json",
+            "training_log": folder / "training_log.csv",
+        }
+    files["ceiling"] = layout.root / "cache" / "reference" / f"{run.dataset}--{protocol}" / "ceiling.json"
+    return CollectMetrics(**files, candidates=layout.root / "candidates.csv", out=layout.root / "runs" / run.id / "metrics.json")
+
+
+def write_images(layout, run, classes, per_class=12, side=32):
+    """Write a run's samples.npz and its dataset's archive and record: the label drawn on a coloured ground."""
+    images, labels = _drawn(classes, per_class, side, grey=40)
+    np.savez(layout.root / "runs" / run.id / "samples.npz", images=images, labels=labels)
+    folder = layout.root / "cache" / "datasets" / run.dataset
+    folder.mkdir(parents=True, exist_ok=True)
+    images, labels = _drawn(classes, per_class, side, grey=0)
+    np.savez(folder / "dataset.npz", train_images=images, train_labels=labels)
+    record = DatasetRecord(
+        name=run.dataset,
+        loader="x",
+        source="x",
+        licence="x",
+        procedural=False,
+        classes=classes,
+        prompts=classes,
+        resolution=side,
+        channels=3,
+        train=len(images),
+        validation=1,
+        test=1,
+        train_per_class=(per_class,) * len(classes),
+        sha256="d" * 64,
+        provenance={},
+    )
+    write_record(folder / "dataset.json", record)
+
+
+def _drawn(classes, per_class, side, grey):
+    labels = np.arange(len(classes) * per_class) % len(classes)
+    images = []
+    for number, label in enumerate(labels):
+        image = Image.new("RGB", (side, side), (grey, number % 256, grey))
+        ImageDraw.Draw(image).text((side // 3, side // 4), str(label), "white")
+        images.append(np.asarray(image))
+    return np.stack(images), labels.astype(np.int64)
+
+
+def aggregate_options(layout, runs):
+    """Options of aggregate for runs of the fake folder."""
+    metrics = tuple(layout.root / "runs" / run.id / "metrics.json" for run in runs)
+    tables = {name: layout.root / "tables" / f"{name}.csv" for name in ("runs", "summary", "selections")}
+    return Aggregate(metrics=metrics, **tables)
+
+
+def write_results(root, runs, images=True):
+    """Write the records, metrics and tables of runs, and images for the contact sheet."""
+    from dpsapf.aggregation.aggregate import aggregate
+    from dpsapf.aggregation.collect import collect_metrics
+
+    layout, candidates = Layout(root), candidate_table()
+    for run in runs:
+        collect_metrics(write_run(layout, run, candidates))
+        if images:
+            write_images(layout, run, DATASETS.get(run.dataset, ("a", "b")))
+    aggregate(aggregate_options(layout, runs))
+    return root
+
+
+__all__ = ["DATASETS", "PROTOCOL", "RunSpec", "aggregate_options", "candidate_table", "demo_runs", "write_results", "write_run"]
