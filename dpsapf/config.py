@@ -152,7 +152,7 @@ class ProtocolEntry:
     kid_subsets: int = setting("subsets of the KID estimate", 50, low=1)
     kid_subset_size: int = setting("images per KID subset", 200, unit="images", low=2)
     classifiers: tuple[str, ...] = setting("utility classifiers, names of dpsapf.evaluation.classifiers")
-    classifier_epochs: int = setting("epochs of each classifier", unit="epochs", low=1)
+    classifier_steps: int = setting("steps of each classifier, whatever the number of images", unit="steps", low=1)
     classifier_batch: int = setting("batch of each classifier", 64, unit="images", low=1)
     classifier_learning_rate: float = setting("peak learning rate of each classifier", 2e-3, above=0)
     synthetic_validation: float = setting("share of the synthetic images that selects the epoch", 0.1, above=0, high=0.5)

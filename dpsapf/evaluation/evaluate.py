@@ -1,0 +1,83 @@
+"""evaluate: fidelity and utility of synthetic images, on private images and so outside the guarantee."""
+
+import logging
+
+import numpy as np
+import torch
+
+from dpsapf.commands import Evaluate
+from dpsapf.config import ProtocolEntry, entry
+from dpsapf.errors import UserError
+from dpsapf.formats import DatasetRecord, Fidelity, Utility
+from dpsapf.randomness import numpy_generator
+from dpsapf.records import provenance, read_record, write_record
+
+LOG = logging.getLogger(__name__)
+
+
+def evaluate(options: Evaluate) -> None:
+    """Write fidelity.json, utility.json or both.
+
+    Raises:
+        UserError: an output is not named, or the reference features are of another protocol.
+    """
+    for what in options.what:
+        if getattr(options, what) is None:
+            raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
+    torch.set_num_threads(options.threads)
+    protocol = entry(options.registry, options.protocol, ProtocolEntry)
+    with np.load(options.synthetic, allow_pickle=False) as archive:
+        synthetic = archive["images"], archive["labels"]
+    if "fidelity" in options.what:
+        write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
+    if "utility" in options.what:
+        write_record(options.utility, measure_utility(synthetic, protocol, options))
+
+
+def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Evaluate) -> Fidelity:
+    """Compare synthetic images, uint8 [M, H, W, 3], with the real training images' features.
+
+    Raises:
+        UserError: the reference features are of another protocol.
+    """
+    from dpsapf.evaluation.features import extract_features
+    from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
+
+    with np.load(options.features, allow_pickle=False) as archive:
+        real, name = archive["features"], str(archive["protocol"])
+    if name != options.protocol:
+        raise UserError("--features", name, f"made under another protocol than {options.protocol}: run reference-features")
+    features = extract_features(synthetic, protocol, options.device)
+    generator = numpy_generator(options.seed, "kid")
+    precision, recall = precision_recall(real, features, protocol.neighbours)
+    return Fidelity(
+        protocol=options.protocol,
+        fid=frechet(real, features),
+        kid=kernel(real, features, protocol.kid_subsets, protocol.kid_subset_size, generator),
+        precision=precision,
+        recall=recall,
+        synthetic_images=len(features),
+        real_images=len(real),
+        outside_the_guarantee=True,
+        provenance=provenance(),
+    )
+
+
+def measure_utility(synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate) -> Utility:
+    """Train classifiers on synthetic images and labels alone; test them on the real test images."""
+    from dpsapf.evaluation.utility import accuracies
+
+    classes = len(read_record(options.dataset, DatasetRecord).classes)
+    with np.load(options.archive, allow_pickle=False) as archive:
+        test = archive["test_images"], archive["test_labels"]
+    scores = accuracies(synthetic, test, classes, protocol, options.seed, options.device)
+    return Utility(
+        protocol=options.protocol,
+        trained_on="synthetic",
+        accuracy=float(np.mean(list(scores.values()))),
+        per_classifier=scores,
+        train_images=len(synthetic[1]),
+        test_images=len(test[1]),
+        outside_the_guarantee=True,
+        provenance=provenance(),
+    )

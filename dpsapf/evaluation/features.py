@@ -1,0 +1,75 @@
+"""Features of images under an evaluation protocol."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from dpsapf.config import ProtocolEntry
+from dpsapf.errors import UserError
+from dpsapf.evaluation.network import load_feature_network
+from dpsapf.progress import track
+
+LOG = logging.getLogger(__name__)
+BATCH = 250
+Extractor = Callable[[torch.Tensor], torch.Tensor]
+
+
+def extract_features(images: np.ndarray, protocol: ProtocolEntry, device: str) -> np.ndarray:
+    """Compute the protocol's features.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        protocol: names the network, its resolution and the resize filter.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        float64 [N, D].
+
+    Raises:
+        UserError: the network is unknown, has another digest, or cannot be downloaded.
+    """
+    extractor = build_extractor(protocol, device)
+    features = []
+    for start in track(range(0, len(images), BATCH), "features", "batch"):
+        batch = _resized(images[start : start + BATCH], protocol)
+        with torch.inference_mode():
+            features.append(extractor(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)).cpu().double())
+    return torch.cat(features).numpy()
+
+
+def build_extractor(protocol: ProtocolEntry, device: str) -> Extractor:
+    """Return a function from images [B, 3, H, W] with values 0 to 255 to features [B, D]."""
+    if protocol.feature_network == "clean-fid:inception":
+        return _inception(device)
+    package, _, name = protocol.feature_network.partition(":")
+    path = Path(__file__).parent / "networks" / f"{name}.safetensors"
+    if package != "package" or not path.exists():
+        raise UserError("feature_network", protocol.feature_network, "must be clean-fid:inception or a packaged network")
+    network = load_feature_network(path, protocol.feature_sha256).to(device)
+    return lambda images: network(images.float() / 127.5 - 1)
+
+
+def _inception(device: str) -> Extractor:
+    """Load Inception-v3 as clean-fid does; it downloads the weights to a temporary folder on first use."""
+    from cleanfid.features import build_feature_extractor
+
+    try:
+        return build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
+    except OSError as error:
+        raise UserError("feature_network", "clean-fid:inception", f"its weights cannot be downloaded: {error}") from error
+
+
+def _resized(images: np.ndarray, protocol: ProtocolEntry) -> np.ndarray:
+    """Resize with clean-fid's own filters; float32 [B, h, w, 3], values 0 to 255."""
+    side = protocol.feature_resolution
+    if images.shape[1] == side:
+        return images.astype(np.float32)
+    if protocol.resize == "none":
+        raise UserError("resize", "none", f"images of {images.shape[1]} pixels do not fit feature_resolution {side}")
+    from cleanfid.resize import make_resizer
+
+    resize = make_resizer("PIL", False, protocol.resize, (side, side))
+    return np.stack([resize(image) for image in images]).astype(np.float32)

@@ -1,0 +1,116 @@
+"""Utility: classifiers trained on one set of images, tested once on real test images."""
+
+import copy
+import logging
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from dpsapf.config import ProtocolEntry
+from dpsapf.evaluation.classifiers import build_classifier
+from dpsapf.progress import track
+from dpsapf.randomness import child_seed, numpy_generator, torch_generator
+
+LOG = logging.getLogger(__name__)
+SHIFT = 2  # pixels of random translation; no flips, which would change a digit
+CHECKS = 8  # states that validation chooses from
+Images = tuple[torch.Tensor, torch.Tensor]
+
+
+def accuracies(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: int,
+    protocol: ProtocolEntry,
+    seed: int,
+    device: str,
+) -> dict[str, float]:
+    """Train every classifier of the protocol and test it.
+
+    A share of the *training* images selects each classifier's best state; the test images are used once, at the end.
+
+    Args:
+        train: images uint8 [N, H, W, 3] and labels int64 [N], synthetic for the utility, real for the ceiling.
+        test: real test images and labels.
+        classes: number of classes.
+        protocol: classifiers and their training.
+        seed: of initial weights, batches and the held-out share.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        Accuracy in [0, 1] by classifier.
+    """
+    fitting, validation = _held_out(train, protocol.synthetic_validation, seed, device)
+    tested = _tensors(*test, device)
+    result = {}
+    for name in track(protocol.classifiers, "classifiers", "model"):
+        with torch.random.fork_rng():
+            torch.manual_seed(child_seed(seed, "classifier", name))
+            model = build_classifier(name, classes).to(device)
+        train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
+        result[name] = accuracy(model, tested)
+    LOG.info("accuracy %s", result)
+    return result
+
+
+def _tensors(images: np.ndarray, labels: np.ndarray, device: str) -> Images:
+    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
+    return pixels, torch.from_numpy(labels).to(device)
+
+
+def _held_out(train: tuple[np.ndarray, np.ndarray], share: float, seed: int, device: str) -> tuple[Images, Images]:
+    images, labels = train
+    order = numpy_generator(seed, "classifier", "validation").permutation(len(labels))
+    first = max(1, round(share * len(labels)))
+    held, rest = order[:first], order[first:]
+    return _tensors(images[rest], labels[rest], device), _tensors(images[held], labels[held], device)
+
+
+def train_classifier(
+    model: torch.nn.Module, train: Images, validation: Images, protocol: ProtocolEntry, generator: torch.Generator
+) -> None:
+    """Train with AdamW on a one-cycle schedule and leave the state that is best on the validation images.
+
+    Args:
+        model: changed in place.
+        train: images [N, 3, H, W] in [-1, 1] and labels [N].
+        validation: the same, not trained on.
+        protocol: steps, batch and learning rate.
+        generator: of batches and shifts.
+    """
+    images, labels = train
+    steps = protocol.classifier_steps
+    optimizer = torch.optim.AdamW(model.parameters(), lr=protocol.classifier_learning_rate, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.classifier_learning_rate, total_steps=steps)
+    best, best_state = -1.0, None
+    for step in range(1, steps + 1):
+        model.train()
+        rows = torch.randint(len(labels), (protocol.classifier_batch,), generator=generator).to(labels.device)
+        loss = functional.cross_entropy(model(_shifted(images[rows], generator)), labels[rows], label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        if step % max(1, steps // CHECKS) == 0 or step == steps:
+            score = accuracy(model, validation)
+            if score >= best:
+                best, best_state = score, copy.deepcopy(model.state_dict())
+    model.load_state_dict(best_state)
+
+
+def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Translate a batch by up to `SHIFT` pixels, edges repeated."""
+    side = images.shape[-1]
+    down, right = torch.randint(2 * SHIFT + 1, (2,), generator=generator).tolist()
+    padded = functional.pad(images, (SHIFT,) * 4, mode="replicate")
+    return padded[..., down : down + side, right : right + side]
+
+
+@torch.inference_mode()
+def accuracy(model: torch.nn.Module, images: Images) -> float:
+    """Return the share of images [N, 3, H, W] whose class is predicted, in [0, 1]."""
+    model.eval()
+    pixels, labels = images
+    hits = [(model(pixels[rows]).argmax(1) == labels[rows]).sum() for rows in torch.arange(len(labels)).split(500)]
+    return int(sum(hits)) / len(labels)
