@@ -6,6 +6,7 @@ import json
 import logging
 import time
 import typing
+import warnings
 
 import pandas as pd
 import torch
@@ -43,6 +44,7 @@ def finetune(options: Finetune) -> None:
         UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images.
     """
     torch.set_num_threads(options.threads)
+    warnings.filterwarnings("ignore", "Full backward hook is firing")  # the latents need no gradient: as intended
     plan, release = _planned(options)
     latents = Latents.load(options.latents)
     if len(latents) != plan.images:

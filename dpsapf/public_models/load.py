@@ -43,6 +43,8 @@ def load_text(record: ModelRecord, device: str = "cpu") -> "tuple[CLIPTokenizer,
 
 def _ready(cls: type, path: str, subfolder: str, device: str) -> "torch.nn.Module":
     import torch
+    from diffusers.utils import logging
 
+    logging.set_verbosity_error()
     model = cls.from_pretrained(path, subfolder=subfolder, use_safetensors=True, local_files_only=True)
     return model.to(device=device, dtype=torch.float32).eval()

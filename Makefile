@@ -1,0 +1,45 @@
+# make demo, make test: on a fresh Linux machine with Python 3.11 or 3.12 and nothing else.
+PYTHON ?= python3
+CORES ?= all
+BIN := .venv/bin
+export SNAKEMAKE_OUTPUT_CACHE :=
+
+.PHONY: install demo figures report test lint format lock clean
+
+install: .venv/.installed ## create .venv from the hashed lock
+
+.venv/.installed: envs/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r envs/requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: .venv/.installed ## the embedded demo: results/demo
+	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+
+figures: .venv/.installed ## redraw the demo's tables and figures
+	$(BIN)/python -m paper_figures --results results/demo
+
+report: .venv/.installed ## HTML report of the demo
+	$(BIN)/snakemake --report results/demo/report.html
+
+test: .venv/.installed ## every test, with coverage
+	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/snakefmt --check Snakefile workflow
+	$(BIN)/snakemake --lint
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/snakefmt Snakefile workflow
+
+lock: .venv/.installed ## renew the lock and the conda file made of it
+	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header -o envs/requirements.txt
+
+clean: ## remove the demo's results
+	rm -rf results/demo

@@ -1,0 +1,138 @@
+"""The tidy tables of a results folder, and which of their rows a figure compares."""
+
+import typing
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from dpsapf.errors import UserError
+from dpsapf.formats import INTERVAL, MEAN, SEEDS
+from dpsapf.runs import Layout, Study, number
+from paper_figures.style import look_of
+
+GROUP = ["dataset", "public_model"]
+
+
+class MissingStudy(Exception):
+    """A figure's runs are not among the results; the message says which study would make it."""
+
+
+@dataclass(frozen=True)
+class Results:
+    """The tables of one config's results.
+
+    Attributes:
+        layout: where the config's files are.
+        runs: one row per run (runs.csv).
+        summary: one row per setting, over its seeds (summary.csv).
+        selections: one row per run and candidate matrix (selections.csv).
+    """
+
+    layout: Layout
+    runs: pd.DataFrame
+    summary: pd.DataFrame
+    selections: pd.DataFrame
+
+    @cached_property
+    def headline(self) -> dict[str, float]:
+        """The ratio, sigma_s and epsilon that most runs have; a tie goes to the `Study` default, then to the least."""
+        return {axis: _commonest(self.runs[axis], axis) for axis in ("ratio", "sigma_s", "epsilon")}
+
+    @property
+    def protocol(self) -> str:
+        """The one evaluation protocol of all runs."""
+        return self.runs["protocol"].iloc[0]
+
+
+def load_results(root: Path) -> Results:
+    """Read ``<root>/tables/{runs,summary,selections}.csv``.
+
+    Raises:
+        UserError: a table is missing or has no rows of runs.
+    """
+    layout = Layout(root)
+    tables = {name: _read(Path(layout.table(f"{name}.csv"))) for name in ("runs", "summary", "selections")}
+    if tables["runs"].empty:
+        raise UserError("--results", str(root), "its tables/runs.csv has no runs; run `dpsapf aggregate`")
+    return Results(layout, **tables)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.exists():
+        raise UserError("--results", str(path), "does not exist; run `dpsapf aggregate` or the workflow first")
+    return pd.read_csv(path)
+
+
+def _commonest(values: pd.Series, axis: str) -> float:
+    counts = values.value_counts()
+    tied = sorted(counts.index[counts == counts.max()])
+    default = getattr(Study, axis)[0]
+    return default if default in tied or not tied else tied[0]
+
+
+def at_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
+    """Keep, of the rows that differ in an axis alone, the one at its headline value; all of them if none is.
+
+    Args:
+        table: rows with the axes of runs.
+        results: gives the headline values.
+        axes: of ``ratio``, ``sigma_s``, ``epsilon``, in this order.
+    """
+    for axis in axes:
+        others = [*GROUP, "method", "level", *(name for name in ("ratio", "sigma_s", "epsilon") if name not in axes)]
+        at_value = table[axis].isna() | (table[axis] == results.headline[axis])
+        some = at_value.groupby([table[name] for name in others], dropna=False).transform("any")
+        table = table[at_value | ~some]
+    return table
+
+
+def strictly(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
+    """Keep the rows whose axes are at the headline values, or empty because their method ignores the axis."""
+    for axis in axes:
+        table = table[table[axis].isna() | (table[axis] == results.headline[axis])]
+    return table
+
+
+def with_labels(table: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Add ``series`` (a key of `paper_figures.style.LOOKS`) and ``label``, and sort by them within dataset and model."""
+    table = table.copy()
+    table["series"] = [series(row) for row in table.to_dict("records")]
+    table["label"] = [label(row, results.headline) for row in table.to_dict("records")]
+    return table
+
+
+def series(row: dict[str, typing.Any]) -> str:
+    """Name the line, colour and marker of a run: its method and, if it selects, its level."""
+    return row["method"] if pd.isna(row["level"]) else f"{row['method']}-{row['level']}"
+
+
+def label(row: dict[str, typing.Any], headline: dict[str, float]) -> str:
+    """Name a run's method for a reader, with its ratio, and with sigma_s where it is not the headline's."""
+    text = look_of(series(row)).label
+    if pd.notna(row["ratio"]):
+        text += f" {number(100 * row['ratio'])} %"
+    if pd.notna(row["sigma_s"]) and row["sigma_s"] != headline["sigma_s"]:
+        text += f", σ_s = {number(row['sigma_s'])}"
+    return text
+
+
+def scores(table: pd.DataFrame) -> pd.DataFrame:
+    """Turn rows of the summary into what is drawn: accuracy in %, FID, both with their 95 % half widths."""
+    return pd.DataFrame(
+        {
+            SEEDS: table[SEEDS],
+            "accuracy_pct": 100 * table["accuracy" + MEAN],
+            "accuracy_pct" + INTERVAL: 100 * table["accuracy" + INTERVAL],
+            "fid": table["fid" + MEAN],
+            "fid" + INTERVAL: table["fid" + INTERVAL],
+        }
+    )
+
+
+def ceilings(results: Results) -> pd.DataFrame:
+    """One row per dataset: accuracy in % of classifiers trained on real images, as a series of its own (no FID)."""
+    rows = results.runs.groupby("dataset", sort=False)["ceiling_accuracy"].first()
+    frame = pd.DataFrame({"dataset": rows.index, "series": "real", "label": look_of("real").label})
+    return frame.assign(accuracy_pct=100 * rows.to_numpy())
