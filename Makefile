@@ -2,7 +2,6 @@
 PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
-export SNAKEMAKE_OUTPUT_CACHE :=
 
 .PHONY: install demo figures report test lint format lock clean
 

@@ -5,6 +5,7 @@ Privacy settings (they change the guarantee) stand in `PrivacyConfig` and `Salie
 """
 
 import functools
+import json
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,3 +232,13 @@ def schemas() -> dict[str, dict]:
     registries = {"datasets": DatasetEntry, "public_models": ModelEntry, "protocols": ProtocolEntry}
     files = {name: {"type": "object", "additionalProperties": schema_of(cls)} for name, cls in registries.items()}
     return {"config": schema_of(Config), **files}
+
+
+def write_schemas(folder: Path) -> None:
+    """Write every schema of `schemas` to ``folder``."""
+    for name, schema in schemas().items():
+        (folder / f"{name}.schema.json").write_text(json.dumps(schema, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_schemas(Path(__file__).parents[1] / "workflow" / "schemas")
