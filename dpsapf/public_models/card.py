@@ -3,6 +3,7 @@
 import logging
 import platform
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from dpsapf.datasets.images import LabelledImages
 from dpsapf.datasets.preview import contact_sheet
 from dpsapf.progress import track
 from dpsapf.randomness import torch_generator
-from dpsapf.records import atomic, provenance, write_text
+from dpsapf.records import atomic, provenance, sha256, write_text
 
 LOG = logging.getLogger(__name__)
 SHOWN = (
@@ -32,29 +33,49 @@ SHOWN_GUIDANCE = 2.0
 SHOWN_STEPS = 25
 
 
+@dataclass(frozen=True, kw_only=True)
+class PartLog:
+    """Training of one part.
+
+    Attributes:
+        steps: steps made.
+        seconds: time that they took.
+        losses: loss of every hundredth step and of the last.
+    """
+
+    steps: int
+    seconds: float
+    losses: list[float]
+
+
 def write_card(
-    folder: Path, options: PretrainPublicModel, log: dict[str, list[float]], prompts: Sequence[str], seconds: float
+    folder: Path, options: PretrainPublicModel, log: dict[str, PartLog], prompts: Sequence[str], seconds: float
 ) -> None:
     """Write README.md, samples.png and training_log.csv into a saved model's folder.
 
     Args:
         folder: the model in diffusers layout.
         options: what it was trained with.
-        log: losses by part, in order of training.
+        log: training by part, in its order.
         prompts: unique prompts, the empty one first.
         seconds: whole time of training.
     """
     write_samples(folder, options.device)
-    rows = [f"{part},{index},{loss:.6f}" for part, losses in log.items() for index, loss in enumerate(losses)]
-    write_text(folder / "training_log.csv", "part,row,loss\n" + "\n".join(rows) + "\n")
-    write_text(folder / "README.md", card_text(options, log, len(prompts) - 1, seconds))
+    rows = [
+        f"{part},{min(100 * index, entry.steps)},{loss:.6f}"
+        for part, entry in log.items()
+        for index, loss in enumerate(entry.losses, start=1)
+    ]
+    write_text(folder / "training_log.csv", "part,step,loss\n" + "\n".join(rows) + "\n")
+    digest = sha256(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    write_text(folder / "README.md", card_text(options, log, len(prompts) - 1, seconds, digest))
 
 
 def write_samples(folder: Path, device: str) -> None:
     """Draw twelve zero-shot samples of each shown prompt from the saved model."""
     from diffusers import StableDiffusionPipeline
 
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=torch.float32).to(device)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder).to(device, torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     images = []
     for number, prompt in enumerate(track(SHOWN, "samples", "prompt")):
@@ -75,11 +96,14 @@ def write_samples(folder: Path, device: str) -> None:
         contact_sheet(LabelledImages(np.concatenate(images), labels), SHOWN, title).save(temporary)
 
 
-def card_text(options: PretrainPublicModel, log: dict[str, list[float]], prompts: int, seconds: float) -> str:
+def card_text(options: PretrainPublicModel, log: dict[str, PartLog], prompts: int, seconds: float, digest: str) -> str:
     """Write the model card; every number comes from the training that it describes."""
     hardware = torch.cuda.get_device_name() if options.device == "cuda" else f"{options.threads} CPU threads"
     versions = ", ".join(f"{name} {version}" for name, version in provenance()["versions"].items())
-    losses = "\n".join(f"| {part} | {np.mean(losses[-5:]):.4f} |" for part, losses in log.items())
+    rows = (
+        f"| {part} | {entry.steps:,} | {entry.seconds:.0f} | {np.mean(entry.losses[-5:]):.4f} |" for part, entry in log.items()
+    )
+    training = "\n".join(rows)
     return f"""---
 license: mit
 library_name: diffusers
@@ -101,10 +125,11 @@ Diffusion. It has seen no sensitive dataset of the suite.
 | batch | {options.batch} |
 | training | {seconds:.0f} s on {hardware}, Python {platform.python_version()} |
 | libraries | {versions} |
+| UNet weights | SHA-256 {digest} |
 
-| part | loss (mean of the last five logged) |
-| --- | --- |
-{losses}
+| part | steps | seconds | loss (mean of the last five logged) |
+| --- | --- | --- | --- |
+{training}
 
 Retrain it with `dpsapf pretrain-public-model` (`--help` lists the options; `training_log.csv` has the losses).
 Use: demonstrations and tests of dpsapf. It knows nothing beyond the categories above.

@@ -14,7 +14,11 @@ from dpsapf.records import atomic, provenance, sha256, write_record
 
 LOG = logging.getLogger(__name__)
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
-DOWNLOADED = ("*.safetensors", "*.json", "*.txt")  # never pickles
+FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
+ENDINGS = ("safetensors", "json", "txt")  # never pickles
+DOWNLOADED = ("model_index.json", *(f"{folder}/*.{ending}" for folder in FOLDERS for ending in ENDINGS))
+DOWNLOADED_VAE = ("config.json", "diffusion_pytorch_model*.safetensors")
+SKIPPED = ("*.fp16.*", "*.non_ema.*")  # other variants of the same weights
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -25,7 +29,7 @@ def prepare_public_model(options: PreparePublicModel) -> None:
         UserError: the folder is missing or incomplete, its digest differs, a download is not pinned or fails.
     """
     model = entry(options.registry, options.name, ModelEntry)
-    path = resolve(options.name, model.path, model.hub_id, model.revision)
+    path = resolve(options.name, model.path, model.hub_id, model.revision, DOWNLOADED)
     vae_path = path / "vae" if model.vae is None else _vae_path(options.name, model)
     check_folder(options.name, path, vae_path, model.sha256)
     table, parameters = candidate_table(path)
@@ -45,8 +49,15 @@ def prepare_public_model(options: PreparePublicModel) -> None:
     write_record(options.record, record)
 
 
-def resolve(name: str, path: str | None, hub_id: str | None, revision: str | None) -> Path:
+def resolve(name: str, path: str | None, hub_id: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
     """Return the folder of a model: packaged, local, or downloaded from the hub at a pinned commit.
+
+    Args:
+        name: what errors call the model.
+        path: folder, or ``package:NAME``.
+        hub_id: repository on the Hugging Face hub, used if there is no path.
+        revision: commit of the repository.
+        files: patterns of what is downloaded.
 
     Raises:
         UserError: neither path nor hub_id is given, the revision is not a commit, or the download fails.
@@ -60,15 +71,15 @@ def resolve(name: str, path: str | None, hub_id: str | None, revision: str | Non
     if revision is None or not COMMIT.fullmatch(revision):
         remedy = f"must be a commit of {hub_id}, 40 hexadecimal digits, from its page on the hub; or set path to a local copy"
         raise UserError(f"{name}: revision", revision, remedy)
-    return _download(name, hub_id, revision)
+    return _download(name, hub_id, revision, files)
 
 
-def _download(name: str, hub_id: str, revision: str) -> Path:
+def _download(name: str, hub_id: str, revision: str, files: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(DOWNLOADED)))
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=list(files), ignore_patterns=list(SKIPPED)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
         raise UserError(f"{name}: hub_id", hub_id, f"cannot be downloaded ({reason}); set path to a local copy") from error
@@ -76,7 +87,9 @@ def _download(name: str, hub_id: str, revision: str) -> Path:
 
 def _vae_path(name: str, model: ModelEntry) -> Path:
     local = Path(model.vae)
-    return local.resolve() if local.is_dir() else resolve(f"{name} (vae)", None, model.vae, model.vae_revision)
+    if local.is_dir():
+        return local.resolve()
+    return resolve(f"{name}: vae", None, model.vae, model.vae_revision, DOWNLOADED_VAE)
 
 
 def check_folder(name: str, path: Path, vae_path: Path, digest: str | None) -> None:

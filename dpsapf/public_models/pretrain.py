@@ -17,15 +17,15 @@ from dpsapf.errors import UserError
 from dpsapf.evaluation.network import FeatureNetwork
 from dpsapf.progress import track
 from dpsapf.public_models.architecture import Parts, build, save_pipeline, tokenise
-from dpsapf.public_models.card import write_card
-from dpsapf.public_models.public_data import CLASSES, Example, draw_example
+from dpsapf.public_models.card import PartLog, write_card
+from dpsapf.public_models.public_data import CLASSES, draw_range
 from dpsapf.randomness import child_seed, torch_generator
-from dpsapf.records import atomic
+from dpsapf.records import atomic, sha256
 
 LOG = logging.getLogger(__name__)
 DROPPED_PROMPTS = 0.1  # share trained without prompt, for classifier-free guidance (Ho and Salimans 2022)
 KL_WEIGHT = 1e-5
-AVERAGE_DECAY = 0.9995
+AVERAGE_DECAY = 0.999
 
 
 @dataclass(frozen=True)
@@ -73,24 +73,21 @@ def pretrain_public_model(options: PretrainPublicModel) -> None:
     with atomic(options.feature_network) as temporary:
         save_file({name: value.cpu().contiguous() for name, value in network.state_dict().items()}, temporary)
     work.replace(options.out)
+    LOG.info("sha256 of %s: %s", options.out, sha256(options.out))
+    LOG.info("sha256 of %s: %s", options.feature_network, sha256(options.feature_network))
 
 
 def draw_images(options: PretrainPublicModel) -> PublicImages:
     """Draw the public images in parallel processes."""
     jobs = [(options.seed, start, min(start + 500, options.images)) for start in range(0, options.images, 500)]
     with get_context("spawn").Pool(options.threads) as pool:
-        examples = [example for chunk in track(pool.imap(_draw_range, jobs), "draw", "x500", len(jobs)) for example in chunk]
+        examples = [example for chunk in track(pool.imap(draw_range, jobs), "draw", "x500", len(jobs)) for example in chunk]
     prompts = ["", *sorted({example.prompt for example in examples})]
     position = {prompt: index for index, prompt in enumerate(prompts)}
     images = torch.from_numpy(np.stack([example.image for example in examples])).permute(0, 3, 1, 2)
     ids = torch.tensor([position[example.prompt] for example in examples])
     labels = torch.tensor([example.label for example in examples])
     return PublicImages(images.to(options.device), prompts, ids.to(options.device), labels.to(options.device))
-
-
-def _draw_range(job: tuple[int, int, int]) -> list[Example]:
-    seed, start, stop = job
-    return [draw_example(seed, index) for index in range(start, stop)]
 
 
 def _batches(data: PublicImages, steps: int, batch: int, generator: torch.Generator, label: str) -> Iterator[torch.Tensor]:
@@ -122,8 +119,8 @@ def _optimize(
     data: PublicImages,
     minutes: float | None = None,
     after: Callable[[], None] | None = None,
-) -> list[float]:
-    """Run AdamW over random batches; returns the loss of every hundredth step and of the last."""
+) -> PartLog:
+    """Run AdamW over random batches until the steps or the minutes are used up; the learning rate ends at 0."""
     parameters = [parameter for module in modules for parameter in module.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=options.learning_rate, weight_decay=1e-4, fused=options.device == "cuda")
     generator, start, losses = torch_generator(options.seed, label, "batches"), time.monotonic(), []
@@ -138,11 +135,12 @@ def _optimize(
             losses.append(loss.item())
         if progress >= 1:
             break
-    LOG.info("%s: %d steps in %.0f s, loss %.4f", label, step, time.monotonic() - start, losses[-1])
-    return losses
+    log = PartLog(steps=step, seconds=time.monotonic() - start, losses=losses)
+    LOG.info("%s: %d steps in %.0f s, %.1f it/s, loss %.4f", label, step, log.seconds, step / log.seconds, losses[-1])
+    return log
 
 
-def train_autoencoder(parts: Parts, data: PublicImages, options: PretrainPublicModel) -> list[float]:
+def train_autoencoder(parts: Parts, data: PublicImages, options: PretrainPublicModel) -> PartLog:
     """Train the VAE on L1 + squared error + a small KL term, and set its scaling factor to 1/std of the latents."""
     vae = parts.vae.to(options.device).train()
     noise = torch_generator(options.seed, "vae", "noise", device=options.device)
@@ -153,22 +151,22 @@ def train_autoencoder(parts: Parts, data: PublicImages, options: PretrainPublicM
         rebuilt = vae.decode(posterior.sample(noise)).sample
         return functional.l1_loss(rebuilt, pixels) + functional.mse_loss(rebuilt, pixels) + KL_WEIGHT * posterior.kl().mean()
 
-    losses = _optimize([vae], loss_of, options.autoencoder_steps, options, "vae", data)
+    log = _optimize([vae], loss_of, options.autoencoder_steps, options, "vae", data)
     vae.eval().requires_grad_(False)
     mean, _ = encode(parts, data, limit=4096)
     vae.register_to_config(scaling_factor=1 / mean.std().item())
-    return losses
+    return log
 
 
 @torch.no_grad()
 def encode(parts: Parts, data: PublicImages, limit: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Encode the images: posterior means and standard deviations [N, 4, 8, 8], unscaled."""
-    rows = torch.arange(limit or len(data.labels), device=data.images.device).clamp_max(len(data.labels) - 1)
+    """Encode all images or the first ``limit``: posterior means and standard deviations [N, 4, 8, 8], unscaled."""
+    rows = torch.arange(len(data.labels), device=data.images.device)[:limit]
     posteriors = [parts.vae.encode(data.pixels(chunk)).latent_dist for chunk in rows.split(512)]
     return torch.cat([posterior.mean for posterior in posteriors]), torch.cat([posterior.std for posterior in posteriors])
 
 
-def train_denoiser(parts: Parts, data: PublicImages, options: PretrainPublicModel) -> list[float]:
+def train_denoiser(parts: Parts, data: PublicImages, options: PretrainPublicModel) -> PartLog:
     """Train UNet and text encoder jointly on noise prediction; leaves their weight averages in ``parts``."""
     mean, std = (value * parts.vae.config.scaling_factor for value in encode(parts, data))
     unet, text = parts.unet.to(options.device).train(), parts.text_encoder.to(options.device).train()
@@ -189,15 +187,16 @@ def train_denoiser(parts: Parts, data: PublicImages, options: PretrainPublicMode
     def follow() -> None:
         torch._foreach_lerp_(average, [parameter.detach() for parameter in parameters], 1 - AVERAGE_DECAY)
 
-    losses = _optimize([unet, text], loss_of, options.unet_steps, options, "unet", data, options.minutes, follow)
+    log = _optimize([unet, text], loss_of, options.unet_steps, options, "unet", data, options.minutes, follow)
     with torch.no_grad():
         for parameter, value in zip(parameters, average, strict=True):
             parameter.copy_(value)
-    unet.eval(), text.eval()
-    return losses
+    unet.eval()
+    text.eval()
+    return log
 
 
-def train_features(network: FeatureNetwork, data: PublicImages, options: PretrainPublicModel) -> list[float]:
+def train_features(network: FeatureNetwork, data: PublicImages, options: PretrainPublicModel) -> PartLog:
     """Train the feature network to tell the public classes apart, under random shifts."""
     network.to(options.device).train()
     generator = torch_generator(options.seed, "features", "shifts")
@@ -206,6 +205,6 @@ def train_features(network: FeatureNetwork, data: PublicImages, options: Pretrai
         down, right = torch.randint(-2, 3, (2,), generator=generator).tolist()
         return functional.cross_entropy(network.classify(data.pixels(rows).roll((down, right), (2, 3))), data.labels[rows])
 
-    losses = _optimize([network], loss_of, options.feature_steps, options, "features", data)
+    log = _optimize([network], loss_of, options.feature_steps, options, "features", data)
     network.eval()
-    return losses
+    return log

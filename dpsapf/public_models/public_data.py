@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from dpsapf.errors import UserError
 from dpsapf.randomness import numpy_generator
 
 if typing.TYPE_CHECKING:
@@ -21,6 +22,7 @@ if typing.TYPE_CHECKING:
 SIDE = 32
 CANVAS = 48  # glyphs are rendered on this square and warped to SIDE
 DIGITS = string.digits
+BAR_ONES = 0.6  # share of handwritten ones without serif and foot: the glyph "|"
 LETTERS = string.ascii_uppercase + string.ascii_lowercase
 COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (0, 0, 0),
@@ -78,11 +80,18 @@ def draw_example(seed: int, index: int) -> Example:
     return DRAWERS[str(kind)](generator)
 
 
+def draw_range(job: tuple[int, int, int]) -> list[Example]:
+    """Draw the images of one job (seed, start, stop) of a process pool."""
+    seed, start, stop = job
+    return [draw_example(seed, index) for index in range(start, stop)]
+
+
 def draw_digit(generator: np.random.Generator) -> Example:
     """Draw a digit; four in five are white on black, with warped and thickened strokes, as if handwritten."""
     glyph = str(generator.choice(list(DIGITS)))
     handwritten = generator.random() < 0.8
-    mask = _warped_glyph(glyph, generator, strength=1.0 if handwritten else 0.25)
+    bar = glyph == "1" and handwritten and generator.random() < BAR_ONES
+    mask = _warped_glyph("|" if bar else glyph, generator, handwritten)
     prompt = f"a handwritten digit {glyph}" if handwritten else f"a printed digit {glyph}"
     return _glyph_example(glyph, mask, prompt, generator, plain=handwritten or generator.random() < 0.5)
 
@@ -91,7 +100,7 @@ def draw_letter(generator: np.random.Generator) -> Example:
     """Draw a letter, handwritten or printed, half of them in colours."""
     glyph = str(generator.choice(list(LETTERS)))
     handwritten = generator.random() < 0.5
-    mask = _warped_glyph(glyph, generator, strength=1.0 if handwritten else 0.25)
+    mask = _warped_glyph(glyph, generator, handwritten)
     case = "capital letter" if glyph.isupper() else "small letter"
     prompt = f"a {'handwritten' if handwritten else 'printed'} {case} {glyph}"
     return _glyph_example(glyph, mask, prompt, generator, plain=generator.random() < 0.5)
@@ -149,14 +158,14 @@ def _skeleton_distance(font: Path, glyph: str) -> np.ndarray:
     return ndimage.distance_transform_edt(~skeletonize(_glyph(font, glyph) > 0.5)).astype(np.float32)
 
 
-def _warped_glyph(glyph: str, generator: np.random.Generator, strength: float) -> np.ndarray:
-    """Draw a glyph with a pen of random width along its skeleton (or as printed), then warp it."""
-    fonts = font_files()
+def _warped_glyph(glyph: str, generator: np.random.Generator, handwritten: bool) -> np.ndarray:
+    """Draw a glyph as printed, hardly warped, or with a pen of random width along its skeleton, warped much."""
+    fonts = [path for path in font_files() if glyph != "|" or not path.stem.startswith("cm")]  # Computer Modern: a dash
     font = fonts[generator.integers(len(fonts))]
-    rows, columns = _warp_coordinates(generator, strength)
-    if strength >= 1:
+    rows, columns = _warp_coordinates(generator, strength=1.0 if handwritten else 0.25)
+    if handwritten:
         distance = ndimage.map_coordinates(_skeleton_distance(font, glyph), [rows, columns], order=1, mode="nearest")
-        mask = np.clip(generator.uniform(1.2, 3.2) - distance + 0.5, 0, 1)
+        mask = np.clip(generator.uniform(0.9, 2.5) - distance + 0.5, 0, 1)
     else:
         mask = ndimage.map_coordinates(_glyph(font, glyph), [rows, columns], order=1)
     return ndimage.gaussian_filter(mask, generator.uniform(0.2, 0.7))
@@ -166,7 +175,7 @@ def _warp_coordinates(generator: np.random.Generator, strength: float) -> tuple[
     """Sample where each of the 32 x 32 pixels looks on the canvas: affine map plus a smooth wobble."""
     angle = np.deg2rad(generator.normal(0, 9 * strength))
     shear = generator.normal(0, 0.22 * strength)
-    height, width = generator.uniform(0.58, 0.74) * np.exp(generator.normal(0, [0.05, 0.16]) * strength)
+    height, width = generator.uniform(0.54, 0.7) * np.exp(generator.normal(0, [0.05, 0.16]) * strength)
     grid = np.mgrid[:SIDE, :SIDE].astype(np.float32) - (SIDE - 1) / 2
     rows = np.cos(angle) * grid[0] + np.sin(angle) * grid[1]
     columns = np.cos(angle) * grid[1] - np.sin(angle) * grid[0] + shear * grid[0]
@@ -177,7 +186,11 @@ def _warp_coordinates(generator: np.random.Generator, strength: float) -> tuple[
 
 @functools.cache
 def _photographs() -> list[tuple[str, np.ndarray]]:
-    """Read the photographs as RGB, uint8 [H, W, 3]."""
+    """Read the photographs as RGB, uint8 [H, W, 3].
+
+    Raises:
+        UserError: the installed packages lack one of them.
+    """
     import skimage
     import sklearn
     from PIL import Image
@@ -185,8 +198,10 @@ def _photographs() -> list[tuple[str, np.ndarray]]:
     folders = (Path(skimage.__file__).parent / "data", Path(sklearn.__file__).parent / "datasets" / "images")
     found = []
     for name, title in PHOTOGRAPHS.items():
-        path = next(folder / name for folder in folders if (folder / name).exists())
-        found.append((title, np.asarray(Image.open(path).convert("RGB"))))
+        paths = [folder / name for folder in folders if (folder / name).exists()]
+        if not paths:
+            raise UserError("photograph", name, "is not in this scikit-image or scikit-learn; install the locked versions")
+        found.append((title, np.asarray(Image.open(paths[0]).convert("RGB"))))
     return found
 
 

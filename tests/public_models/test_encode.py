@@ -1,0 +1,69 @@
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from dpsapf.commands import EncodeDataset
+from dpsapf.public_models.encode import embed_prompts, encode_dataset
+from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.load import load_vae
+from dpsapf.records import write_record
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def options(tmp_path, model_record, two_digits):
+    write_record(tmp_path / "model.json", model_record)
+    write_record(tmp_path / "dataset.json", two_digits)
+    np.savez(tmp_path / "dataset.npz", train_images=IMAGES, train_labels=np.array([0, 1, 0, 1, 0]))
+    paths = {"archive": "dataset.npz", "dataset": "dataset.json", "model": "model.json", "out": "latents.safetensors"}
+    return EncodeDataset(**{name: tmp_path / file for name, file in paths.items()}, micro_batch=2)
+
+
+@pytest.fixture
+def latents(options):
+    encode_dataset(options)
+    return Latents.load(options.out)
+
+
+def test_shapes_and_labels(latents):
+    assert latents.mean.shape == latents.std.shape == (5, 4, 8, 8)
+    assert latents.mean.dtype == latents.std.dtype == torch.float32
+    assert latents.labels.tolist() == [0, 1, 0, 1, 0]
+    assert latents.prompt_embeddings.shape == (2, *latents.null_embedding.shape)
+    assert (latents.std > 0).all()
+
+
+def test_latents_are_the_scaled_posterior_of_the_resized_image(latents, model_record):
+    from PIL import Image
+
+    vae = load_vae(model_record)
+    resized = np.asarray(Image.fromarray(IMAGES[3]).resize((32, 32), Image.Resampling.LANCZOS))
+    pixels = torch.tensor(resized).permute(2, 0, 1)[None] / 127.5 - 1
+    with torch.no_grad():
+        posterior = vae.encode(pixels).latent_dist
+    scale = vae.config.scaling_factor
+    assert torch.allclose(latents.mean[3], posterior.mean[0] * scale, atol=1e-5)  # fp32 rounding
+    assert torch.allclose(latents.std[3], posterior.std[0] * scale, atol=1e-5)
+
+
+def test_micro_batch_changes_nothing_but_rounding(latents, options):
+    encode_dataset(dataclasses.replace(options, micro_batch=5))
+    assert torch.allclose(Latents.load(options.out).mean, latents.mean, atol=1e-5)  # fp32 rounding
+
+
+def test_embeddings_are_those_of_the_pipeline(latents, model_record, two_digits):
+    from diffusers import StableDiffusionPipeline
+
+    pipeline = StableDiffusionPipeline.from_pretrained(model_record.path).to("cpu", torch.float32)
+    with torch.no_grad():
+        positive, negative = pipeline.encode_prompt(two_digits.prompts[1], "cpu", 1, do_classifier_free_guidance=True)
+    assert torch.allclose(latents.prompt_embeddings[1], positive[0], atol=1e-5)  # fp32 rounding
+    assert torch.allclose(latents.null_embedding, negative[0], atol=1e-5)
+
+
+def test_other_prompt_has_another_embedding(model_record):
+    one, seven = embed_prompts(model_record, ["a handwritten digit 1", "a handwritten digit 7"], "cpu")
+    assert not torch.allclose(one, seven, atol=1e-3)

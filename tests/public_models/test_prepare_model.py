@@ -1,0 +1,143 @@
+import shutil
+
+import pandas as pd
+import pytest
+import yaml
+
+from dpsapf.commands import PreparePublicModel
+from dpsapf.config import ModelEntry, load_registry
+from dpsapf.errors import UserError
+from dpsapf.formats import BLOCK, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
+from dpsapf.public_models.architecture import build_unet
+from dpsapf.public_models.prepare import DOWNLOADED, DOWNLOADED_VAE, SKIPPED, prepare_public_model, resolve
+from dpsapf.records import read_record, sha256
+
+COMMIT = "0123456789" * 4
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    def run(**entry):
+        registry = tmp_path / "models.yaml"
+        registry.write_text(yaml.safe_dump({"mini": {"resolution": 32, "licence": "MIT", **entry}}))
+        options = PreparePublicModel(
+            name="mini", registry=registry, record=tmp_path / "model.json", candidates=tmp_path / "candidates.csv"
+        )
+        prepare_public_model(options)
+        return read_record(options.record, ModelRecord), pd.read_csv(options.candidates)
+
+    return run
+
+
+def test_table_lists_every_attention_projection_in_the_order_of_the_unet(prepare, mini):
+    record, table = prepare(path=str(mini), sha256=sha256(mini))
+    unet = build_unet()
+    ends = tuple(table[PROJECTION].unique())
+    assert set(ends) == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert table[MATRIX].tolist() == [name for name, _ in unet.named_modules() if name.endswith(ends)]
+    for row in table.to_dict("records"):
+        weight = unet.get_submodule(row[MATRIX]).weight
+        assert row[PARAMETERS] == weight.numel()
+        assert row[LORA_PARAMETERS] == sum(weight.shape)
+        assert row[MATRIX] == f"{row[LAYER]}.{row[PROJECTION]}"
+        assert row[LAYER].startswith(row[BLOCK] + ".")
+    assert (table.groupby(LAYER).size() == 4).all()
+    assert record.candidates == len(table) == 56
+    assert record.unet_parameters == sum(parameter.numel() for parameter in unet.parameters())
+    assert record.vae_path == str(mini / "vae")
+
+
+def test_a_local_vae_replaces_the_models_own(prepare, mini, tmp_path):
+    shutil.copytree(mini / "vae", tmp_path / "other")
+    record, _ = prepare(path=str(mini), vae=str(tmp_path / "other"))
+    assert record.vae_path == str(tmp_path / "other")
+    assert record.path == str(mini)
+
+
+def test_other_digest_is_refused(prepare, mini):
+    with pytest.raises(UserError, match=r"sha256.*another model"):
+        prepare(path=str(mini), sha256="0" * 64)
+
+
+@pytest.mark.parametrize("missing", ["unet/config.json", "scheduler/scheduler_config.json", "vae/config.json"])
+def test_incomplete_folder_is_named(prepare, mini, tmp_path, missing):
+    folder = tmp_path / "copy"
+    shutil.copytree(mini, folder)
+    (folder / missing).unlink()
+    with pytest.raises(UserError, match=missing):
+        prepare(path=str(folder))
+
+
+def test_pickled_weights_are_refused(prepare, mini, tmp_path):
+    folder = tmp_path / "copy"
+    shutil.copytree(mini, folder)
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match="never loaded"):
+        prepare(path=str(folder))
+
+
+@pytest.mark.parametrize("revision", [None, "main", COMMIT[:12], COMMIT.upper() + "z"])
+def test_download_without_a_pinned_commit_is_refused(prepare, revision):
+    with pytest.raises(UserError, match=r"revision.*40 hexadecimal digits"):
+        prepare(hub_id="someone/something", revision=revision)
+
+
+def test_entry_with_neither_path_nor_hub_id_is_refused(prepare):
+    with pytest.raises(UserError, match="give a path or a hub_id"):
+        prepare()
+
+
+def test_packaged_model_is_in_the_package():
+    folder = resolve("x", "package:public-mini", None, None, DOWNLOADED)
+    assert folder.name == "public-mini"
+    assert folder.parent.name == "public_models"
+
+
+def test_pinned_download_asks_for_safetensors_and_text_alone(monkeypatch, tmp_path):
+    asked = {}
+
+    def download(hub_id, **keywords):
+        asked.update(keywords, hub_id=hub_id)
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    assert resolve("x", None, "someone/something", COMMIT, DOWNLOADED) == tmp_path
+    assert asked["revision"] == COMMIT
+    assert asked["hub_id"] == "someone/something"
+    assert {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]} == {"safetensors", "json", "txt"}
+
+
+def test_patterns_leave_out_pickles_single_files_and_other_variants():
+    from huggingface_hub.utils import filter_repo_objects
+
+    files = [
+        "model_index.json",
+        "v1-5-pruned.safetensors",
+        "unet/config.json",
+        "unet/diffusion_pytorch_model.safetensors",
+        "unet/diffusion_pytorch_model.bin",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.non_ema.safetensors",
+        "safety_checker/model.safetensors",
+        "tokenizer/merges.txt",
+    ]
+    kept = list(filter_repo_objects(files, allow_patterns=list(DOWNLOADED), ignore_patterns=list(SKIPPED)))
+    assert kept == [files[0], files[2], files[3], files[8]]
+    vae = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"]
+    assert list(filter_repo_objects(vae, allow_patterns=list(DOWNLOADED_VAE))) == vae[:2]
+
+
+def test_download_that_fails_is_a_one_line_error(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match=r"someone/absent.*set path to a local copy") as caught:
+        resolve("x", None, "someone/absent", COMMIT, DOWNLOADED)
+    assert "\n" not in str(caught.value)
+
+
+def test_registry_pins_or_refuses_every_download(request):
+    registry = load_registry(request.config.rootpath / "config" / "public_models.yaml", ModelEntry)
+    assert registry["public-mini"].path == "package:public-mini"
+    for name, entry in registry.items():
+        if entry.path is None and entry.revision is None:
+            with pytest.raises(UserError, match="revision"):
+                resolve(name, entry.path, entry.hub_id, entry.revision, DOWNLOADED)
