@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dpsapf.formats import INTERVAL
+from dpsapf.runs import number
 from paper_figures.style import WIDTH, Look
 
 COLUMNS = ["panel", "series", "label", "x", "reference", "accuracy_pct", "fid"]
@@ -30,8 +31,17 @@ def curve_figure(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, sourc
             _draw_panel(ax, data[data["panel"] == panel], metric, looks)
             ax.set(xlabel=axis, ylabel=name)
         row[0].set_title(panel, loc="left")
-    _legend(figure, [ax for row in grid for ax in row])
+    _legend(figure, list(data["label"].unique()))
     return figure
+
+
+def log_axis(figure: Figure, values: pd.Series) -> None:
+    """Make every x axis logarithmic, with ticks at ``values`` (positive; empty ones are left out)."""
+    ticks = sorted(values.dropna().unique())
+    for ax in figure.axes:
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, labels=[number(tick) for tick in ticks])
+        ax.set_xticks([], minor=True)
 
 
 def _metrics(source: str) -> dict[str, str]:
@@ -43,18 +53,23 @@ def _draw_panel(ax: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, L
         look = looks[series]
         for row in rows[rows["reference"]].to_dict("records"):
             ax.axhline(row[metric], color=look.colour, linestyle=look.line, label=row["label"], zorder=1)
-            ax.plot(row["x"], row[metric], color=look.colour, marker=look.marker)
+            ax.plot(row["x"], row[metric], **_marker(look))
         curve = rows[~rows["reference"]].sort_values("x")
         if len(curve):
-            spread = curve.get(metric + INTERVAL)
-            name = curve["label"].iloc[0]
-            style = {"color": look.colour, "marker": look.marker, "label": name, "capsize": 2.5, "zorder": 2}
-            ax.errorbar(curve["x"], curve[metric], yerr=spread, **style)
+            style = {"label": curve["label"].iloc[0], "capsize": 2.5, "zorder": 2}
+            ax.errorbar(curve["x"], curve[metric], yerr=curve.get(metric + INTERVAL), **style, **_marker(look))
 
 
-def _legend(figure: Figure, axes: list[Axes]) -> None:
+def _marker(look: Look) -> dict[str, object]:
+    fill = look.colour if look.filled else "none"
+    return {"color": look.colour, "marker": look.marker, "markersize": look.size, "markerfacecolor": fill}
+
+
+def _legend(figure: Figure, labels: list[str]) -> None:
+    """Name every series once, in the order of ``labels``, below the panels."""
     entries: dict[str, object] = {}
-    for ax in axes:
-        handles, labels = ax.get_legend_handles_labels()
-        entries |= {label: handle for handle, label in zip(handles, labels, strict=True) if label not in entries}
-    figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=min(3, len(entries)), frameon=False)
+    for ax in figure.axes:
+        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+    shown = [label for label in labels if label in entries]
+    columns = min(3, len(shown))
+    figure.legend([entries[label] for label in shown], shown, loc="outside lower center", ncols=columns, frameon=False)

@@ -10,7 +10,7 @@ import pandas as pd
 from dpsapf.errors import UserError
 from dpsapf.formats import INTERVAL, MEAN, SEEDS
 from dpsapf.runs import Layout, Study, number
-from paper_figures.style import look_of
+from paper_figures.style import ORDER, look_of
 
 GROUP = ["dataset", "public_model"]
 
@@ -95,12 +95,21 @@ def strictly(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
     return table
 
 
+def rows_of(table: pd.DataFrame, dataset: str, public_model: str) -> pd.DataFrame:
+    """Keep the rows of one dataset and public model."""
+    return table[(table["dataset"] == dataset) & (table["public_model"] == public_model)]
+
+
 def with_labels(table: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Add ``series`` (a key of `paper_figures.style.LOOKS`) and ``label``, and sort by them within dataset and model."""
-    table = table.copy()
-    table["series"] = [series(row) for row in table.to_dict("records")]
-    table["label"] = [label(row, results.headline) for row in table.to_dict("records")]
-    return table
+    """Add ``series`` (a key of `paper_figures.style.LOOKS`) and ``label``; sort by dataset, model, series and epsilon.
+
+    Datasets and models stand in the order of the runs, series in the order of ``LOOKS``.
+    """
+    rows = table.to_dict("records")
+    named = table.assign(series=[series(row) for row in rows], label=[label(row, results.headline) for row in rows])
+    orders = {"series": list(ORDER)} | {axis: list(results.runs[axis].unique()) for axis in GROUP}
+    by = [*GROUP, "series", "epsilon"]
+    return named.sort_values(by, key=lambda column: column.map(orders[column.name].index) if column.name in orders else column)
 
 
 def series(row: dict[str, typing.Any]) -> str:
@@ -131,8 +140,15 @@ def scores(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def ceilings(results: Results) -> pd.DataFrame:
-    """One row per dataset: accuracy in % of classifiers trained on real images, as a series of its own (no FID)."""
-    rows = results.runs.groupby("dataset", sort=False)["ceiling_accuracy"].first()
-    frame = pd.DataFrame({"dataset": rows.index, "series": "real", "label": look_of("real").label})
-    return frame.assign(accuracy_pct=100 * rows.to_numpy())
+def floor_and_ceiling(results: Results, dataset: str, public_model: str) -> pd.DataFrame:
+    """Return the public model as it is, if it was run, and classifiers trained on real images, which have no FID.
+
+    Returns:
+        At most two rows with ``series``, ``label`` and the columns of `scores`.
+    """
+    summary = rows_of(results.summary, dataset, public_model)
+    floor = with_labels(summary[summary["method"] == "no-finetune"], results)
+    floor = pd.concat([floor[["series", "label"]], scores(floor)], axis=1)
+    accuracy = results.runs.loc[results.runs["dataset"] == dataset, "ceiling_accuracy"].iloc[0]
+    real = {"series": "real", "label": look_of("real").label, "accuracy_pct": 100 * accuracy}
+    return pd.DataFrame([real, *floor.to_dict("records")], columns=floor.columns)

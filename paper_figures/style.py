@@ -20,11 +20,13 @@ class Look:
     colour: typing.Any
     marker: str = "o"
     line: str = "-"
+    size: float = 5  # points
+    filled: bool = True
 
 
 LOOKS = {
     "dp-sapf-matrix": Look("DP-SAPF, matrices", PALETTE[0], "o"),
-    "dp-sapf-layer": Look("DP-SAPF, layers", PALETTE[4], "s"),
+    "dp-sapf-layer": Look("DP-SAPF, layers", PALETTE[4], "s", size=8, filled=False),
     "dp-lora": Look("DP-LoRA", PALETTE[1], "D", "--"),
     "dp-full": Look("DP-Finetune (full UNet)", PALETTE[2], "^", "--"),
     "no-finetune": Look("no fine-tuning (floor)", PALETTE[7], "v", ":"),
@@ -42,6 +44,6 @@ def theme() -> AbstractContextManager:
     """Apply fonts, grid and line widths for as long as the context lasts."""
     sizes = dict.fromkeys(("font.size", "axes.labelsize", "axes.titlesize"), 9)
     sizes |= dict.fromkeys(("xtick.labelsize", "ytick.labelsize", "legend.fontsize"), 8)
-    lines = {"lines.linewidth": 1.5, "lines.markersize": 5, "axes.linewidth": 0.8, "grid.linewidth": 0.5}
+    lines = {"lines.linewidth": 1.5, "axes.linewidth": 0.8, "grid.linewidth": 0.5}
     fonts = {"pdf.fonttype": 42, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"]}
     return mpl.rc_context(seaborn.axes_style("whitegrid") | sizes | lines | fonts)

@@ -77,3 +77,8 @@ def amount(value: float, places: int = 0, interval: float = math.nan) -> str:
         return NOTHING
     spread = "" if pd.isna(interval) else f" ± {interval:,.{places}f}"
     return f"{value:,.{places}f}{spread}"
+
+
+def plain(value: float) -> str:
+    """Write a setting with as many digits as it has, or a dash for a missing one."""
+    return NOTHING if pd.isna(value) else f"{value:.12g}"

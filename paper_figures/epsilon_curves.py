@@ -1,0 +1,40 @@
+"""Accuracy and FID against the privacy budget."""
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from paper_figures.curves import curve_figure, log_axis
+from paper_figures.results import GROUP, MissingStudy, Results, at_headline, floor_and_ceiling, rows_of, scores, with_labels
+from paper_figures.style import LOOKS
+
+
+def prepare(results: Results) -> pd.DataFrame:
+    """Collect the epsilon sweeps at the headline ratio (and sigma_s, where there is a choice).
+
+    Returns:
+        Rows for `paper_figures.curves.curve_figure`; ``x`` is the target epsilon. Floor and ceiling are references.
+
+    Raises:
+        MissingStudy: no method has two values of epsilon on one dataset.
+    """
+    table = at_headline(results.summary, results, "ratio", "sigma_s")
+    values = table.groupby([*GROUP, "method"], sort=False)["epsilon"].nunique()
+    swept = list(dict.fromkeys(key[:2] for key in values.index[values > 1]))
+    if not swept:
+        raise MissingStudy("no method has runs at two values of epsilon")
+    panels = [_panel(rows_of(table, *key), results, *key) for key in swept]
+    return pd.concat(panels, ignore_index=True).assign(protocol=results.protocol)
+
+
+def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: str) -> pd.DataFrame:
+    trained = with_labels(table[table["epsilon"].notna()], results)
+    rows = pd.concat([trained[["series", "label"]], scores(trained)], axis=1).assign(reference=False, x=trained["epsilon"])
+    bounds = floor_and_ceiling(results, dataset, public_model).assign(reference=True)
+    return pd.concat([rows, bounds], ignore_index=True).assign(panel=f"{dataset}, {public_model}")
+
+
+def draw(data: pd.DataFrame) -> Figure:
+    """Draw the rows of `prepare` on a logarithmic axis with the epsilons that were run."""
+    figure = curve_figure(data, LOOKS, "target ε", data["protocol"].iloc[0])
+    log_axis(figure, data["x"])
+    return figure

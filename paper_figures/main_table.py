@@ -1,0 +1,65 @@
+"""The main table: accuracy and FID per dataset and method, between the public model as it is and real images."""
+
+import pandas as pd
+
+from dpsapf.formats import INTERVAL, SEEDS
+from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling, scores, with_labels
+from paper_figures.tables import NOTHING, Cell, Table, amount, decimals, plain
+
+METRICS = {"accuracy_pct": ("accuracy (%)", "max"), "fid": ("FID", "min")}
+
+
+def prepare(results: Results) -> pd.DataFrame:
+    """Collect every method at the headline ratio, all epsilons, with floor and ceiling.
+
+    Returns:
+        One row per dataset, public model, epsilon and method: mean and 95 % half width of accuracy (%) and
+        FID, trainable parameters (mean over seeds), and whether it is the best method that trains.
+    """
+    table = at_headline(results.summary, results, "ratio", "sigma_s")
+    trained = with_labels(table[table["epsilon"].notna()], results).sort_values("epsilon", kind="stable")
+    keys = [*GROUP, "epsilon", "method", "level", "ratio", "sigma_s"]
+    rows = pd.concat([trained[[*keys, "series", "label"]], scores(trained)], axis=1)
+    size = results.runs.groupby(keys, dropna=False)["trainable_parameters"].mean().reset_index()
+    rows = rows.merge(size, on=keys, how="left")
+    for metric, (_, best) in METRICS.items():
+        rows["best_" + metric] = rows[metric] == rows.groupby([*GROUP, "epsilon"])[metric].transform(best)
+    bounds = [
+        floor_and_ceiling(results, *key).assign(dataset=key[0], public_model=key[1])
+        for key in results.summary[GROUP].drop_duplicates().itertuples(index=False)
+    ]
+    models = list(results.runs["public_model"].unique())
+    rows = pd.concat([*bounds, rows]).sort_values("public_model", key=lambda names: names.map(models.index), kind="stable")
+    return rows.assign(protocol=results.protocol).reset_index(drop=True)
+
+
+def draw(data: pd.DataFrame) -> Table:
+    """Lay the rows of `prepare` out: methods down, datasets across, the best method that trains in bold."""
+    datasets = list(data["dataset"].unique())
+    columns = [(dataset, metric) for dataset in datasets for metric in METRICS]
+    places = {column: decimals(data.loc[data["dataset"] == column[0], column[1]]) for column in columns}
+    rows = []
+    for key, group in data.groupby(["public_model", "epsilon", "label"], dropna=False, sort=False):
+        by_dataset = {row["dataset"]: row for row in group.to_dict("records")}
+        cells = [_cell(by_dataset.get(dataset), metric, places[dataset, metric]) for dataset, metric in columns]
+        rows.append((*_names(key, group), *cells))
+    header = [f"{dataset} {METRICS[metric][0]}" for dataset, metric in columns]
+    names = ("public model", "method", "target ε", "seeds", "trainable parameters")
+    return Table((*names, *header), tuple(rows), names=2)
+
+
+def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
+    public_model, epsilon, label = key
+    return [Cell(text) for text in (public_model, label, plain(epsilon), span(group[SEEDS]), span(group["trainable_parameters"]))]
+
+
+def _cell(row: dict | None, metric: str, places: int) -> Cell:
+    if row is None:
+        return Cell(NOTHING)
+    return Cell(amount(row[metric], places, row[metric + INTERVAL]), bold=row["best_" + metric] is True)
+
+
+def span(values: pd.Series) -> str:
+    """Write one number if all are equal, else the least and the largest; a dash if there is none."""
+    texts = [amount(value) for value in sorted(values.dropna().unique())]
+    return "–".join(dict.fromkeys((texts[0], texts[-1]))) if texts else NOTHING
