@@ -48,7 +48,7 @@ def build_vae() -> "AutoencoderKL":
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(24, 48, 48),
+        block_out_channels=(16, 32, 48),
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=8,
