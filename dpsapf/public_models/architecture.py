@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 
 if typing.TYPE_CHECKING:
     from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
@@ -181,3 +182,11 @@ def save_pipeline(parts: Parts, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
+    _name_text_weights(folder / "text_encoder" / "model.safetensors")
+
+
+def _name_text_weights(file: Path) -> None:
+    """Give text weights the prefix of published models: all transformers releases load it, some write none."""
+    weights = load_file(file)
+    prefixed = {"text_model." + name.removeprefix("text_model."): value for name, value in weights.items()}
+    save_file(prefixed, file, {"format": "pt"})

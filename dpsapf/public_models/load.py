@@ -3,6 +3,7 @@
 import typing
 from pathlib import Path
 
+from dpsapf.errors import UserError
 from dpsapf.formats import ModelRecord
 
 if typing.TYPE_CHECKING:
@@ -46,5 +47,9 @@ def _ready(cls: type, path: str, subfolder: str, device: str) -> "torch.nn.Modul
     from diffusers.utils import logging
 
     logging.set_verbosity_error()
-    model = cls.from_pretrained(path, subfolder=subfolder, use_safetensors=True, local_files_only=True)
+    keywords = {"subfolder": subfolder, "use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    model, found = cls.from_pretrained(path, **keywords)
+    if found["missing_keys"]:
+        remedy = f"its weights lack {min(found['missing_keys'])}, which would start at random; save them again"
+        raise UserError(f"{path}: {subfolder}", cls.__name__, remedy)
     return model.to(device=device, dtype=torch.float32).eval()

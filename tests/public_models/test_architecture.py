@@ -1,8 +1,12 @@
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
+from dpsapf.errors import UserError
 from dpsapf.public_models.architecture import MAX_TOKENS, TEXT_WIDTH, build_tokenizer, build_unet, tokenise
 from dpsapf.public_models.load import load_scheduler, load_text, load_unet, load_vae
 
@@ -37,8 +41,6 @@ def test_unet_has_the_documented_size():
 
 
 def test_loaded_parts_are_fp32_in_evaluation_mode_with_the_saved_weights(model_record, mini):
-    from safetensors.torch import load_file
-
     unet, vae, (tokenizer, text) = load_unet(model_record), load_vae(model_record), load_text(model_record)
     for module in (unet, vae, text):
         assert not module.training
@@ -47,6 +49,25 @@ def test_loaded_parts_are_fp32_in_evaluation_mode_with_the_saved_weights(model_r
     assert all(torch.equal(saved[name].float(), value) for name, value in unet.state_dict().items())
     assert tokenizer.model_max_length == MAX_TOKENS
     assert text(tokenise(tokenizer, ["x"])).last_hidden_state.shape == (1, MAX_TOKENS, TEXT_WIDTH)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_weights_that_lack_a_tensor_are_refused(model_record, mini, tmp_path, part):
+    shutil.copytree(mini, tmp_path / "copy")
+    file = next((tmp_path / "copy" / part).glob("*.safetensors"))
+    weights = load_file(file)
+    lost = min(weights)
+    save_file({name: value for name, value in weights.items() if name != lost}, file, {"format": "pt"})
+    record = replace(model_record, path=str(tmp_path / "copy"), vae_path=str(tmp_path / "copy" / "vae"))
+    load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text}[part]
+    with pytest.raises(UserError, match=rf"lack \S*{lost.removeprefix('text_model.')}"):
+        load(record)
+
+
+def test_text_weights_are_named_as_in_published_models(mini):
+    names = load_file(mini / "text_encoder" / "model.safetensors")
+    assert "text_model.final_layer_norm.weight" in names
+    assert all(name.startswith("text_model.") and name.count("text_model.") == 1 for name in names)
 
 
 def test_schedule_is_that_of_stable_diffusion(model_record):
