@@ -19,7 +19,7 @@ COLUMNS = 20  # images across, at most
 SHEET = 1340  # output pixels across for images
 NAMES, EDGE, TITLE, LINE = 330, 10, 44, 26  # output pixels: row names, outer edge, dataset title, line of a class name
 GAP = 1  # image pixels between images
-CHARACTER = 14  # output pixels of an 8 pt letter
+CHARACTER = 13  # output pixels of an 8 pt letter
 
 
 def prepare(results: Results) -> pd.DataFrame:

@@ -10,15 +10,13 @@ from dpsapf.formats import INTERVAL
 from dpsapf.runs import number
 from paper_figures.style import WIDTH, Look
 
-COLUMNS = ["panel", "series", "label", "x", "reference", "accuracy_pct", "fid"]
-
 
 def curve_figure(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, source: str) -> Figure:
     """Draw a row of panels (accuracy in %, FID) per ``panel``.
 
     Args:
-        data: rows with ``COLUMNS`` and, for error bars, ``accuracy_pct_interval95`` and ``fid_interval95``.
-            A row with ``reference`` is a horizontal line, with a marker at ``x`` if that is given.
+        data: rows with ``panel``, ``series``, ``label``, ``x``, ``reference``, ``accuracy_pct``, ``fid`` and, for
+            error bars, ``accuracy_pct_interval95`` and ``fid_interval95`` (half widths, empty for none). A row with ``reference`` is a horizontal line, with a marker at ``x`` if that is given.
         looks: look of every series.
         axis: label of the x axis, with its unit.
         source: what FID is of, e.g. the evaluation protocol.

@@ -3,9 +3,10 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
+from dpsapf.runs import number
 from paper_figures.curves import curve_figure, log_axis
 from paper_figures.results import GROUP, MissingStudy, Results, at_headline, floor_and_ceiling, rows_of, scores, with_labels
-from paper_figures.style import LOOKS
+from paper_figures.style import LOOKS, look_of
 
 
 def prepare(results: Results) -> pd.DataFrame:
@@ -23,14 +24,27 @@ def prepare(results: Results) -> pd.DataFrame:
     if not swept:
         raise MissingStudy("no method has runs at two values of epsilon")
     panels = [_panel(rows_of(table, *key), results, *key) for key in swept]
-    return pd.concat(panels, ignore_index=True).assign(protocol=results.protocol)
+    data = pd.concat(panels, ignore_index=True).assign(protocol=results.protocol)
+    return data.assign(label=data.groupby("series", sort=False)["series"].transform(lambda rows: _name(data.loc[rows.index])))
 
 
 def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: str) -> pd.DataFrame:
     trained = with_labels(table[table["epsilon"].notna()], results)
-    rows = pd.concat([trained[["series", "label"]], scores(trained)], axis=1).assign(reference=False, x=trained["epsilon"])
+    kept = trained[["series", "label", "ratio", "sigma_s"]]
+    rows = pd.concat([kept, scores(trained)], axis=1).assign(reference=False, x=trained["epsilon"])
     bounds = floor_and_ceiling(results, dataset, public_model).assign(reference=True)
     return pd.concat([rows, bounds], ignore_index=True).assign(panel=f"{dataset}, {public_model}")
+
+
+def _name(rows: pd.DataFrame) -> str:
+    """Name a curve with its ratio, and with sigma_s where its points differ in it."""
+    ratios, noises = (sorted(rows[axis].dropna().unique()) for axis in ("ratio", "sigma_s"))
+    text = look_of(rows["series"].iloc[0]).label
+    if ratios:
+        text += " " + " or ".join(number(100 * ratio) for ratio in ratios) + " %"
+    if len(noises) > 1:
+        text += ", σ_s = " + " or ".join(map(number, noises))
+    return text
 
 
 def draw(data: pd.DataFrame) -> Figure:

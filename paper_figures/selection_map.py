@@ -15,6 +15,7 @@ from paper_figures.results import GROUP, MissingStudy, Results, strictly
 from paper_figures.style import WIDTH
 
 ROW, MARGIN = 0.085, 2.0  # inches: height of a matrix' row; title, column names and colour bars
+LABELS, COLUMN = 1.6, 0.19  # inches: names of attention modules; least width of a column that its name fits under
 STRIP = 1.4  # columns from the first ratio back to the strip of scores
 SUBTITLE = "released score and selected matrices"
 SHORT = {
@@ -41,8 +42,9 @@ def prepare(results: Results) -> pd.DataFrame:
     if chosen.empty:
         raise MissingStudy("no run selects matrices")
     keys = [*GROUP, "level", "ratio", MATRIX, LAYER, BLOCK, PROJECTION]
-    means = {SCORE: (SCORE, "mean"), "selected_share": (SELECTED, "mean"), "seeds": ("seed", "nunique")}
-    data = chosen.groupby(keys, sort=False).agg(**means).reset_index()
+    data = chosen.groupby(keys, sort=False).agg(selected_share=(SELECTED, "mean"), seeds=("seed", "nunique")).reset_index()
+    releases = chosen.drop_duplicates([*GROUP, "seed", MATRIX]).groupby([*GROUP, MATRIX])[SCORE].mean()
+    data = data.merge(releases.reset_index(), on=[*GROUP, MATRIX], how="left")
     largest = data.groupby(GROUP)[SCORE].transform("max")
     return data.assign(relative_score=(data[SCORE] / largest).clip(lower=0))
 
@@ -51,12 +53,18 @@ def draw(data: pd.DataFrame) -> Figure:
     """Draw the rows of `prepare`: per dataset a strip of scores and a column per level and ratio; models below each other."""
     models = list(data["public_model"].unique())
     heights = [ROW * data.loc[data["public_model"] == model, MATRIX].nunique() + MARGIN for model in models]
-    figure = Figure(figsize=(WIDTH, sum(heights)), layout="constrained")
+    columns = [_columns(data[data["public_model"] == model]) for model in models]
+    figure = Figure(figsize=(max(WIDTH, LABELS + COLUMN * max(columns)), sum(heights)), layout="constrained")
     parts = figure.subfigures(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, model in zip(parts, models, strict=True):
         _draw_model(part, data[data["public_model"] == model])
         part.suptitle(f"{model}: {SUBTITLE}", fontsize=9)
     return figure
+
+
+def _columns(data: pd.DataFrame) -> float:
+    datasets = data.drop_duplicates(["dataset", "level", "ratio"])
+    return len(datasets) + STRIP * datasets["dataset"].nunique()
 
 
 def _draw_model(figure: SubFigure, data: pd.DataFrame) -> None:

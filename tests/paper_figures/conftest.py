@@ -1,0 +1,26 @@
+import pytest
+
+from dpsapf.runs import Study, expand
+from paper_figures.draw import draw_all
+from paper_figures.results import load_results
+from tests.fake_results import demo_runs, write_results
+
+
+@pytest.fixture(scope="session")
+def demo(tmp_path_factory):
+    """The demo's studies on two of its datasets, two seeds, with every table and figure drawn."""
+    root = write_results(tmp_path_factory.mktemp("results") / "demo", demo_runs(("mnist5k", "oct-mini"), seeds=(0, 1)))
+    draw_all(root, root / "figures")
+    return root
+
+
+@pytest.fixture(scope="session")
+def results(demo):
+    return load_results(demo)
+
+
+@pytest.fixture(scope="session")
+def smallest(tmp_path_factory):
+    """One dataset, two methods, one seed, no images."""
+    runs = expand({"main": Study(dataset=("digits",), method=("dp-lora", "no-finetune"))})
+    return write_results(tmp_path_factory.mktemp("results") / "smallest", runs, images=False)
