@@ -16,7 +16,8 @@ def curve_figure(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, sourc
 
     Args:
         data: rows with ``panel``, ``series``, ``label``, ``x``, ``reference``, ``accuracy_pct``, ``fid`` and, for
-            error bars, ``accuracy_pct_interval95`` and ``fid_interval95`` (half widths, empty for none). A row with ``reference`` is a horizontal line, with a marker at ``x`` if that is given.
+            error bars, ``accuracy_pct_interval95`` and ``fid_interval95`` (half widths, empty for none).
+            A row with ``reference`` is a horizontal line, with a marker at ``x`` if that is given.
         looks: look of every series.
         axis: label of the x axis, with its unit.
         source: what FID is of, e.g. the evaluation protocol.
