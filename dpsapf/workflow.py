@@ -5,6 +5,7 @@ import hashlib
 import shlex
 from pathlib import Path
 
+from dpsapf.config import entry
 from dpsapf.methods import method
 from dpsapf.runs import Layout, RunSpec
 
@@ -46,6 +47,11 @@ def code_digest(stage: str) -> str:
         for path in sorted((Path(__file__).parent / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
+
+
+def entry_digest(file: str, name: str, cls: type) -> str:
+    """Digest one entry of a registry, so that adding or changing another entry re-runs nothing."""
+    return hashlib.sha256(repr(entry(file, name, cls)).encode()).hexdigest()[:16]
 
 
 def spend_records(layout: Layout, run: RunSpec) -> list[str]:

@@ -31,7 +31,7 @@ def add_adapter(
     Raises:
         UserError: no matrix is selected, or a selected name is not in the UNet.
     """
-    unet.requires_grad_(False)
+    unet.requires_grad_(False).train()  # Opacus looks at layers in training mode only; there is no dropout
     if adapter == "lora":
         _inject_lora(unet, selected, rank, alpha, seed)
     else:

@@ -64,7 +64,7 @@ def private_gradient(
     losses, norms = [], []
     rows = micro_batch * multiplicity
     for start in range(0, len(pairs), rows):
-        loss = loss_function(pairs.rows(start, start + rows, device))
+        loss = loss_function(_with_gradient(pairs.rows(start, start + rows, device)))
         loss.sum().backward()
         chunk, chunk_norms = clipped_sum(_image_gradients(parameters, multiplicity), release.sensitivity, clipping)
         torch._foreach_add_(sums, chunk)
@@ -73,6 +73,12 @@ def private_gradient(
     for parameter, total in zip(parameters, sums, strict=True):
         parameter.grad = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise) / expected_batch
     return _report(losses, norms, len(pairs) // multiplicity)
+
+
+def _with_gradient(pairs: Pairs) -> Pairs:
+    """Let the latents require a gradient: Opacus' hook on the first layer fires once only if its input does."""
+    pairs.latents.requires_grad_()
+    return pairs
 
 
 def _image_gradients(parameters: list[torch.nn.Parameter], multiplicity: int) -> list[torch.Tensor]:

@@ -111,7 +111,7 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
         build: noise multiplier of DP-SGD -> every release of the run, the saliency release among them.
 
     Returns:
-        A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one.
+        A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one, and never below 0.4.
 
     Raises:
         UserError: no noise is enough, because what is released besides DP-SGD exceeds the target alone.
@@ -122,6 +122,8 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
     goal, highest = target - PRV_ERROR, build(SIGMA_RANGE[1])
     if goal <= 0 or pld_epsilon(highest, delta) > goal:
         raise UserError("epsilon", target, _infeasible(highest, delta))
+    if pld_epsilon(build(SIGMA_RANGE[0]), delta) <= goal:
+        return SIGMA_RANGE[0]
     return calibrate_dp_mechanism(
         lambda: PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL),
         lambda sigma: ComposedDpEvent([event(release) for release in build(sigma)]),

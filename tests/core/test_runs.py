@@ -31,7 +31,9 @@ def test_studies_share_runs():
 
 
 def test_methods_without_selection_do_not_multiply_over_ratios():
-    study = Study(dataset=("a",), method=("dp-lora", "no-finetune"), ratio=(0.1, 0.2), level=("matrix", "layer"), epsilon=(1.0, 10.0))
+    study = Study(
+        dataset=("a",), method=("dp-lora", "no-finetune"), ratio=(0.1, 0.2), level=("matrix", "layer"), epsilon=(1.0, 10.0)
+    )
     assert [run.id for run in expand({"s": study})] == [
         "a--public-mini--dp-lora--eps1--seed0",
         "a--public-mini--dp-lora--eps10--seed0",

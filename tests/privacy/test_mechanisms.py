@@ -25,7 +25,9 @@ def naive_clipped_sum(gradients, bound, clipping):
 
 
 @settings(max_examples=25, deadline=None)
-@given(images=st.integers(1, 6), bound=st.floats(0.1, 5), clipping=st.sampled_from(["flat", "automatic"]), seed=st.integers(0, 99))
+@given(
+    images=st.integers(1, 6), bound=st.floats(0.1, 5), clipping=st.sampled_from(["flat", "automatic"]), seed=st.integers(0, 99)
+)
 def test_clipped_sum_equals_the_loop(images, bound, clipping, seed):
     generator = torch.Generator().manual_seed(seed)
     gradients = [torch.randn(images, *shape, generator=generator) for shape in ((3, 4), (5,), (2, 1, 3))]

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pandas as pd
 import pytest
 
@@ -6,7 +8,6 @@ from dpsapf.errors import UserError
 from dpsapf.formats import LAYER, MATRIX, SCORE, SELECTED
 from dpsapf.records import write_record
 from dpsapf.saliency.select import kept, select_matrices, selected_matrices, top_layers, top_matrices
-import dataclasses
 
 
 def table():

@@ -3,11 +3,11 @@
 import sys
 from pathlib import Path
 
-from dpsapf.config import parse_config
+from dpsapf.config import DatasetEntry, ModelEntry, ProtocolEntry, parse_config
 from dpsapf.errors import UserError
 from dpsapf.methods import method
 from dpsapf.runs import Layout
-from dpsapf.workflow import code_digest, flags, spend_records, trained_files
+from dpsapf.workflow import code_digest, entry_digest, flags, spend_records, trained_files
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))

@@ -1,11 +1,12 @@
 rule prepare_dataset:
     input:
-        registry=CONFIG.datasets_file,
+        registry=ancient(CONFIG.datasets_file),
     output:
         archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
         record=LAYOUT.dataset("{dataset}", "dataset.json"),
         preview=LAYOUT.dataset("{dataset}", "preview.png"),
     params:
+        entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
         code=code_digest("datasets"),
     log:
         LAYOUT.log("prepare_dataset", "{dataset}"),

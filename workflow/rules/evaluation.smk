@@ -11,6 +11,7 @@ rule reference_features:
         ceiling=LAYOUT.reference("{dataset}", PROTOCOL, "ceiling.json"),
     params:
         options=EVALUATION,
+        entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         code=code_digest("evaluation"),
     log:
         LAYOUT.log("reference_features", "{dataset}"),
@@ -36,6 +37,7 @@ rule evaluate:
     params:
         files=lambda w, input: given(input),
         options=EVALUATION,
+        entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         run=lambda w: flags(RUNS[w.run], only=("seed",)),
         code=code_digest("evaluation"),
     log:

@@ -18,11 +18,12 @@ rule pretrain_public_model:
 
 rule prepare_public_model:
     input:
-        registry=CONFIG.public_models_file,
+        registry=ancient(CONFIG.public_models_file),
     output:
         record=LAYOUT.model("{public_model}", "model.json"),
         candidates=LAYOUT.model("{public_model}", "candidates.csv"),
     params:
+        entry=lambda w: entry_digest(CONFIG.public_models_file, w.public_model, ModelEntry),
         code=code_digest("public_models"),
     log:
         LAYOUT.log("prepare_public_model", "{public_model}"),

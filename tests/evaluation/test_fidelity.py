@@ -1,0 +1,98 @@
+import numpy as np
+import pytest
+from scipy import linalg
+
+from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
+
+
+def features(count=300, dimension=6, shift=0.0, seed=0):
+    return np.random.default_rng(seed).normal(shift, 1.0, (count, dimension))
+
+
+def test_frechet_of_a_set_with_itself_is_zero():
+    assert frechet(features(), features()) == pytest.approx(0, abs=1e-6)  # a matrix square root in float64
+
+
+def test_frechet_is_symmetric_and_ignores_order():
+    first, second = features(), features(shift=0.5, seed=1)
+    assert frechet(first, second) == pytest.approx(frechet(second, first), rel=1e-9)
+    assert frechet(first, second[::-1]) == pytest.approx(frechet(first, second), rel=1e-9)
+
+
+def test_frechet_of_gaussians_matches_the_closed_form():
+    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) with diagonal covariances."""
+    scales = np.array([1.0, 2.0, 0.5])
+    first = features(200_000, 3)
+    second = features(200_000, 3, seed=1) * scales + 1.0
+    expected = 3 * 1.0 + ((1 - scales) ** 2).sum()
+    assert frechet(first, second) == pytest.approx(expected, rel=0.02)  # sampling error of 200,000 draws
+
+
+def test_frechet_matches_scipy():
+    first, second = features(), features(shift=0.3, seed=2)
+    means = [value.mean(0) for value in (first, second)]
+    covariances = [np.cov(value.T) for value in (first, second)]
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    assert frechet(first, second) == pytest.approx(expected, rel=1e-8)
+
+
+def test_kernel_distance_is_near_zero_for_one_distribution_and_grows_with_a_shift():
+    same = kernel(features(seed=0), features(seed=1), 10, 200, np.random.default_rng(0))
+    near = kernel(features(seed=0), features(seed=1, shift=0.5), 10, 200, np.random.default_rng(0))
+    far = kernel(features(seed=0), features(seed=1, shift=1.0), 10, 200, np.random.default_rng(0))
+    assert abs(same) < 0.05 < near < far
+
+
+def naive_mmd(first, second):
+    """Unbiased squared MMD with the cubic kernel, by loops."""
+    size, dimension = first.shape
+
+    def k(a, b):
+        return (a @ b / dimension + 1) ** 3
+
+    within = sum(k(s[i], s[j]) for s in (first, second) for i in range(size) for j in range(size) if i != j)
+    between = sum(k(a, b) for a in first for b in second)
+    return within / (size * (size - 1)) - 2 * between / size**2
+
+
+def test_kernel_distance_matches_the_loop():
+    first, second = features(20), features(20, shift=0.4, seed=3)
+    assert kernel(first, second, 1, 20, np.random.default_rng(0)) == pytest.approx(naive_mmd(first, second), rel=1e-9)
+
+
+def test_kernel_distance_depends_on_its_own_generator_only():
+    values = []
+    for state in (0, 1):
+        np.random.seed(state)  # noqa: NPY002 - clean-fid draws from it
+        values.append(kernel(features(), features(seed=1, shift=0.2), 3, 100, np.random.default_rng(7)))
+    assert values[0] == pytest.approx(values[1], rel=1e-9)  # sums in another order
+    assert kernel(features(), features(seed=1, shift=0.2), 3, 100, np.random.default_rng(8)) != values[0]
+
+
+def naive_precision(real, synthetic, k):
+    def radius(index):
+        return sorted(np.linalg.norm(real - real[index], axis=1))[k]
+
+    radii = [radius(index) for index in range(len(real))]
+    inside = [any(np.linalg.norm(point - real[i]) <= radii[i] for i in range(len(real))) for point in synthetic]
+    return np.mean(inside)
+
+
+def test_precision_and_recall_match_the_loop():
+    real, synthetic = features(40, 3), features(25, 3, shift=0.8, seed=4)
+    precision, recall = precision_recall(real, synthetic, 3)
+    assert precision == pytest.approx(naive_precision(real, synthetic, 3))
+    assert recall == pytest.approx(naive_precision(synthetic, real, 3))
+    assert 0 < precision < 1
+
+
+def test_precision_and_recall_at_the_extremes():
+    assert precision_recall(features(), features(), 5) == (1.0, 1.0)
+    assert precision_recall(features(), features(shift=50.0), 5) == (0.0, 0.0)
+
+
+def test_a_collapsed_generator_has_precision_without_recall():
+    collapsed = np.repeat(features(1), 50, axis=0) + features(50, seed=5) * 1e-3
+    precision, recall = precision_recall(features(), collapsed, 5)
+    assert precision > 0.9 and recall < 0.1

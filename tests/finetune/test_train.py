@@ -1,0 +1,138 @@
+import dataclasses
+import pathlib
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from dpsapf.commands import Finetune
+from dpsapf.errors import UserError
+from dpsapf.finetune import train
+from dpsapf.formats import MATRIX, SELECTED, ModelRecord, Spend
+from dpsapf.records import read_record, write_record
+from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
+
+IMAGES = 12
+
+
+@pytest.fixture
+def options(tmp_path, plan, monkeypatch):
+    """Inputs of a four-step run on the tiny UNet."""
+    monkeypatch.setattr(train, "load_unet", lambda record, device: tiny_unet())
+    monkeypatch.setattr(train, "load_scheduler", lambda record: tiny_scheduler())
+    release = dataclasses.replace(plan.releases[1], sampling_rate=0.5, steps=4)
+    write_record(tmp_path / "plan.json", dataclasses.replace(plan, images=IMAGES, releases=(plan.releases[0], release)))
+    record = ModelRecord(
+        name="tiny",
+        path="x",
+        vae_path="x",
+        resolution=32,
+        licence="x",
+        sha256=None,
+        unet_parameters=1,
+        candidates=1,
+        provenance={},
+    )
+    write_record(tmp_path / "model.json", record)
+    names = candidates(tiny_unet())
+    pd.DataFrame({MATRIX: names, SELECTED: [index < 3 for index in range(len(names))]}).to_csv(tmp_path / "sel.csv", index=False)
+    save_file(vars(tiny_latents(IMAGES)), tmp_path / "latents.safetensors")
+    return Finetune(
+        plan=tmp_path / "plan.json",
+        model=tmp_path / "model.json",
+        selection=tmp_path / "sel.csv",
+        latents=tmp_path / "latents.safetensors",
+        weights=tmp_path / "out" / "weights.safetensors",
+        training_log=tmp_path / "out" / "log.csv",
+        spend=tmp_path / "out" / "spend.json",
+        learning_rate_lora=1e-2,
+        learning_rate_full=1e-3,
+        lora_rank=2,
+        checkpoint_every=1,
+        ema_decay=0.5,
+        micro_batch=5,
+    )
+
+
+def weights(options):
+    return load_file(options.weights)
+
+
+def test_trains_what_the_plan_says_and_records_it(options):
+    train.finetune(options)
+    spend = read_record(options.spend, Spend)
+    assert spend.release.steps == 4 and len(spend.realised_batches) == 4
+    assert spend.trainable_parameters == sum(value.numel() for value in weights(options).values())
+    log = pd.read_csv(options.training_log)
+    assert log["step"].tolist() == [1, 2, 3, 4]
+    assert log["images"].tolist() == list(spend.realised_batches)
+    assert any(value.abs().max() > 0 for name, value in weights(options).items() if "lora_B" in name)
+    assert not options.weights.with_name("checkpoint.safetensors").exists()
+
+
+class Killed(Exception):
+    """Stands for a kill at a step."""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_resume_from_every_step_equals_an_uninterrupted_run(options, monkeypatch, step):
+    train.finetune(options)
+    expected = weights(options)
+    again = dataclasses.replace(options, weights=options.weights.with_name("again") / "weights.safetensors")
+    original = train.train_step
+
+    def killed(model, scheduler, latents, state, *rest):
+        if state.step == step:
+            raise Killed
+        original(model, scheduler, latents, state, *rest)
+
+    monkeypatch.setattr(train, "train_step", killed)
+    with pytest.raises(Killed):
+        train.finetune(again)
+    assert not again.weights.exists()
+    monkeypatch.setattr(train, "train_step", original)
+    train.finetune(again)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())  # bit-equal
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(options, monkeypatch):
+    train.finetune(options)
+    expected = weights(options)
+    monkeypatch.setattr(pathlib.Path, "unlink", lambda path, missing_ok=False: None)
+    checkpoint = options.weights.with_name("checkpoint.safetensors")
+    train.finetune(dataclasses.replace(options, learning_rate_lora=5e-2))
+    assert checkpoint.exists()
+    train.finetune(options)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(options).items())
+
+
+def test_another_seed_gives_other_weights(options, plan):
+    train.finetune(options)
+    first = weights(options)
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, dataclasses.replace(record, run=dataclasses.replace(record.run, seed=1)))
+    train.finetune(options)
+    assert any(not torch.equal(value, first[name]) for name, value in weights(options).items())
+
+
+def test_without_noise_and_clipping_loss_falls(options, plan):
+    """Sanity of the optimisation itself: noiseless full training on a fixed batch reduces the loss."""
+    record = train.read_record(options.plan, train.Plan)
+    release = dataclasses.replace(record.releases[1], noise_multiplier=1e-9, sampling_rate=1.0, steps=25)
+    run = dataclasses.replace(record.run, method="dp-full")
+    write_record(options.plan, dataclasses.replace(record, run=run, releases=(release,)))
+    train.finetune(dataclasses.replace(options, learning_rate_full=5e-3))
+    log = pd.read_csv(options.training_log)
+    assert log["loss"].tail(5).mean() < log["loss"].head(5).mean()
+
+
+def test_wrong_inputs_are_refused(options):
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, dataclasses.replace(record, images=99))
+    with pytest.raises(UserError, match="the plan is for 99 images"):
+        train.finetune(options)
+    write_record(options.plan, dataclasses.replace(record, releases=()))
+    with pytest.raises(UserError, match="trains nothing"):
+        train.finetune(options)
+    assert not options.weights.parent.exists()
