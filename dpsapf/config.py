@@ -146,9 +146,9 @@ class ProtocolEntry:
     """One evaluation protocol of config/protocols.yaml: records that differ in it are never mixed."""
 
     feature_network: str = setting("`package:NAME` or `clean-fid:inception`")
-    feature_sha256: str | None = setting("digest of the feature network's weights; null: the library checks it", None)
+    feature_sha256: str | None = setting("digest of a packaged feature network's weights; null: not checked", None)
     feature_resolution: int = setting("side of the images that the feature network is given", unit="pixels", low=8)
-    resize: typing.Literal["lanczos", "bicubic", "none"] = setting("filter for resizing to the dataset's resolution")
+    resize: typing.Literal["lanczos", "bicubic"] = setting("filter for images that have another size than feature_resolution")
     neighbours: int = setting("k of precision and recall", 5, low=1)
     kid_subsets: int = setting("subsets of the KID estimate", 50, low=1)
     kid_subset_size: int = setting("images per KID subset", 200, unit="images", low=2)
@@ -156,7 +156,7 @@ class ProtocolEntry:
     classifier_steps: int = setting("steps of each classifier, whatever the number of images", unit="steps", low=1)
     classifier_batch: int = setting("batch of each classifier", 64, unit="images", low=1)
     classifier_learning_rate: float = setting("peak learning rate of each classifier", 2e-3, above=0)
-    synthetic_validation: float = setting("share of the synthetic images that selects the epoch", 0.1, above=0, high=0.5)
+    synthetic_validation: float = setting("share of the training images that selects the best state", 0.1, above=0, high=0.5)
 
 
 def load_yaml(path: str | Path) -> dict:

@@ -1,7 +1,5 @@
 """evaluate: fidelity and utility of synthetic images, on private images and so outside the guarantee."""
 
-import logging
-
 import numpy as np
 import torch
 
@@ -11,8 +9,6 @@ from dpsapf.errors import UserError
 from dpsapf.formats import DatasetRecord, Fidelity, Utility
 from dpsapf.randomness import numpy_generator
 from dpsapf.records import provenance, read_record, write_record
-
-LOG = logging.getLogger(__name__)
 
 
 def evaluate(options: Evaluate) -> None:
@@ -38,7 +34,7 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
     """Compare synthetic images, uint8 [M, H, W, 3], with the real training images' features.
 
     Raises:
-        UserError: the reference features are of another protocol.
+        UserError: the reference features are of another protocol, or there are too few images for its ``neighbours``.
     """
     from dpsapf.evaluation.features import extract_features
     from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
@@ -47,9 +43,12 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
         real, name = archive["features"], str(archive["protocol"])
     if name != options.protocol:
         raise UserError("--features", name, f"made under another protocol than {options.protocol}: run reference-features")
+    if min(len(real), len(synthetic)) <= protocol.neighbours:
+        counts = f"{len(real)} real, {len(synthetic)} synthetic"
+        raise UserError("images", counts, f"{options.protocol} needs more than {protocol.neighbours} of each")
     features = extract_features(synthetic, protocol, options.device)
     generator = numpy_generator(options.seed, "kid")
-    precision, recall = precision_recall(real, features, protocol.neighbours)
+    precision, recall = precision_recall(real, features, protocol.neighbours, options.device)
     return Fidelity(
         protocol=options.protocol,
         fid=frechet(real, features),

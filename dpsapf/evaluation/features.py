@@ -1,6 +1,5 @@
 """Features of images under an evaluation protocol."""
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,6 @@ from dpsapf.errors import UserError
 from dpsapf.evaluation.network import load_feature_network
 from dpsapf.progress import track
 
-LOG = logging.getLogger(__name__)
 BATCH = 250
 Extractor = Callable[[torch.Tensor], torch.Tensor]
 
@@ -29,7 +27,7 @@ def extract_features(images: np.ndarray, protocol: ProtocolEntry, device: str) -
         float64 [N, D].
 
     Raises:
-        UserError: the network is unknown, has another digest, or cannot be downloaded.
+        UserError: the network is unknown, has another digest, or cannot be had.
     """
     extractor = build_extractor(protocol, device)
     features = []
@@ -53,13 +51,20 @@ def build_extractor(protocol: ProtocolEntry, device: str) -> Extractor:
 
 
 def _inception(device: str) -> Extractor:
-    """Load Inception-v3 as clean-fid does; it downloads the weights to a temporary folder on first use."""
+    """Load Inception-v3 as clean-fid does; it downloads the weights to a temporary folder on first use.
+
+    Raises:
+        UserError: the weights cannot be downloaded, or are broken (an earlier download was cut off).
+    """
     from cleanfid.features import build_feature_extractor
 
     try:
         return build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
     except OSError as error:
         raise UserError("feature_network", "clean-fid:inception", f"its weights cannot be downloaded: {error}") from error
+    except RuntimeError as error:
+        remedy = f"the file of weights is broken, delete it: {str(error).splitlines()[0]}"
+        raise UserError("feature_network", "clean-fid:inception", remedy) from error
 
 
 def _resized(images: np.ndarray, protocol: ProtocolEntry) -> np.ndarray:
@@ -67,8 +72,6 @@ def _resized(images: np.ndarray, protocol: ProtocolEntry) -> np.ndarray:
     side = protocol.feature_resolution
     if images.shape[1] == side:
         return images.astype(np.float32)
-    if protocol.resize == "none":
-        raise UserError("resize", "none", f"images of {images.shape[1]} pixels do not fit feature_resolution {side}")
     from cleanfid.resize import make_resizer
 
     resize = make_resizer("PIL", False, protocol.resize, (side, side))

@@ -2,7 +2,9 @@
 
 import numpy as np
 import torch
-from cleanfid.fid import frechet_distance, kernel_distance
+from cleanfid.fid import frechet_distance
+
+CHUNK = 512  # rows of a distance matrix that are held at once
 
 
 def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
@@ -12,27 +14,36 @@ def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
 
 
 def kernel(real: np.ndarray, synthetic: np.ndarray, subsets: int, size: int, generator: np.random.Generator) -> float:
-    """Return the kernel distance (Binkowski et al. 2018), averaged over subsets, by clean-fid.
+    """Return the kernel distance (Binkowski et al. 2018): the unbiased estimate, averaged over subsets.
 
-    clean-fid draws its subsets from NumPy's global state. Here each subset comes from ``generator`` and clean-fid
-    is given exactly that subset, so that its own draw is a mere permutation.
+    It can be negative. clean-fid's `kernel_distance` is the same estimate, but takes its subsets from NumPy's
+    global state: no seed that is passed along could reproduce it.
 
     Args:
         real: [N, D].
         synthetic: [M, D].
         subsets: number of subsets.
-        size: images per subset, at most N and M.
+        size: images per subset, at most N and M are taken.
         generator: of the subsets.
     """
     size = min(size, len(real), len(synthetic))
-    values = []
-    for _ in range(subsets):
-        chosen = [features[generator.choice(len(features), size, replace=False)] for features in (real, synthetic)]
-        values.append(kernel_distance(*chosen, num_subsets=1, max_subset_size=size))
-    return float(np.mean(values))
+    draws = ([generator.choice(features, size, replace=False) for features in (real, synthetic)] for _ in range(subsets))
+    return float(np.mean([_squared_discrepancy(*pair) for pair in draws]))
 
 
-def precision_recall(real: np.ndarray, synthetic: np.ndarray, neighbours: int) -> tuple[float, float]:
+def _squared_discrepancy(first: np.ndarray, second: np.ndarray) -> float:
+    """Return the unbiased squared maximum mean discrepancy of two sets [m, D] of equal size."""
+    within = _polynomial(first, first) + _polynomial(second, second)
+    np.fill_diagonal(within, 0)
+    size = len(first)
+    return within.sum() / (size * (size - 1)) - 2 * _polynomial(first, second).mean()
+
+
+def _polynomial(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    return (first @ second.T / first.shape[1] + 1) ** 3
+
+
+def precision_recall(real: np.ndarray, synthetic: np.ndarray, neighbours: int, device: str = "cpu") -> tuple[float, float]:
     """Return improved precision and recall (Kynkaanniemi et al. 2019), both in [0, 1].
 
     Precision is the share of synthetic features inside some real feature's ball, whose radius is the distance to
@@ -42,17 +53,16 @@ def precision_recall(real: np.ndarray, synthetic: np.ndarray, neighbours: int) -
         real: [N, D], N > k.
         synthetic: [M, D], M > k.
         neighbours: k.
+        device: where distances are computed.
     """
-    first, second = torch.from_numpy(real), torch.from_numpy(synthetic)
-    between = _distances(first, second)
-    return _covered(first, between, neighbours), _covered(second, between.T, neighbours)
+    first, second = torch.from_numpy(real).to(device), torch.from_numpy(synthetic).to(device)
+    return _covered(first, second, neighbours), _covered(second, first, neighbours)
 
 
-def _covered(centres: torch.Tensor, distances: torch.Tensor, neighbours: int) -> float:
-    """Return the share of columns that lie in the ball of some row's centre."""
-    radii = _distances(centres, centres).kthvalue(neighbours + 1, dim=1).values
-    return (distances <= radii[:, None]).any(0).double().mean().item()
-
-
-def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist")
+def _covered(centres: torch.Tensor, points: torch.Tensor, neighbours: int) -> float:
+    """Return the share of points that lie in some centre's ball, a chunk of centres at a time."""
+    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for chunk in centres.split(CHUNK):
+        radii = torch.cdist(chunk, centres).kthvalue(neighbours + 1, dim=1).values  # the nearest is the centre itself
+        covered |= (torch.cdist(chunk, points) <= radii[:, None]).any(0)
+    return covered.double().mean().item()

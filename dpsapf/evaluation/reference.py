@@ -1,7 +1,5 @@
 """reference-features: what synthetic images are compared with, and how well real ones would do."""
 
-import logging
-
 import numpy as np
 import torch
 
@@ -11,8 +9,6 @@ from dpsapf.datasets.archive import write_archive
 from dpsapf.evaluation.features import extract_features
 from dpsapf.formats import DatasetRecord, Utility
 from dpsapf.records import provenance, read_record, write_record
-
-LOG = logging.getLogger(__name__)
 
 
 def reference_features(options: ReferenceFeatures) -> None:

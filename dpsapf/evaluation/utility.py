@@ -45,8 +45,8 @@ def accuracies(
     tested = _tensors(*test, device)
     result = {}
     for name in track(protocol.classifiers, "classifiers", "model"):
-        with torch.random.fork_rng():
-            torch.manual_seed(child_seed(seed, "classifier", name))
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
             model = build_classifier(name, classes).to(device)
         train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
         result[name] = accuracy(model, tested)
@@ -55,8 +55,12 @@ def accuracies(
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray, device: str) -> Images:
-    pixels = torch.from_numpy(images).permute(0, 3, 1, 2).to(device).float() / 127.5 - 1
-    return pixels, torch.from_numpy(labels).to(device)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(labels).to(device)
+
+
+def _scaled(images: torch.Tensor) -> torch.Tensor:
+    """Map uint8 to [-1, 1]; done per batch, since all images of a large dataset as floats would not fit."""
+    return images.float() / 127.5 - 1
 
 
 def _held_out(train: tuple[np.ndarray, np.ndarray], share: float, seed: int, device: str) -> tuple[Images, Images]:
@@ -74,7 +78,7 @@ def train_classifier(
 
     Args:
         model: changed in place.
-        train: images [N, 3, H, W] in [-1, 1] and labels [N].
+        train: images uint8 [N, 3, H, W] and labels [N].
         validation: the same, not trained on.
         protocol: steps, batch and learning rate.
         generator: of batches and shifts.
@@ -87,7 +91,7 @@ def train_classifier(
     for step in range(1, steps + 1):
         model.train()
         rows = torch.randint(len(labels), (protocol.classifier_batch,), generator=generator).to(labels.device)
-        loss = functional.cross_entropy(model(_shifted(images[rows], generator)), labels[rows], label_smoothing=0.1)
+        loss = functional.cross_entropy(model(_shifted(_scaled(images[rows]), generator)), labels[rows], label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -109,8 +113,8 @@ def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(model: torch.nn.Module, images: Images) -> float:
-    """Return the share of images [N, 3, H, W] whose class is predicted, in [0, 1]."""
+    """Return the share of images, uint8 [N, 3, H, W], whose class is predicted, in [0, 1]."""
     model.eval()
     pixels, labels = images
-    hits = [(model(pixels[rows]).argmax(1) == labels[rows]).sum() for rows in torch.arange(len(labels)).split(500)]
+    hits = [(model(_scaled(pixels[rows])).argmax(1) == labels[rows]).sum() for rows in torch.arange(len(labels)).split(500)]
     return int(sum(hits)) / len(labels)
