@@ -39,6 +39,7 @@ format: .venv/.installed
 
 lock: .venv/.installed ## renew the lock and the conda file made of it
 	$(BIN)/uv pip compile pyproject.toml --group dev --universal --python-version 3.11 --generate-hashes --no-header -o envs/requirements.txt
+	$(BIN)/python envs/make_environment.py
 
 clean: ## remove the demo's results
 	rm -rf results/demo

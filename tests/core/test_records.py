@@ -67,10 +67,11 @@ def test_generators_leave_the_global_state_alone():
     import numpy
     import torch
 
-    before = torch.get_rng_state(), numpy.random.get_state()[1].copy()
+    before = torch.get_rng_state(), numpy.random.get_state()[1].copy()  # noqa: NPY002
     torch.randn(3, generator=torch_generator(0, "x"))
     numpy_generator(0, "x").normal(size=3)
-    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == numpy.random.get_state()[1]).all()
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == numpy.random.get_state()[1]).all()  # noqa: NPY002
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +92,8 @@ def test_check_names_key_value_and_remedy():
 
 def test_commands_that_need_no_torch_do_not_import_it():
     code = (
-        "import sys, dpsapf.cli, dpsapf.privacy.plan, dpsapf.saliency.select, dpsapf.datasets.prepare, dpsapf.aggregation.collect,"
+        "import sys, dpsapf.cli, dpsapf.privacy.plan, dpsapf.saliency.select, "
+        "dpsapf.datasets.prepare, dpsapf.aggregation.collect, "
         "dpsapf.aggregation.aggregate, dpsapf.workflow, paper_figures.draw; assert 'torch' not in sys.modules"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

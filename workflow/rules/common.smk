@@ -7,7 +7,13 @@ from dpsapf.config import DatasetEntry, ModelEntry, ProtocolEntry, parse_config
 from dpsapf.errors import UserError
 from dpsapf.methods import method
 from dpsapf.runs import Layout
-from dpsapf.workflow import code_digest, entry_digest, flags, spend_records, trained_files
+from dpsapf.workflow import (
+    code_digest,
+    entry_digest,
+    flags,
+    spend_records,
+    trained_files,
+)
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
@@ -18,11 +24,21 @@ LAYOUT = Layout(Path("results") / CONFIG.name)
 RUNS = {run.id: run for run in CONFIG.runs}
 SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).selects}
 GPU = {"gpu": CONFIG.resources.gpus} if CONFIG.resources.gpus else {}
-TORCH = {"mem_mb": CONFIG.resources.memory_mb, "runtime": CONFIG.resources.runtime_min} | GPU
+TORCH = {
+    "mem_mb": CONFIG.resources.memory_mb,
+    "runtime": CONFIG.resources.runtime_min,
+} | GPU
 THREADS = CONFIG.compute.threads
+PROTOCOL = CONFIG.evaluation.protocol
 
-# `dpsapf` of this Python, unless an activated environment has its own
-shell.prefix(f'set -euo pipefail; export PATH="$PATH:{Path(sys.executable).parent}"; ')
+ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")
+
+# rules run the package of this checkout: in the Python that runs Snakemake, or in the rule's conda environment
+USES_CONDA = "conda" in {
+    str(method) for method in workflow.deployment_settings.deployment_method
+}
+PATH = "" if USES_CONDA else f'export PATH="{Path(sys.executable).parent}:$PATH"; '
+shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; {PATH}')
 
 
 wildcard_constraints:
@@ -39,3 +55,40 @@ def given(files):
         values = value if isinstance(value, (list, tuple)) else [value]
         words += ["--" + name.replace("_", "-"), *map(str, values)] if values else []
     return " ".join(words)
+
+
+def selection_inputs(wildcards):
+    """The plan, the candidates and, for methods that select, the released scores."""
+    run = RUNS[wildcards.run]
+    files = {
+        "plan": LAYOUT.run(run.id, "plan.json"),
+        "candidates": LAYOUT.model(run.public_model, "candidates.csv"),
+    }
+    return files | (
+        {"scores": LAYOUT.scores(run.scores_id, "scores.csv")}
+        if method(run.method).selects
+        else {}
+    )
+
+
+def sampling_inputs(wildcards):
+    """The passed audit, what is needed to sample, and the trained parameters of runs that train."""
+    run = RUNS[wildcards.run]
+    return {
+        "ledger": LAYOUT.run(run.id, "ledger.json"),
+        "dataset": LAYOUT.dataset(run.dataset, "dataset.json"),
+        "model": LAYOUT.model(run.public_model, "model.json"),
+        "latents": LAYOUT.latents(run.dataset, run.public_model, "latents.safetensors"),
+    } | trained_files(LAYOUT, run, "selection", "weights")
+
+
+def run_records(wildcards):
+    """Every record of a run that its metrics come from."""
+    run = RUNS[wildcards.run]
+    names = {"plan": "plan.json", "ledger": "ledger.json", "timing": "timing.json"}
+    names |= {"fidelity": "fidelity.json", "utility": "utility.json"}
+    return {
+        **{name: LAYOUT.run(run.id, file) for name, file in names.items()},
+        "candidates": LAYOUT.model(run.public_model, "candidates.csv"),
+        "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
+    } | trained_files(LAYOUT, run, "selection", "spend", "training_log")

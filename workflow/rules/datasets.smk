@@ -5,16 +5,18 @@ rule prepare_dataset:
         archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
         record=LAYOUT.dataset("{dataset}", "dataset.json"),
         preview=LAYOUT.dataset("{dataset}", "preview.png"),
-    params:
-        entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
-        code=code_digest("datasets"),
     log:
         LAYOUT.log("prepare_dataset", "{dataset}"),
     benchmark:
         LAYOUT.benchmark("prepare_dataset", "{dataset}")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
+        code=code_digest("datasets"),
     shell:
-        "dpsapf prepare-dataset --name {wildcards.dataset} --registry {input.registry} --archive {output.archive}"
+        "python -m dpsapf prepare-dataset --name {wildcards.dataset} --registry {input.registry} --archive {output.archive}"
         " --record {output.record} --preview {output.preview} --log {log}"

@@ -1,4 +1,3 @@
-PROTOCOL = CONFIG.evaluation.protocol
 EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file} --device {CONFIG.compute.device} --threads {THREADS}"
 
 
@@ -9,19 +8,21 @@ rule reference_features:
     output:
         features=LAYOUT.reference("{dataset}", PROTOCOL, "features.npz"),
         ceiling=LAYOUT.reference("{dataset}", PROTOCOL, "ceiling.json"),
-    params:
-        options=EVALUATION,
-        entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
-        code=code_digest("evaluation"),
     log:
         LAYOUT.log("reference_features", "{dataset}"),
     benchmark:
         LAYOUT.benchmark("reference_features", "{dataset}")
+    conda:
+        ENVIRONMENT
     threads: THREADS
     resources:
         **TORCH,
+    params:
+        options=EVALUATION,
+        entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
+        code=code_digest("evaluation"),
     shell:
-        "dpsapf reference-features --archive {input.archive} --dataset {input.dataset} {params.options}"
+        "python -m dpsapf reference-features --archive {input.archive} --dataset {input.dataset} {params.options}"
         " --features {output.features} --ceiling {output.ceiling} --log {log}"
 
 
@@ -30,23 +31,27 @@ rule evaluate:
         synthetic=LAYOUT.run("{run}", "samples.npz"),
         archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.npz"),
         dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
-        features=lambda w: LAYOUT.reference(RUNS[w.run].dataset, PROTOCOL, "features.npz"),
+        features=lambda w: LAYOUT.reference(
+            RUNS[w.run].dataset, PROTOCOL, "features.npz"
+        ),
     output:
         fidelity=LAYOUT.run("{run}", "fidelity.json"),
         utility=LAYOUT.run("{run}", "utility.json"),
+    log:
+        LAYOUT.log("evaluate", "{run}"),
+    benchmark:
+        LAYOUT.benchmark("evaluate", "{run}")
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        **TORCH,
     params:
         files=lambda w, input: given(input),
         options=EVALUATION,
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         run=lambda w: flags(RUNS[w.run], only=("seed",)),
         code=code_digest("evaluation"),
-    log:
-        LAYOUT.log("evaluate", "{run}"),
-    benchmark:
-        LAYOUT.benchmark("evaluate", "{run}")
-    threads: THREADS
-    resources:
-        **TORCH,
     shell:
-        "dpsapf evaluate {params.files} {params.options} {params.run}"
+        "python -m dpsapf evaluate {params.files} {params.options} {params.run}"
         " --fidelity {output.fidelity} --utility {output.utility} --log {log}"

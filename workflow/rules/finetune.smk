@@ -3,22 +3,26 @@ rule finetune:
         plan=LAYOUT.run("{run}", "plan.json"),
         model=lambda w: LAYOUT.model(RUNS[w.run].public_model, "model.json"),
         selection=LAYOUT.run("{run}", "selection.csv"),
-        latents=lambda w: LAYOUT.latents(RUNS[w.run].dataset, RUNS[w.run].public_model, "latents.safetensors"),
+        latents=lambda w: LAYOUT.latents(
+            RUNS[w.run].dataset, RUNS[w.run].public_model, "latents.safetensors"
+        ),
     output:
         weights=LAYOUT.run("{run}", "weights.safetensors"),
         training_log=LAYOUT.run("{run}", "training_log.csv"),
         spend=LAYOUT.run("{run}", "spend.json"),
-    params:
-        files=lambda w, input: given(input),
-        options=flags(CONFIG.finetune, CONFIG.compute),
-        code=code_digest("finetune"),
     log:
         LAYOUT.log("finetune", "{run}"),
     benchmark:
         LAYOUT.benchmark("finetune", "{run}")
+    conda:
+        ENVIRONMENT
     threads: THREADS
     resources:
         **TORCH,
+    params:
+        files=lambda w, input: given(input),
+        options=flags(CONFIG.finetune, CONFIG.compute),
+        code=code_digest("finetune"),
     shell:
-        "dpsapf finetune {params.files} {params.options} --weights {output.weights}"
+        "python -m dpsapf finetune {params.files} {params.options} --weights {output.weights}"
         " --training-log {output.training_log} --spend {output.spend} --log {log}"

@@ -3,20 +3,33 @@ rule plan_privacy:
         dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
     output:
         LAYOUT.run("{run}", "plan.json"),
-    params:
-        run=lambda w: flags(RUNS[w.run], only=("public_model", "method", "level", "ratio", "sigma_s", "epsilon", "seed")),
-        options=flags(CONFIG.privacy),
-        saliency=flags(CONFIG.saliency, prefix="saliency_"),
-        code=code_digest("privacy"),
     log:
         LAYOUT.log("plan_privacy", "{run}"),
     benchmark:
         LAYOUT.benchmark("plan_privacy", "{run}")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=1000,
+    params:
+        run=lambda w: flags(
+            RUNS[w.run],
+            only=(
+                "public_model",
+                "method",
+                "level",
+                "ratio",
+                "sigma_s",
+                "epsilon",
+                "seed",
+            ),
+        ),
+        options=flags(CONFIG.privacy),
+        saliency=flags(CONFIG.saliency, prefix="saliency_"),
+        code=code_digest("privacy"),
     shell:
-        "dpsapf plan-privacy --dataset {input.dataset} {params.run} {params.options} {params.saliency}"
+        "python -m dpsapf plan-privacy --dataset {input.dataset} {params.run} {params.options} {params.saliency}"
         " --out {output} --log {log}"
 
 
@@ -26,15 +39,17 @@ rule audit_privacy:
         spends=lambda w: spend_records(LAYOUT, RUNS[w.run]),
     output:
         LAYOUT.run("{run}", "ledger.json"),
-    params:
-        files=lambda w, input: given(input),
-        code=code_digest("privacy"),
     log:
         LAYOUT.log("audit_privacy", "{run}"),
     benchmark:
         LAYOUT.benchmark("audit_privacy", "{run}")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=2000,
+    params:
+        files=lambda w, input: given(input),
+        code=code_digest("privacy"),
     shell:
-        "dpsapf audit-privacy {params.files} --out {output} --log {log}"
+        "python -m dpsapf audit-privacy {params.files} --out {output} --log {log}"

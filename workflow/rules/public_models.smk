@@ -2,17 +2,19 @@ rule pretrain_public_model:
     output:
         out=directory("results/pretrained/public-mini"),
         network="results/pretrained/public-mini-features.safetensors",
-    params:
-        code=code_digest("public_models"),
     log:
         "results/pretrained/pretrain.log",
     benchmark:
         "results/pretrained/pretrain.tsv"
+    conda:
+        ENVIRONMENT
     threads: workflow.cores
     resources:
         mem_mb=8000,
+    params:
+        code=code_digest("public_models"),
     shell:
-        "dpsapf pretrain-public-model --out {output.out} --feature-network {output.network}"
+        "python -m dpsapf pretrain-public-model --out {output.out} --feature-network {output.network}"
         " --threads {threads} --log {log}"
 
 
@@ -22,18 +24,22 @@ rule prepare_public_model:
     output:
         record=LAYOUT.model("{public_model}", "model.json"),
         candidates=LAYOUT.model("{public_model}", "candidates.csv"),
-    params:
-        entry=lambda w: entry_digest(CONFIG.public_models_file, w.public_model, ModelEntry),
-        code=code_digest("public_models"),
     log:
         LAYOUT.log("prepare_public_model", "{public_model}"),
     benchmark:
         LAYOUT.benchmark("prepare_public_model", "{public_model}")
+    conda:
+        ENVIRONMENT
     threads: 1
     resources:
         mem_mb=4000,
+    params:
+        entry=lambda w: entry_digest(
+            CONFIG.public_models_file, w.public_model, ModelEntry
+        ),
+        code=code_digest("public_models"),
     shell:
-        "dpsapf prepare-public-model --name {wildcards.public_model} --registry {input.registry}"
+        "python -m dpsapf prepare-public-model --name {wildcards.public_model} --registry {input.registry}"
         " --record {output.record} --candidates {output.candidates} --log {log}"
 
 
@@ -44,16 +50,18 @@ rule encode_dataset:
         model=LAYOUT.model("{public_model}", "model.json"),
     output:
         LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
-    params:
-        options=flags(CONFIG.compute),
-        code=code_digest("public_models"),
     log:
         LAYOUT.log("encode_dataset", "{dataset}--{public_model}"),
     benchmark:
         LAYOUT.benchmark("encode_dataset", "{dataset}--{public_model}")
+    conda:
+        ENVIRONMENT
     threads: THREADS
     resources:
         **TORCH,
+    params:
+        options=flags(CONFIG.compute),
+        code=code_digest("public_models"),
     shell:
-        "dpsapf encode-dataset --archive {input.archive} --dataset {input.dataset} --model {input.model}"
+        "python -m dpsapf encode-dataset --archive {input.archive} --dataset {input.dataset} --model {input.model}"
         " --out {output} {params.options} --log {log}"
