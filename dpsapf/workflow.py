@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from dpsapf.config import entry
@@ -37,6 +38,15 @@ def flags(*sections: object, only: tuple[str, ...] = (), prefix: str = "") -> st
             if value is None or (only and field.name not in only):
                 continue
             words += ["--" + (prefix + field.name).replace("_", "-"), str(value)]
+    return shlex.join(words)
+
+
+def given(files: Mapping[str, object]) -> str:
+    """Write a rule's named inputs as options; a list becomes several values, an empty one nothing."""
+    words: list[str] = []
+    for name, value in files.items():
+        paths = [str(value)] if isinstance(value, str) else [str(path) for path in value]
+        words += ["--" + name.replace("_", "-"), *paths] if paths else []
     return shlex.join(words)
 
 

@@ -48,15 +48,6 @@ wildcard_constraints:
     public_model="[^/]+?",
 
 
-def given(files):
-    """Write the named inputs of a rule as options, lists as several values."""
-    words = []
-    for name, value in files.items():
-        values = value if isinstance(value, (list, tuple)) else [value]
-        words += ["--" + name.replace("_", "-"), *map(str, values)] if values else []
-    return " ".join(words)
-
-
 def selection_inputs(wildcards):
     """The plan, the candidates and, for methods that select, the released scores."""
     run = RUNS[wildcards.run]
