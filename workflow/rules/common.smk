@@ -7,10 +7,11 @@ from dpsapf.config import DatasetEntry, ModelEntry, ProtocolEntry, parse_config
 from dpsapf.errors import UserError
 from dpsapf.methods import method
 from dpsapf.runs import Layout
-from dpsapf.workflow import (
+from dpsapf.workflow import code_digest, entry_digest, flags, given, spend_records, trained_files
     code_digest,
     entry_digest,
     flags,
+    given,
     spend_records,
     trained_files,
 )
