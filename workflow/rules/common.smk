@@ -7,7 +7,7 @@ from dpsapf.config import DatasetEntry, ModelEntry, ProtocolEntry, parse_config
 from dpsapf.errors import UserError
 from dpsapf.methods import method
 from dpsapf.runs import Layout
-from dpsapf.workflow import code_digest, entry_digest, flags, given, spend_records, trained_files
+from dpsapf.workflow import (
     code_digest,
     entry_digest,
     flags,
