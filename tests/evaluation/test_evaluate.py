@@ -1,6 +1,11 @@
+import sys
+
+import cleanfid.features
 import numpy as np
 import pytest
+import torch
 import yaml
+from PIL import Image
 from safetensors.torch import save_file
 
 from dpsapf.commands import Evaluate, ReferenceFeatures
@@ -34,7 +39,7 @@ def folder(tmp_path, monkeypatch, dataset_record):
     protocol = {
         "feature_network": "package:tiny",
         "feature_resolution": 32,
-        "resize": "none",
+        "resize": "lanczos",
         "kid_subset_size": 20,
         "classifiers": ["resnet"],
         "classifier_steps": 5,
@@ -101,21 +106,94 @@ def test_features_of_another_protocol_are_refused(folder):
     assert not (folder / "fidelity.json").exists()
 
 
+def test_fidelity_alone_does_not_load_the_classifiers(folder, monkeypatch):
+    reference(folder)
+    monkeypatch.setitem(sys.modules, "dpsapf.evaluation.utility", None)  # its import would fail
+    evaluate(options(folder, what=("fidelity",)))
+    assert (folder / "fidelity.json").exists()
+    with pytest.raises(ImportError):
+        evaluate(options(folder))
+
+
+def test_utility_alone_does_not_load_the_distances(folder, monkeypatch):
+    reference(folder)
+    monkeypatch.setitem(sys.modules, "dpsapf.evaluation.fidelity", None)
+    evaluate(options(folder, what=("utility",)))
+    assert (folder / "utility.json").exists()
+
+
+def test_too_few_images_for_the_neighbours_are_refused(folder):
+    reference(folder)
+    write_archive(folder / "few.npz", {"images": noise(5, 32), "labels": np.arange(5) % 2})
+    with pytest.raises(UserError, match="60 real, 5 synthetic.*more than 5 of each"):
+        evaluate(options(folder, synthetic=folder / "few.npz"))
+
+
+def test_evaluating_twice_gives_equal_records(folder):
+    reference(folder)
+    evaluate(options(folder))
+    first = [(folder / name).read_bytes() for name in ("fidelity.json", "utility.json")]
+    torch.manual_seed(99)  # a global state that must not matter
+    np.random.seed(99)  # noqa: NPY002
+    evaluate(options(folder))
+    assert first == [(folder / name).read_bytes() for name in ("fidelity.json", "utility.json")]
+
+
+def noise(count, side):
+    return np.random.default_rng(0).integers(0, 255, (count, side, side, 3)).astype(np.uint8)
+
+
 def protocol(**changes):
-    values = {"feature_network": "package:tiny", "feature_resolution": 32, "resize": "none"}
+    values = {"feature_network": "package:tiny", "feature_resolution": 32, "resize": "lanczos"}
     return ProtocolEntry(**(values | {"classifiers": (), "classifier_steps": 1} | changes))
 
 
-def test_unknown_network_wrong_digest_and_unfit_size_are_refused(folder):
+def test_unknown_network_and_wrong_digest_are_refused(folder):
     images = np.zeros((2, 32, 32, 3), np.uint8)
     with pytest.raises(UserError, match="must be clean-fid:inception or a packaged network"):
         extract_features(images, protocol(feature_network="package:none"), "cpu")
     with pytest.raises(UserError, match="must have SHA-256 0000"):
         extract_features(images, protocol(feature_sha256="0000"), "cpu")
-    with pytest.raises(UserError, match="do not fit feature_resolution 16"):
-        extract_features(images, protocol(feature_resolution=16), "cpu")
 
 
-def test_images_are_resized_by_clean_fids_filter(folder):
-    images = np.random.default_rng(0).integers(0, 255, (3, 48, 48, 3)).astype(np.uint8)
-    assert extract_features(images, protocol(resize="bicubic"), "cpu").shape == (3, 64)
+@pytest.fixture
+def inception(monkeypatch):
+    """Stands for clean-fid's Inception: returns its input, and so shows what it is given."""
+    monkeypatch.setattr(cleanfid.features, "build_feature_extractor", lambda *args, **kwargs: lambda x: x.flatten(1))
+    return protocol(feature_network="clean-fid:inception", feature_resolution=20, resize="bicubic")
+
+
+def test_inception_is_given_clean_fids_resizing_of_floats(inception):
+    """clean-fid resizes each channel as floats with Pillow's antialiased filter and does not round."""
+    images = noise(3, 48)
+    given = extract_features(images, inception, "cpu").reshape(3, 3, 20, 20)
+    channel = Image.fromarray(images[1, :, :, 2].astype(np.float32))
+    expected = np.asarray(channel.resize((20, 20), Image.Resampling.BICUBIC))
+    assert np.allclose(given[1, 2], expected, atol=1e-4)
+
+
+def test_images_of_the_right_size_are_given_as_they_are(inception):
+    images = noise(3, 20)
+    given = extract_features(images, inception, "cpu").reshape(3, 3, 20, 20)
+    assert np.array_equal(given, images.transpose(0, 3, 1, 2)) and given.dtype == np.float64
+
+
+def test_features_do_not_depend_on_the_batch(folder, monkeypatch):
+    images = noise(7, 32)
+    whole = extract_features(images, protocol(), "cpu")
+    monkeypatch.setattr(module, "BATCH", 3)
+    assert whole.shape == (7, 64)
+    assert np.allclose(extract_features(images, protocol(), "cpu"), whole, atol=1e-6)  # float32 network
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(OSError("no route"), "cannot be downloaded: no route"), (RuntimeError("bad archive\ntrace"), "delete it: bad archive$")],
+)
+def test_inception_that_cannot_be_had_is_told_in_one_line(monkeypatch, error, message):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(cleanfid.features, "build_feature_extractor", fail)
+    with pytest.raises(UserError, match=message):
+        extract_features(noise(2, 299), protocol(feature_network="clean-fid:inception"), "cpu")

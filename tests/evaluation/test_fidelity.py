@@ -1,7 +1,9 @@
+import cleanfid.fid
 import numpy as np
 import pytest
 from scipy import linalg
 
+from dpsapf.evaluation import fidelity
 from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
 
 
@@ -64,10 +66,23 @@ def test_kernel_distance_matches_the_loop():
 def test_kernel_distance_depends_on_its_own_generator_only():
     values = []
     for state in (0, 1):
-        np.random.seed(state)  # noqa: NPY002 - clean-fid draws from it
+        np.random.seed(state)  # noqa: NPY002
         values.append(kernel(features(), features(seed=1, shift=0.2), 3, 100, np.random.default_rng(7)))
-    assert values[0] == pytest.approx(values[1], rel=1e-9)  # sums in another order
+    assert values[0] == values[1]
     assert kernel(features(), features(seed=1, shift=0.2), 3, 100, np.random.default_rng(8)) != values[0]
+
+
+def test_kernel_distance_of_whole_sets_is_clean_fids():
+    """With subsets as large as the sets, clean-fid's draw is a mere permutation."""
+    first, second = features(80), features(80, shift=0.3, seed=6)
+    expected = cleanfid.fid.kernel_distance(first, second, num_subsets=2, max_subset_size=80)
+    assert kernel(first, second, 2, 80, np.random.default_rng(0)) == pytest.approx(expected, rel=1e-9)
+
+
+def test_kernel_subsets_are_capped_at_the_smaller_set():
+    small, large = features(30, seed=1, shift=0.3), features(90)
+    capped = kernel(large, small, 3, 1000, np.random.default_rng(0))
+    assert capped == kernel(large, small, 3, 30, np.random.default_rng(0))
 
 
 def naive_precision(real, synthetic, k):
@@ -85,6 +100,28 @@ def test_precision_and_recall_match_the_loop():
     assert precision == pytest.approx(naive_precision(real, synthetic, 3))
     assert recall == pytest.approx(naive_precision(synthetic, real, 3))
     assert 0 < precision < 1
+
+
+def test_chunks_do_not_change_precision_and_recall(monkeypatch):
+    real, synthetic = features(100, 3), features(60, 3, shift=0.8, seed=4)
+    whole = precision_recall(real, synthetic, 3)
+    monkeypatch.setattr(fidelity, "CHUNK", 7)
+    assert precision_recall(real, synthetic, 3) == whole
+
+
+def test_more_neighbours_make_larger_balls():
+    real, synthetic = features(100, 3), features(60, 3, shift=0.8, seed=4)
+    few, many = precision_recall(real, synthetic, 1), precision_recall(real, synthetic, 9)
+    assert few[0] < many[0] and few[1] < many[1]
+
+
+@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def test_frechet_of_identical_images_is_finite():
+    """A generator that makes one image: its covariance is 0, the distance |m1 - m2|^2 + tr(S1)."""
+    real, one = features(), np.repeat(features(1, seed=9), 50, axis=0)
+    expected = ((real.mean(0) - one[0]) ** 2).sum() + np.trace(np.cov(real.T))
+    assert frechet(real, one) == pytest.approx(expected, rel=1e-6)
+    assert precision_recall(real, one, 5)[1] == 0
 
 
 def test_precision_and_recall_at_the_extremes():

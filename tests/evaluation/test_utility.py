@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 
 import numpy as np
@@ -6,13 +7,14 @@ import torch
 
 from dpsapf.config import ProtocolEntry
 from dpsapf.errors import UserError
+from dpsapf.evaluation import utility
 from dpsapf.evaluation.classifiers import CLASSIFIERS, build_classifier
-from dpsapf.evaluation.utility import accuracies, accuracy
+from dpsapf.evaluation.utility import accuracies, accuracy, train_classifier
 
 PROTOCOL = ProtocolEntry(
     feature_network="package:x",
     feature_resolution=32,
-    resize="none",
+    resize="lanczos",
     classifiers=("resnet",),
     classifier_steps=24,
     classifier_batch=16,
@@ -36,23 +38,86 @@ def run(train=None, test=None, **changes):
 
 @pytest.mark.parametrize("name", list(CLASSIFIERS))
 def test_every_classifier_learns_a_simple_task(name):
-    assert run(classifiers=(name,))[name] > 0.9
+    assert run(classifiers=(name,), classifier_steps=60)[name] > 0.9
 
 
 def test_shuffled_training_labels_leave_chance():
     pixels, labels = images()
-    shuffled = np.random.default_rng(0).permutation(labels)
-    assert run((pixels, shuffled))["resnet"] < 0.85
+    unrelated = np.arange(len(labels)) // 2 % 2  # each class has as many of either
+    assert run((pixels, unrelated))["resnet"] == pytest.approx(0.5, abs=0.25)  # 60 images, few distinct decisions
 
 
 def test_same_seed_same_number():
     assert run() == run()
 
 
-def test_test_labels_change_the_number_and_nothing_else():
-    """Flipping the test labels gives exactly one minus the accuracy: training has not seen them."""
+@pytest.fixture
+def built(monkeypatch):
+    """The classifiers that a test trains, in order."""
+    models = []
+
+    def build(name, classes):
+        models.append(build_classifier(name, classes))
+        return models[-1]
+
+    monkeypatch.setattr(utility, "build_classifier", build)
+    return models
+
+
+def test_test_labels_change_the_number_and_nothing_else(built):
+    """Flipping the test labels gives one minus the accuracy, with the same trained weights."""
     pixels, labels = images(60, 1)
-    assert run(test=(pixels, 1 - labels))["resnet"] == pytest.approx(1 - run()["resnet"])
+    score = run()["resnet"]
+    assert run(test=(pixels, 1 - labels))["resnet"] == pytest.approx(1 - score)
+    first, second = (model.state_dict() for model in built)
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def test_training_labels_do_change_the_weights(built):
+    pixels, labels = images()
+    run()
+    run((pixels, 1 - labels))
+    first, second = (model.state_dict() for model in built)
+    assert not torch.equal(first["fc.weight"], second["fc.weight"])
+
+
+def test_state_that_is_best_on_validation_is_kept(monkeypatch):
+    """The third of the checked states scores best: it is the one that the model ends in."""
+    states, scores = [], iter([0.2, 0.5, 0.9, *[0.1] * 9])
+
+    def scored(model, validation):
+        states.append(copy.deepcopy(model.state_dict()))
+        return next(scores)
+
+    monkeypatch.setattr(utility, "accuracy", scored)
+    model = build_classifier("resnet", 2)
+    data = tuple(torch.from_numpy(value) for value in images())
+    data = (data[0].permute(0, 3, 1, 2), data[1])
+    train_classifier(model, data, data, PROTOCOL, torch.Generator().manual_seed(0))
+    kept = [all(torch.equal(state[key], value) for key, value in model.state_dict().items()) for state in states]
+    assert len(states) == utility.CHECKS and kept == [index == 2 for index in range(utility.CHECKS)]
+
+
+def test_held_out_images_are_not_trained_on(monkeypatch):
+    seen = {}
+
+    def record(model, train, validation, *rest):
+        seen["train"], seen["validation"] = train, validation
+
+    monkeypatch.setattr(utility, "train_classifier", record)
+    pixels, labels = images(50)
+    pixels[:, 0, 0, 0] = np.arange(50)  # a mark on each image
+    run((pixels, labels), synthetic_validation=0.2)
+    marks = {name: set(part[0][:, 0, 0, 0].tolist()) for name, part in seen.items()}
+    assert len(marks["validation"]) == 10 and marks["train"] == set(range(50)) - marks["validation"]
+
+
+def test_shift_moves_the_image_and_repeats_its_edge():
+    image = torch.arange(64.0).reshape(1, 1, 8, 8)
+    moves = {tuple(utility._shifted(image, torch.Generator().manual_seed(seed))[0, 0, 4, 4:5].tolist()) for seed in range(200)}
+    near = {(float(8 * row + column),) for row in range(2, 7) for column in range(2, 7)}
+    assert moves == near  # pixel (4, 4) shows each of the 25 pixels within SHIFT = 2
+    assert torch.equal(utility._shifted(torch.ones(2, 3, 8, 8), torch.Generator()), torch.ones(2, 3, 8, 8))
 
 
 def test_global_random_state_is_left_alone():
@@ -70,5 +135,5 @@ def test_accuracy_counts_hits():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]]))
-    pixels = torch.tensor([1.0, -1.0, 1.0, 1.0])[:, None, None, None].expand(4, 3, 1, 1)
+    pixels = torch.tensor([255, 0, 255, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 1, 1)
     assert accuracy(model, (pixels, torch.tensor([0, 1, 1, 0]))) == 0.75
