@@ -1,16 +1,25 @@
 """How close synthetic features are to real ones: FID, KID, precision and recall."""
 
+import warnings
+
 import numpy as np
 import torch
 from cleanfid.fid import frechet_distance
+from scipy.linalg import LinAlgWarning
 
 CHUNK = 512  # rows of a distance matrix that are held at once
 
 
 def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Return the Frechet distance of two feature sets [N, D] and [M, D] (Heusel et al. 2017), by clean-fid."""
+    """Return the Frechet distance of two feature sets [N, D] and [M, D] (Heusel et al. 2017), by clean-fid.
+
+    A feature that is constant makes a covariance singular, of which SciPy warns. The product of two covariances has
+    a square root all the same, and its trace is right to about 1e-5, so the warning is dropped.
+    """
     statistics = [(features.mean(0), np.cov(features, rowvar=False)) for features in (real, synthetic)]
-    return float(frechet_distance(*statistics[0], *statistics[1]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Matrix is singular", LinAlgWarning)
+        return float(frechet_distance(*statistics[0], *statistics[1]))
 
 
 def kernel(real: np.ndarray, synthetic: np.ndarray, subsets: int, size: int, generator: np.random.Generator) -> float:

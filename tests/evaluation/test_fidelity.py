@@ -115,7 +115,24 @@ def test_more_neighbours_make_larger_balls():
     assert few[0] < many[0] and few[1] < many[1]
 
 
-@pytest.mark.filterwarnings("ignore:Matrix is singular")
+def eigenvalue_frechet(first, second):
+    """The distance through symmetric eigenvalues only: tr (S1 S2)^(1/2) = tr (S1^(1/2) S2 S1^(1/2))^(1/2)."""
+    one, two = np.cov(first.T), np.cov(second.T)
+    values, vectors = np.linalg.eigh(one)
+    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
+    trace = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
+    return ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(one + two) - 2 * trace
+
+
+@pytest.mark.filterwarnings("error::scipy.linalg.LinAlgWarning")
+@pytest.mark.parametrize("dead", [(), (0,), (1, 3, 4)])
+def test_frechet_of_constant_features_matches_eigenvalues_without_a_warning(dead):
+    mix = np.random.default_rng(8).normal(size=(6, 6))  # features that depend on each other
+    first, second = features() @ mix, features(shift=0.3, seed=2) @ mix.T
+    first[:, dead], second[:, dead] = 0.0, 0.0
+    assert frechet(first, second) == pytest.approx(eigenvalue_frechet(first, second), abs=1e-5)
+
+
 def test_frechet_of_identical_images_is_finite():
     """A generator that makes one image: its covariance is 0, the distance |m1 - m2|^2 + tr(S1)."""
     real, one = features(), np.repeat(features(1, seed=9), 50, axis=0)
