@@ -7,7 +7,7 @@ from dpsapf.commands import Evaluate
 from dpsapf.config import ProtocolEntry, entry
 from dpsapf.errors import UserError
 from dpsapf.formats import DatasetRecord, Fidelity, Utility
-from dpsapf.randomness import numpy_generator
+from dpsapf.randomness import child_seed
 from dpsapf.records import provenance, read_record, write_record
 
 
@@ -47,12 +47,11 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
         counts = f"{len(real)} real, {len(synthetic)} synthetic"
         raise UserError("images", counts, f"{options.protocol} needs more than {protocol.neighbours} of each")
     features = extract_features(synthetic, protocol, options.device)
-    generator = numpy_generator(options.seed, "kid")
     precision, recall = precision_recall(real, features, protocol.neighbours, options.device)
     return Fidelity(
         protocol=options.protocol,
         fid=frechet(real, features),
-        kid=kernel(real, features, protocol.kid_subsets, protocol.kid_subset_size, generator),
+        kid=kernel(real, features, protocol.kid_subsets, protocol.kid_subset_size, child_seed(options.seed, "kid") % 2**32),
         precision=precision,
         recall=recall,
         synthetic_images=len(features),

@@ -4,7 +4,7 @@ import warnings
 
 import numpy as np
 import torch
-from cleanfid.fid import frechet_distance
+from cleanfid.fid import frechet_distance, kernel_distance
 from scipy.linalg import LinAlgWarning
 
 CHUNK = 512  # rows of a distance matrix that are held at once
@@ -22,34 +22,25 @@ def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
         return float(frechet_distance(*statistics[0], *statistics[1]))
 
 
-def kernel(real: np.ndarray, synthetic: np.ndarray, subsets: int, size: int, generator: np.random.Generator) -> float:
-    """Return the kernel distance (Binkowski et al. 2018): the unbiased estimate, averaged over subsets.
+def kernel(real: np.ndarray, synthetic: np.ndarray, subsets: int, size: int, seed: int) -> float:
+    """Return the kernel distance (Binkowski et al. 2018) by clean-fid: the unbiased estimate, averaged over subsets.
 
-    It can be negative. clean-fid's `kernel_distance` is the same estimate, but takes its subsets from NumPy's
-    global state: no seed that is passed along could reproduce it.
+    It can be negative. clean-fid draws its subsets from NumPy's global state, so that is seeded here for the call
+    and given back as it was.
 
     Args:
         real: [N, D].
         synthetic: [M, D].
         subsets: number of subsets.
         size: images per subset, at most N and M are taken.
-        generator: of the subsets.
+        seed: of the subsets, 32 bits.
     """
-    size = min(size, len(real), len(synthetic))
-    draws = ([generator.choice(features, size, replace=False) for features in (real, synthetic)] for _ in range(subsets))
-    return float(np.mean([_squared_discrepancy(*pair) for pair in draws]))
-
-
-def _squared_discrepancy(first: np.ndarray, second: np.ndarray) -> float:
-    """Return the unbiased squared maximum mean discrepancy of two sets [m, D] of equal size."""
-    within = _polynomial(first, first) + _polynomial(second, second)
-    np.fill_diagonal(within, 0)
-    size = len(first)
-    return within.sum() / (size * (size - 1)) - 2 * _polynomial(first, second).mean()
-
-
-def _polynomial(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    return (first @ second.T / first.shape[1] + 1) ** 3
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        np.random.seed(seed)  # noqa: NPY002
+        return kernel_distance(real, synthetic, num_subsets=subsets, max_subset_size=size)
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def precision_recall(real: np.ndarray, synthetic: np.ndarray, neighbours: int, device: str = "cpu") -> tuple[float, float]:

@@ -24,11 +24,11 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         widths = (3, 32, 48, 64)
         stages = [_stage(*pair) for pair in pairwise(widths)]
-        self.body = nn.Sequential(*stages, nn.Conv2d(widths[-1], FEATURES, 3, padding=1), nn.ReLU())
+        self.body = nn.Sequential(*stages, nn.Conv2d(widths[-1], FEATURES, 3, padding=1))
         self.head = nn.Linear(FEATURES, classes)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """Map images [N, 3, 32, 32] in [-1, 1] to features [N, 64], >= 0."""
+        """Map images [N, 3, 32, 32] in [-1, 1] to features [N, 64]."""
         return self.body(images).mean((2, 3))
 
     def classify(self, images: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def dry_run(*words):
-    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "2", "--quiet", "progress", *words]
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "2", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
