@@ -58,5 +58,5 @@ def test_no_image_without_an_audit():
     """The only way to sampling is a ledger, and the only writer of ledgers is the audit."""
     writers = [path for path in SOURCES if "Ledger" in set(calls(path))]
     assert [path.name for path in writers] == ["audit.py"]
-    rule = (PACKAGE.parent / "workflow" / "rules" / "sampling.smk").read_text()
+    rule = (PACKAGE.parent / "workflow" / "rules" / "common.smk").read_text()
     assert '"ledger": LAYOUT.run(run.id, "ledger.json")' in rule

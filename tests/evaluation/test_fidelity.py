@@ -1,4 +1,3 @@
-import cleanfid.fid
 import numpy as np
 import pytest
 from scipy import linalg
