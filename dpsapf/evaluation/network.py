@@ -36,6 +36,26 @@ class FeatureNetwork(nn.Module):
         return self.head(self(images))
 
 
+@torch.no_grad()
+def standardise(network: FeatureNetwork, images: torch.Tensor) -> None:
+    """Rescale the last convolution so that each feature has mean 0 and variance 1 over some public images.
+
+    Distances between features then have a scale of their own, and no feature outweighs another. The head is undone
+    accordingly: predictions stay the same.
+
+    Args:
+        network: changed in place.
+        images: [N, 3, 32, 32] in [-1, 1].
+    """
+    features = torch.cat([network(chunk) for chunk in images.split(512)])
+    mean, std = features.mean(0), features.std(0).clamp_min(1e-6)
+    last, head = network.body[-1], network.head
+    head.bias += head.weight @ mean
+    head.weight *= std
+    last.weight /= std[:, None, None, None]
+    last.bias.sub_(mean).div_(std)
+
+
 def _stage(inputs: int, outputs: int) -> nn.Sequential:
     first, second = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, stride=2, padding=1)
     return nn.Sequential(first, nn.GroupNorm(8, outputs), nn.ReLU(), second, nn.GroupNorm(8, outputs), nn.ReLU())

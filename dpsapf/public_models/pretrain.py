@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from dpsapf.commands import PretrainPublicModel
 from dpsapf.errors import UserError
-from dpsapf.evaluation.network import FeatureNetwork
+from dpsapf.evaluation.network import FeatureNetwork, standardise
 from dpsapf.progress import track
 from dpsapf.public_models.architecture import Parts, build, save_pipeline, tokenise
 from dpsapf.public_models.card import PartLog, write_card
@@ -25,6 +25,7 @@ from dpsapf.records import atomic, sha256
 LOG = logging.getLogger(__name__)
 DROPPED_PROMPTS = 0.1  # share trained without prompt, for classifier-free guidance (Ho and Salimans 2022)
 KL_WEIGHT = 1e-5
+STANDARDISED = 4096  # public images over which the features get mean 0 and variance 1
 AVERAGE_DECAY = 0.999
 
 
@@ -206,5 +207,5 @@ def train_features(network: FeatureNetwork, data: PublicImages, options: Pretrai
         return functional.cross_entropy(network.classify(data.pixels(rows).roll((down, right), (2, 3))), data.labels[rows])
 
     log = _optimize([network], loss_of, options.feature_steps, options, "features", data)
-    network.eval()
+    standardise(network.eval(), data.pixels(torch.arange(min(STANDARDISED, len(data.labels)), device=options.device)))
     return log

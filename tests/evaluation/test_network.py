@@ -47,3 +47,16 @@ def test_other_digest_is_refused(weights):
 
 def test_weights_are_small(weights):
     assert weights.stat().st_size < 2e6
+
+
+def test_standardise_scales_the_features_and_keeps_the_predictions():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = FeatureNetwork(5).eval()
+    images = torch.rand(40, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * 2 - 1
+    before = network.classify(images).detach()
+    standardise(network, images)
+    features = network(images).detach()
+    torch.testing.assert_close(network.classify(images).detach(), before, rtol=1e-3, atol=1e-4)  # fp32, rescaled weights
+    torch.testing.assert_close(features.mean(0), torch.zeros(64), rtol=0, atol=1e-2)  # fp32 of small variances
+    torch.testing.assert_close(features.std(0), torch.ones(64), rtol=1e-2, atol=0)
