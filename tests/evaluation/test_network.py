@@ -3,7 +3,7 @@ import torch
 from safetensors.torch import save_file
 
 from dpsapf.errors import UserError
-from dpsapf.evaluation.network import FEATURES, FeatureNetwork, load_feature_network
+from dpsapf.evaluation.network import FEATURES, FeatureNetwork, load_feature_network, standardise
 from dpsapf.records import sha256
 
 
