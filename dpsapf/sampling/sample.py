@@ -1,6 +1,5 @@
 """sample: draw synthetic images from an audited run with diffusers' own Stable Diffusion pipeline."""
 
-import hashlib
 import logging
 import time
 import typing
@@ -23,7 +22,7 @@ from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents
 from dpsapf.public_models.load import load_scheduler, load_unet, load_vae
 from dpsapf.randomness import torch_generator
-from dpsapf.records import atomic, read_record, write_record
+from dpsapf.records import atomic, read_record, sha256, write_record
 from dpsapf.saliency.select import selected_matrices
 
 if typing.TYPE_CHECKING:
@@ -59,7 +58,7 @@ def check_weights(ledger: Ledger, options: Sample) -> None:
     Raises:
         UserError: weights are missing, superfluous, or have another digest than the ledger's.
     """
-    digest = hashlib.sha256(options.weights.read_bytes()).hexdigest() if options.weights else None
+    digest = sha256(options.weights) if options.weights else None
     if digest != ledger.weights_digest:
         raise UserError(
             "--weights", options.weights and str(options.weights), f"the audit passed digest {ledger.weights_digest}: audit again"
