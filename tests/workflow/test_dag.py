@@ -8,7 +8,7 @@ import yaml
 
 from dpsapf.config import PrivacyConfig, SamplingConfig, load_yaml
 from dpsapf.runs import Layout
-from dpsapf.workflow import code_digest, entry_digest, flags, spend_records, trained_files
+from dpsapf.workflow import code_digest, entry_digest, flags, given, spend_records, trained_files
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,3 +90,8 @@ def test_every_rule_file_is_short_and_has_a_log():
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
         for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
             assert "log:" in rule and "benchmark:" in rule and "threads:" in rule and "resources:" in rule, rule[:40]
+
+
+def test_given_writes_lists_as_several_values_and_skips_empty_ones():
+    files = {"plan": "p.json", "spends": ["a b.json", "c.json"], "scores": []}
+    assert given(files) == "--plan p.json --spends 'a b.json' c.json"
