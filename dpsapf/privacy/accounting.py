@@ -17,7 +17,8 @@ if typing.TYPE_CHECKING:
 
 RELATION = "add or remove one image"
 UNIT = "one training image with its label"
-PRV_ERROR = 0.01  # Opacus' default eps_error: its upper bound may stand this far above the truth
+PRV_ERROR = 0.005  # eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
+MARGIN = 2 * PRV_ERROR  # what calibration leaves to the target, so that PRV's upper bound certifies the plan too
 PLD_INTERVAL = 1e-3  # pessimistic discretisation of the privacy loss: 6e-6 above 1e-4's epsilon at epsilon 10
 SIGMA_RANGE = (0.4, 2000.0)  # below 0.4 a step is hardly private and its PLD large
 SIGMA_TOLERANCE = 1e-3
@@ -102,7 +103,7 @@ def _composed(accountant: typing.Any, releases: Sequence[Release], delta: float)
 def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Release]]) -> float:
     """Find the smallest noise multiplier whose composition meets the target under PLD.
 
-    The search (dp-accounting's, by Brent's method) aims at ``target - PRV_ERROR`` so that Opacus' PRV
+    The search (dp-accounting's, by Brent's method) aims at ``target - MARGIN`` so that Opacus' PRV
     upper bound certifies the plan too, and returns a value on the safe side.
 
     Args:
@@ -119,7 +120,7 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
     from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism, mechanism_calibration
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-    goal, highest = target - PRV_ERROR, build(SIGMA_RANGE[1])
+    goal, highest = target - MARGIN, build(SIGMA_RANGE[1])
     if goal <= 0 or pld_epsilon(highest, delta) > goal:
         raise UserError("epsilon", target, _infeasible(highest, delta))
     if pld_epsilon(build(SIGMA_RANGE[0]), delta) <= goal:
@@ -136,7 +137,7 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
 
 def _infeasible(releases: Sequence[Release], delta: float) -> str:
     fixed = [release for release in releases if release.name != "dp-sgd"]
-    spent = pld_epsilon(fixed, delta) + PRV_ERROR
+    spent = pld_epsilon(fixed, delta) + MARGIN
     return (
         f"cannot be met: the saliency release alone costs {spent:.3f} at delta {delta:.2e}; "
         f"raise epsilon above {spent:.3f} or raise sigma_s"

@@ -7,7 +7,7 @@ from dpsapf.commands import PlanPrivacy
 from dpsapf.errors import UserError
 from dpsapf.formats import DatasetRecord, Plan, Release
 from dpsapf.methods import method
-from dpsapf.privacy.accounting import PRV_ERROR, RELATION, UNIT, calibrate, pld_epsilon, rdp_epsilon
+from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, pld_epsilon, rdp_epsilon
 from dpsapf.records import provenance, read_record, write_record
 from dpsapf.runs import RunSpec
 
@@ -119,5 +119,5 @@ def _check_axes(run: RunSpec) -> None:
             raise UserError(axis, value, f"method {run.method} needs it")
         if not is_needed and value is not None:
             raise UserError(axis, value, f"method {run.method} does not use it; leave it out")
-    if row.trains and run.epsilon <= PRV_ERROR:
-        raise UserError("epsilon", run.epsilon, f"must be greater than {PRV_ERROR}, the accountants' resolution")
+    if row.trains and run.epsilon <= MARGIN:
+        raise UserError("epsilon", run.epsilon, f"must be greater than {MARGIN}, the accountants' resolution")

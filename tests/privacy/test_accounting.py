@@ -80,3 +80,14 @@ def test_nothing_released_costs_nothing():
 def test_unknown_accountant_is_refused():
     with pytest.raises(UserError, match=r"accountant = 'moments': must be one of pld, rdp, prv"):
         epsilon("moments", [SALIENCY], DELTA)
+
+
+@pytest.mark.parametrize(
+    ("target", "images", "rate", "steps"), [(10.0, 1200, 350 / 1200, 30), (1.0, 3500, 0.1, 30), (10.0, 3500, 0.1, 60)]
+)
+def test_every_plan_of_the_demos_kind_is_certified_by_prv(target, images, rate, steps):
+    """PRV's upper bound may stand twice its error above PLD's: the margin must cover it."""
+    delta = 1 / (images * math.log(images))
+    saliency = Release(name="saliency", noise_multiplier=10.0, sensitivity=0.01, sampling_rate=1.0, steps=1)
+    sigma = calibrate(target, delta, lambda value: [saliency, dp_sgd(value, rate, steps)])
+    assert target - 0.03 < prv_epsilon([saliency, dp_sgd(sigma, rate, steps)], delta) <= target
