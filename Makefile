@@ -2,6 +2,8 @@
 PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
+# the kernel drops this lock when its holder dies, so that a killed demo can be started again; Snakemake's own stays
+ALONE := flock --nonblock --conflict-exit-code 9 .venv/demo.lock
 
 .PHONY: install demo figures report test lint format lock clean
 
@@ -15,7 +17,7 @@ install: .venv/.installed ## create .venv from the hashed lock
 	touch $@
 
 demo: .venv/.installed ## the embedded demo: results/demo
-	$(BIN)/snakemake --cores $(CORES) --rerun-incomplete
+	$(ALONE) $(BIN)/snakemake --nolock --cores $(CORES) --rerun-incomplete
 
 figures: .venv/.installed ## redraw the demo's tables and figures
 	$(BIN)/python -m paper_figures --results results/demo
