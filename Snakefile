@@ -27,4 +27,5 @@ include: "workflow/rules/paper_figures.smk"
 rule all:
     default_target: True
     input:
+        [LAYOUT.run(run, "metrics.json") for run in RUNS],
         LAYOUT.figures,
