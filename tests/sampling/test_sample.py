@@ -19,7 +19,14 @@ def tiny_vae():
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return AutoencoderKL(block_out_channels=(4,), latent_channels=4, norm_num_groups=2, sample_size=4).eval()
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 4),
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=8,
+        ).eval()
 
 
 @pytest.fixture
