@@ -8,7 +8,7 @@ rule pretrain_public_model:
         "results/pretrained/pretrain.tsv"
     conda:
         ENVIRONMENT
-    threads: workflow.cores
+    threads: 2
     resources:
         mem_mb=8000,
     params:
