@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpsapf.config import DatasetEntry
 from dpsapf.datasets.images import LabelledImages, Parts, check_digest
@@ -189,7 +189,8 @@ def _undecodable(where: str) -> Iterator[None]:
     try:
         yield
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(where, "undecodable", f"replace or remove this image ({error})") from error
+        reason = "not a PNG or JPEG" if isinstance(error, UnidentifiedImageError) else error
+        raise UserError(where, "undecodable", f"replace or remove this image ({reason})") from error
 
 
 def _check_header(image: Image.Image, where: str, entry: DatasetEntry) -> None:
