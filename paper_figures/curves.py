@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
 from dpsapf.formats import INTERVAL
@@ -16,8 +17,8 @@ def curve_figure(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, sourc
 
     Args:
         data: rows with ``panel``, ``series``, ``label``, ``x``, ``reference``, ``accuracy_pct``, ``fid`` and, for
-            error bars, ``accuracy_pct_interval95`` and ``fid_interval95`` (half widths, empty for none).
-            A row with ``reference`` is a horizontal line, with a marker at ``x`` if that is given.
+            intervals, ``accuracy_pct_interval95`` and ``fid_interval95`` (half widths, empty for none).
+            A row with ``reference`` is a horizontal line, its interval a band, with a marker at ``x`` if that is given.
         looks: look of every series.
         axis: label of the x axis, with its unit.
         source: what FID is of, e.g. the evaluation protocol.
@@ -53,6 +54,8 @@ def _draw_panel(ax: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, L
         for row in rows[rows["reference"]].to_dict("records"):
             ax.axhline(row[metric], color=look.colour, linestyle=look.line, label=row["label"], zorder=1)
             ax.plot(row["x"], row[metric], **_marker(look))
+            if pd.notna(half := row.get(metric + INTERVAL)):
+                ax.axhspan(row[metric] - half, row[metric] + half, color=look.colour, alpha=0.15, linewidth=0, zorder=0)
         curve = rows[~rows["reference"]].sort_values("x")
         if len(curve):
             style = {"label": curve["label"].iloc[0], "capsize": 2.5, "zorder": 2}
@@ -65,10 +68,11 @@ def _marker(look: Look) -> dict[str, object]:
 
 
 def _legend(figure: Figure, labels: list[str]) -> None:
-    """Name every series once, in the order of ``labels``, below the panels."""
+    """Name every series once, in the order of ``labels``, below the panels; error bars are left out of the names' marks."""
     entries: dict[str, object] = {}
     for ax in figure.axes:
-        entries |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
+            entries[label] = handle[0] if isinstance(handle, ErrorbarContainer) else handle
     shown = [label for label in labels if label in entries]
     columns = min(3, len(shown))
     figure.legend([entries[label] for label in shown], shown, loc="outside lower center", ncols=columns, frameon=False)

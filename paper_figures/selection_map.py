@@ -15,9 +15,12 @@ from paper_figures.results import GROUP, MissingStudy, Results, strictly
 from paper_figures.style import WIDTH
 
 ROW, MARGIN = 0.085, 2.0  # inches: height of a matrix' row; title, column names and colour bars
-LABELS, COLUMN = 1.6, 0.19  # inches: names of attention modules; least width of a column that its name fits under
+LABELS = 1.6  # inches: names of attention modules
+NARROW, BROAD = 0.19, 1.0  # inches: width of a column, from what its name fits under to what still looks like one
 STRIP = 1.4  # columns from the first ratio back to the strip of scores
+SCORE_TICKS = (0, 0.25, 0.5, 1)
 SUBTITLE = "released score and selected matrices"
+STAGES = {"down_blocks": 0, "mid_block": 1, "up_blocks": 2}  # diffusers lists a UNet's middle last
 SHORT = {
     r"^(down|up)_blocks\.": r"\1 ",
     r"^mid_block": "mid",
@@ -31,8 +34,9 @@ def prepare(results: Results) -> pd.DataFrame:
     """Collect the selections of DP-SAPF at the headline epsilon and sigma_s, over seeds.
 
     Returns:
-        One row per dataset, public model, level, ratio and candidate matrix, in UNet order: the mean released score,
-        the same over the largest of its dataset and model (at least 0), and the share of seeds that selected the matrix.
+        One row per dataset, public model, level, ratio and candidate matrix, from the UNet's input to its output: the
+        mean released score, the same over the largest of its dataset and model (at least 0), and the share of seeds
+        that selected the matrix.
 
     Raises:
         MissingStudy: no run selects.
@@ -46,15 +50,19 @@ def prepare(results: Results) -> pd.DataFrame:
     releases = chosen.drop_duplicates([*GROUP, "seed", MATRIX]).groupby([*GROUP, MATRIX])[SCORE].mean()
     data = data.merge(releases.reset_index(), on=[*GROUP, MATRIX], how="left")
     largest = data.groupby(GROUP)[SCORE].transform("max")
-    return data.assign(relative_score=(data[SCORE] / largest).clip(lower=0))
+    data = data.assign(relative_score=(data[SCORE] / largest).clip(lower=0))
+    stages = data[BLOCK].str.split(".").str[0].map(STAGES).fillna(0)  # other networks keep their own order
+    columns = data.groupby([*GROUP, "level", "ratio"], sort=False).ngroup()
+    return data.iloc[np.lexsort((stages, columns))].reset_index(drop=True)
 
 
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the rows of `prepare`: per dataset a strip of scores and a column per level and ratio; models below each other."""
     models = list(data["public_model"].unique())
     heights = [ROW * data.loc[data["public_model"] == model, MATRIX].nunique() + MARGIN for model in models]
-    columns = [_columns(data[data["public_model"] == model]) for model in models]
-    figure = Figure(figsize=(max(WIDTH, LABELS + COLUMN * max(columns)), sum(heights)), layout="constrained")
+    columns = max(_columns(data[data["public_model"] == model]) for model in models)
+    width = max(min(WIDTH, LABELS + BROAD * columns), LABELS + NARROW * columns)
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     parts = figure.subfigures(len(models), 1, squeeze=False, height_ratios=heights)[:, 0]
     for part, model in zip(parts, models, strict=True):
         _draw_model(part, data[data["public_model"] == model])
@@ -77,8 +85,8 @@ def _draw_model(figure: SubFigure, data: pd.DataFrame) -> None:
         scores, shares = _draw_dataset(ax, rows, grid)
         ax.set_title(dataset)
     _name_layers(axes[0], data.drop_duplicates(MATRIX))
-    bar = {"ax": axes, "location": "bottom", "shrink": 0.5, "aspect": 35, "pad": 0.01}
-    figure.colorbar(scores, label="released score / largest score", **bar)
+    bar = {"ax": axes, "location": "bottom", "shrink": 0.8, "aspect": 50, "pad": 0.01}
+    figure.colorbar(scores, label="released score / largest score", **bar).set_ticks(SCORE_TICKS, labels=map(number, SCORE_TICKS))
     names = ["by no seed", "by every seed"] if data["seeds"].max() > 1 else ["no", "yes"]
     figure.colorbar(shares, label="selected", **bar).set_ticks([0, 1], labels=names)
 

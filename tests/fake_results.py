@@ -19,7 +19,7 @@ DATASETS = {
     "oct-mini": ("choroidal neovascularisation", "diabetic macular oedema", "drusen", "normal"),
     "histo-mini": ("normal lymph node", "tumour"),
 }
-BLOCKS = ("down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1")
+BLOCKS = ("down_blocks.0", "down_blocks.1", "up_blocks.0", "up_blocks.1", "mid_block")  # as diffusers lists them
 
 
 def demo_runs(datasets=tuple(DATASETS), seeds=(0,)):

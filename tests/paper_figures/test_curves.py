@@ -2,6 +2,8 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.collections import LineCollection
+from matplotlib.patches import Rectangle
 
 from paper_figures.curves import curve_figure, log_axis
 from paper_figures.style import Look, theme
@@ -42,6 +44,19 @@ def test_error_bar_has_the_half_width_and_one_seed_has_none(axes):
 def test_reference_without_a_value_is_not_drawn(axes):
     levels = [[line.get_ydata()[0] for line in ax.lines if list(line.get_xdata()) == [0, 1]] for ax in axes]
     assert levels == [[90.0], []]
+
+
+def test_interval_of_a_reference_is_a_band_and_one_seed_has_none(axes):
+    assert not any(isinstance(patch, Rectangle) for ax in axes for patch in ax.patches)
+    several = DATA.assign(accuracy_pct_interval95=[np.nan, np.nan, 3.0])
+    (band,) = curve_figure(several, LOOKS, "x (%)", "test").axes[0].patches
+    assert (band.get_y(), band.get_height()) == (87.0, 6.0)
+
+
+def test_legend_shows_lines_without_error_bars():
+    (legend,) = curve_figure(DATA, LOOKS, "x (%)", "test").legends
+    assert len(legend.get_lines()) == 2
+    assert not legend.findobj(LineCollection)
 
 
 def test_one_row_of_two_panels_per_panel_name():

@@ -134,15 +134,30 @@ def test_selection_map_has_the_share_of_seeds_and_the_mean_score(results):
     assert data.groupby("dataset")["relative_score"].max().tolist() == [1, 1]
 
 
-def test_selection_map_draws_every_matrix_once_in_unet_order(results):
+def test_selection_map_draws_every_matrix_once_from_input_to_output(results):
     data = selection_map.prepare(results)
     figure = selection_map.draw(data)
     scores, shares = figure.axes[0].images
     first = data[(data["dataset"] == "mnist5k") & (data["level"] == "matrix") & (data["ratio"] == 0.1)]
-    assert first["matrix"].tolist() == results.selections["matrix"].unique().tolist()
+    assert first["block"].unique().tolist() == ["down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "up_blocks.1"]
+    assert sorted(first["matrix"]) == sorted(results.selections["matrix"].unique())
+    listed = results.selections["matrix"].unique().tolist()
+    assert all(rows["matrix"].map(listed.index).is_monotonic_increasing for _, rows in first.groupby("block"))
     np.testing.assert_array_equal(scores.get_array()[:, 0], first["relative_score"])
     np.testing.assert_array_equal(shares.get_array()[:, 0], first["selected_share"])
     assert shares.get_array().shape == (len(first), 5)  # 10, 30, 50, 90 % of matrices and 30 % of layers
+
+
+def test_selection_map_keeps_the_order_of_a_network_that_is_no_unet(results):
+    selections = results.selections.assign(block=results.selections["block"].str.replace(r"\w+", "layers", regex=True, n=1))
+    data = selection_map.prepare(changed(results, selections=selections))
+    assert data["matrix"].unique().tolist() == selections["matrix"].unique().tolist()
+
+
+def test_selection_map_of_one_column_is_narrow(results):
+    data = selection_map.prepare(results)
+    one = data[(data["dataset"] == "oct-mini") & (data["ratio"] == 0.3)]
+    assert selection_map.draw(one).get_figwidth() < 0.7 * selection_map.draw(data).get_figwidth()
 
 
 @pytest.mark.parametrize(
