@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpsapf.config import ComputeConfig, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig
 from dpsapf.fields import setting, source, target
-from dpsapf.methods import Level, MethodName
+from dpsapf.methods import Adapter, Candidates, Level, MechanismName, MethodName, NoiseMode, ScoreName
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,18 @@ class PlanPrivacy(PrivacyConfig):
     dataset: Path = source("dataset.json")
     public_model: str = setting("public model of the run")
     method: MethodName = setting("method of the run")
-    level: Level | None = setting("selection level; omitted unless the method selects", None)
-    ratio: float | None = setting("selection ratio; omitted unless the method selects", None, above=0, high=1)
-    sigma_s: float | None = setting("noise multiplier of the saliency release; omitted unless the method selects", None, above=0)
-    epsilon: float | None = setting("target epsilon; omitted if nothing is trained", None, above=0)
+    level: Level | None = setting("what is ranked; only for methods that choose, like --ratio", None)
+    ratio: float | None = setting("fraction of the ranked units that is kept", None, above=0, high=1)
+    score: ScoreName | None = setting("what an image contributes to the saliency scores; omitted: energy", None)
+    mechanism: MechanismName | None = setting("how the scores, or what they select, are released; omitted: gaussian", None)
+    sigma_s: float | None = setting("noise multiplier of the saliency release, or that of equal zCDP cost", None, above=0)
+    candidates: Candidates | None = setting("matrices to choose from; omitted: attention", None)
+    adapter: Adapter | None = setting("adapter that is trained; omitted: lora", None)
+    epsilon: float | None = setting("target epsilon; omitted if nothing is trained, or without a guarantee", None, above=0)
     seed: int = setting("seed of the run", 0, low=0)
-    saliency_clipping_norm: float = setting("C_s, bound on one image's gradient in the saliency pass", 1.0, above=0)
+    candidate_table: Path = source("candidates.csv")
+    saliency_clipping_norm: float = setting("C_s of the saliency release; scores energy, norm", 1.0, above=0)
+    saliency_votes: int = setting("matrices that an image votes for; score vote", 16, unit="matrices", low=1)
     saliency_expected_batch_size: int = setting("B_s, expected Poisson batch of the saliency pass", 50000, unit="images", low=1)
     out: Path = target("plan.json")
 
@@ -81,9 +87,16 @@ class ScoreSaliency(SaliencyConfig, ComputeConfig):
 
     dataset: Path = source("dataset.json")
     model: Path = source("model.json")
-    candidates: Path = source("candidates.csv")
+    candidate_table: Path = source("candidates.csv")
     latents: Path = source("latents.safetensors")
-    sigma_s: float = setting("noise multiplier", 5.0, above=0)
+    candidates: Candidates = setting("matrices that are scored", "attention")
+    score: ScoreName = setting("what an image contributes", "energy")
+    mechanism: MechanismName | None = setting("how the scores are released; omitted: exactly, without a guarantee", None)
+    sigma_s: float | None = setting("noise multiplier, or that of equal zCDP cost; given with a mechanism", None, above=0)
+    level: Level | None = setting("what is ranked; for exponential and ptr", None)
+    ratio: float | None = setting("fraction that is kept; for exponential and ptr", None, above=0, high=1)
+    delta: float | None = setting("target delta of the run; omitted: 1/(N ln N)", None, above=0, high=0.1)
+    noise: NoiseMode = setting("where privacy noise is drawn from", "seed")
     seed: int = setting("seed of timesteps, noise and release", 0, low=0)
     scores: Path = target("noisy scores (.csv)")
     spend: Path = target("spend.json")
@@ -94,7 +107,7 @@ class SelectMatrices:
     """Options of select-matrices."""
 
     plan: Path = source("plan.json")
-    candidates: Path = source("candidates.csv")
+    candidate_table: Path = source("candidates.csv")
     scores: Path | None = source("noisy scores, for methods that select", None)
     out: Path = target("selection.csv")
 
@@ -177,7 +190,7 @@ class CollectMetrics:
 
     plan: Path = source("plan.json")
     ledger: Path = source("ledger.json")
-    candidates: Path = source("candidates.csv")
+    candidate_table: Path = source("candidates.csv")
     selection: Path | None = source("selection.csv, for methods that train", None)
     spend: Path | None = source("spend.json of DP-SGD, for methods that train", None)
     training_log: Path | None = source("per-step log, for methods that train", None)

@@ -14,6 +14,7 @@ import yaml
 
 from dpsapf.errors import UserError
 from dpsapf.fields import build, check, schema_of, setting
+from dpsapf.methods import NoiseMode
 from dpsapf.records import validate
 from dpsapf.runs import RunSpec, Study, expand
 
@@ -27,13 +28,17 @@ class PrivacyConfig:
     clipping: typing.Literal["flat", "automatic"] = setting("flat: g min(1, C/||g||); automatic: C g/(||g|| + 0.01)", "automatic")
     clipping_norm: float = setting("C, the bound on one image's contribution to a step", 1.0, above=0)
     delta: float | None = setting("target delta; null: 1/(N ln N)", None, above=0, high=0.1)
+    noise: NoiseMode = setting(
+        "seed: reproducible, for research; system: from the operating system's generator, for a release", "seed"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SaliencyConfig:
     """The noisy saliency release."""
 
-    clipping_norm: float = setting("C_s, the bound on one image's gradient over all candidate matrices", 1.0, above=0)
+    clipping_norm: float = setting("C_s, bound on one image's gradient over all candidates; scores energy, norm", 1.0, above=0)
+    votes: int = setting("matrices that an image votes for; score vote", 16, unit="matrices", low=1)
     expected_batch_size: int = setting(
         "B_s, expected Poisson batch; the rate is this over N, at most 1", 50000, unit="images", low=1
     )

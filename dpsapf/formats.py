@@ -14,11 +14,12 @@ SPLITS = ("train", "validation", "test")
 
 # selection.csv and candidates.csv, one row per candidate matrix
 MATRIX = "matrix"  # dotted module name in the UNet
-LAYER = "layer"  # dotted name of the attention module that holds it
+LAYER = "layer"  # dotted name of the module that holds it, e.g. an attention module
 BLOCK = "block"  # e.g. down_blocks.0
-PROJECTION = "projection"  # to_q, to_k, to_v or to_out.0
+PROJECTION = "projection"  # to_q, to_k, to_v or to_out.0; the module's own name if it is no attention projection
+CANDIDATES = "candidates"  # smallest candidate set that has it: attention, attention+ffn or all-params
 PARAMETERS = "parameters"  # entries of the matrix
-LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix
+LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix; a convolution's columns are inputs x kernel
 SCORE = "noisy_score"  # released score; empty if nothing was released
 SELECTED = "selected"  # True if the run trains on it
 
@@ -70,17 +71,22 @@ class ModelRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Release:
-    """One release of private information: a Poisson-subsampled Gaussian, repeated.
+    """One release of private information, under adding or removing one image.
 
-    Each step adds N(0, (noise_multiplier x sensitivity)^2) to a sum in which one image's
-    contribution has an L2 norm of at most ``sensitivity``.
+    ``gaussian``: each step adds N(0, (noise_multiplier x sensitivity)^2) to a sum over a Poisson sample, in which one
+    image's contribution has an L2 norm of at most ``sensitivity``; steps compose numerically.
+    ``exponential``, ``ptr``: the whole release is (epsilon, delta)-DP; what amplification by sampling would save is
+    not claimed. ``none``: exact, without any guarantee.
     """
 
     name: typing.Literal["saliency", "dp-sgd"]
-    noise_multiplier: float = setting("noise standard deviation over sensitivity", above=0)
-    sensitivity: float = setting("L2 sensitivity under adding or removing one image", above=0)
+    mechanism: typing.Literal["gaussian", "exponential", "ptr", "none"] = "gaussian"
+    noise_multiplier: float | None = setting("gaussian: noise standard deviation over sensitivity", None, above=0)
+    sensitivity: float | None = setting("bound on one image's contribution; null: unbounded", above=0)
     sampling_rate: float = setting("Poisson rate", above=0, high=1)
     steps: int = setting("releases made", low=1)
+    epsilon: float | None = setting("exponential, ptr: epsilon of the whole release", None, above=0)
+    delta: float | None = setting("exponential, ptr: delta of the whole release", None, above=0, high=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +95,14 @@ class Plan:
 
     run: RunSpec
     images: int  # N, training images; treated as public
-    target_epsilon: float
+    target_epsilon: float | None  # null: without a guarantee (epsilon infinite), or nothing is trained
     delta: float
     relation: str
     unit: str
     public: tuple[str, ...]  # what is treated as public
     clipping: str
     clipping_norm: float
+    noise: str  # seed: reproducible; system: drawn from the operating system, no seed exists
     releases: tuple[Release, ...]
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
@@ -124,12 +131,13 @@ class Ledger:
     """ledger.json: the audit's verdict; exists only if the spend is within the target."""
 
     run: RunSpec
-    target_epsilon: float
+    target_epsilon: float | None
     delta: float
     relation: str
     unit: str
+    noise: str
     releases: tuple[Release, ...]
-    spent_epsilon: dict[str, float]  # accountant -> composed epsilon
+    spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
     weights_digest: str | None
     provenance: dict
 

@@ -1,13 +1,19 @@
-"""The methods under comparison, as data: what selects the parameters and what is trained."""
+"""The methods under comparison, as data: what chooses the matrices, what is trained, under which guarantee."""
 
 import typing
 from dataclasses import dataclass
 
 from dpsapf.errors import UserError
 
-MethodName = typing.Literal["dp-sapf", "dp-lora", "dp-full", "no-finetune"]
-Level = typing.Literal["matrix", "layer"]
-Adapter = typing.Literal["lora", "full", "none"]
+MethodName = typing.Literal[
+    "dp-sapf", "dp-lora", "dp-full", "dp-ldm", "random", "noisy", "no-lora", "all-params", "no-dp", "no-finetune"
+]
+Level = typing.Literal["matrix", "layer", "block"]
+Candidates = typing.Literal["attention", "attention+ffn", "all-params"]
+Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora"]
+ScoreName = typing.Literal["energy", "norm", "vote", "share"]
+MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
+NoiseMode = typing.Literal["seed", "system"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,25 +21,59 @@ class Method:
     """One row of the paper's method table.
 
     Attributes:
-        selects: True if noisy saliency scores choose the matrices (one more private release).
-        adapter: ``lora`` on the chosen matrices, ``full`` for every UNet parameter, or ``none``.
+        selection: ``saliency`` (released scores choose), ``random`` (a data-free draw of as many) or ``all``.
+        trained: an ``adapter`` on the chosen matrices, the chosen ``weights`` themselves, every parameter of the
+            ``attention`` modules, every parameter of the ``unet``, or ``nothing``.
+        private: False for the one method without noise and clipping, whose epsilon is infinite.
+        candidates: the only candidate set of the method; None if the run says which.
+        randomises_rest: True if the candidates that were not chosen are replaced by random values.
     """
 
-    selects: bool
-    adapter: Adapter
+    selection: typing.Literal["saliency", "random", "all"]
+    trained: typing.Literal["adapter", "weights", "attention", "unet", "nothing"]
+    private: bool = True
+    candidates: Candidates | None = None
+    randomises_rest: bool = False
+
+    @property
+    def selects(self) -> bool:
+        """True if saliency scores of the private images choose the matrices."""
+        return self.selection == "saliency"
 
     @property
     def trains(self) -> bool:
-        """True if DP-SGD runs at all."""
-        return self.adapter != "none"
+        """True if anything is trained at all."""
+        return self.trained != "nothing"
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Axes of a run that change this method's result, besides dataset, public model and seed."""
+        axes = {
+            "level": self.selection != "all",
+            "ratio": self.selection != "all",
+            "score": self.selects,
+            "mechanism": self.selects and self.private,
+            "sigma_s": self.selects and self.private,
+            "candidates": self.trained in ("adapter", "weights") and self.candidates is None,
+            "adapter": self.trained == "adapter",
+            "epsilon": self.trains and self.private,
+        }
+        return frozenset(axis for axis, used in axes.items() if used)
 
 
 METHODS: dict[str, Method] = {
-    "dp-sapf": Method(selects=True, adapter="lora"),
-    "dp-lora": Method(selects=False, adapter="lora"),
-    "dp-full": Method(selects=False, adapter="full"),
-    "no-finetune": Method(selects=False, adapter="none"),
+    "dp-sapf": Method(selection="saliency", trained="adapter"),
+    "dp-lora": Method(selection="all", trained="adapter"),
+    "dp-full": Method(selection="all", trained="unet"),
+    "dp-ldm": Method(selection="all", trained="attention"),
+    "random": Method(selection="random", trained="adapter"),
+    "noisy": Method(selection="saliency", trained="adapter", randomises_rest=True),
+    "no-lora": Method(selection="saliency", trained="weights"),
+    "all-params": Method(selection="saliency", trained="weights", candidates="all-params"),
+    "no-dp": Method(selection="saliency", trained="adapter", private=False),
+    "no-finetune": Method(selection="all", trained="nothing"),
 }
+AXES = frozenset().union(*(row.uses for row in METHODS.values()))
 
 
 def method(name: str) -> Method:

@@ -13,10 +13,10 @@ from dpsapf.runs import Layout, RunSpec
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models",),
-    "privacy": ("privacy",),
+    "privacy": ("privacy", "saliency"),
     "saliency": ("saliency", "privacy", "public_models"),
-    "finetune": ("finetune", "privacy", "public_models"),
-    "sampling": ("sampling", "public_models"),
+    "finetune": ("finetune", "saliency", "privacy", "public_models"),
+    "sampling": ("sampling", "finetune", "public_models"),
     "evaluation": ("evaluation",),
     "aggregation": ("aggregation",),
     "paper_figures": ("../paper_figures",),
@@ -39,6 +39,14 @@ def flags(*sections: object, only: tuple[str, ...] = (), prefix: str = "") -> st
                 continue
             words += ["--" + (prefix + field.name).replace("_", "-"), str(value)]
     return shlex.join(words)
+
+
+def score_flags(run: RunSpec) -> str:
+    """Write the options of the saliency release that a run uses; a release of noisy scores serves every ratio."""
+    names = ["score", "mechanism", "sigma_s", "seed"]
+    if run.mechanism not in (None, "gaussian"):
+        names += ["level", "ratio"]
+    return f"--candidates {run.released_from} {flags(run, only=tuple(names))}"
 
 
 def given(files: Mapping[str, object]) -> str:

@@ -49,6 +49,7 @@ def candidate_table(layers_per_block=3):
                         "layer": layer,
                         "block": block,
                         "projection": name,
+                        "candidates": "attention",
                         "parameters": 1024,
                         "lora_parameters_per_rank": 64,
                     }
@@ -63,7 +64,7 @@ def selection_of(run, candidates):
     table["noisy_score"], table["selected"] = None, True
     if method(run.method).selects:
         scores = np.random.default_rng(run.seed + 5).exponential(100, len(table)) ** 1.5
-        table["noisy_score"] = scores + np.random.default_rng(run.seed).normal(0, run.sigma_s, len(table))
+        table["noisy_score"] = scores + np.random.default_rng(run.seed).normal(0, run.sigma_s or 0.0, len(table))
         key = "matrix" if run.level == "matrix" else "layer"
         ranks = table.groupby(key, sort=False)["noisy_score"].sum().rank(ascending=False)
         chosen = ranks.index[ranks <= round(run.ratio * len(ranks))]
@@ -95,13 +96,14 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     plan = Plan(
         run=run,
         images=3500,
-        target_epsilon=run.epsilon or 0.0,
+        target_epsilon=run.epsilon,
         delta=3.5e-5,
         relation="add or remove one image",
         unit="one image",
         public=("N",),
         clipping="automatic",
         clipping_norm=1.0,
+        noise="seed",
         releases=tuple(releases),
         planned_epsilon={"pld": 0.99 * (run.epsilon or 0.0)},
         selection_epsilon=0.4 if row.selects else None,
@@ -116,6 +118,7 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         delta=plan.delta,
         relation=plan.relation,
         unit=plan.unit,
+        noise=plan.noise,
         releases=plan.releases,
         spent_epsilon=spent,
         weights_digest="e" * 64 if row.trains else None,
@@ -190,7 +193,8 @@ def collect_options(layout, run, protocol=PROTOCOL):
             "training_log": folder / "training_log.csv",
         }
     files["ceiling"] = layout.root / "cache" / "reference" / f"{run.dataset}--{protocol}" / "ceiling.json"
-    return CollectMetrics(**files, candidates=layout.root / "candidates.csv", out=layout.root / "runs" / run.id / "metrics.json")
+    table, out = layout.root / "candidates.csv", layout.root / "runs" / run.id / "metrics.json"
+    return CollectMetrics(**files, candidate_table=table, out=out)
 
 
 def write_images(layout, run, classes, per_class=12, side=32):

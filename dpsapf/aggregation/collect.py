@@ -10,6 +10,8 @@ from dpsapf.errors import UserError
 from dpsapf.formats import MATRIX, SELECTED, Fidelity, Ledger, Metrics, Plan, Release, Spend, Timing, Utility
 from dpsapf.methods import method
 from dpsapf.records import read_record, write_record
+from dpsapf.runs import RunSpec
+from dpsapf.saliency.select import candidates
 
 LOG = logging.getLogger(__name__)
 
@@ -53,7 +55,7 @@ def gather(options: CollectMetrics) -> Metrics:
         noise_multiplier=spend.release.noise_multiplier if spend else None,
         noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
         trainable_parameters=spend.trainable_parameters if spend else 0,
-        selected_matrices=count_selected(options),
+        selected_matrices=count_selected(options, plan.run),
         finetune_seconds=spend.seconds if spend else None,
         sample_seconds=timing.seconds,
         peak_memory_mb=max(timing.peak_memory_mb, spend.peak_memory_mb if spend else 0.0),
@@ -113,7 +115,7 @@ def read_evaluation(options: CollectMetrics) -> tuple[Fidelity, Utility, Utility
     return fidelity, records["utility"][1], records["ceiling"][1]
 
 
-def count_selected(options: CollectMetrics) -> int:
+def count_selected(options: CollectMetrics, run: RunSpec) -> int:
     """Count the matrices that the run selected; 0 if it has no selection.
 
     Raises:
@@ -121,7 +123,9 @@ def count_selected(options: CollectMetrics) -> int:
     """
     if options.selection is None:
         return 0
-    selection, candidates = pd.read_csv(options.selection), pd.read_csv(options.candidates)
-    if selection[MATRIX].tolist() != candidates[MATRIX].tolist():
-        raise UserError("--selection", str(options.selection), "holds other matrices than --candidates: use one public model")
+    selection, known = pd.read_csv(options.selection), candidates(options.candidate_table, run.released_from)
+    if selection[MATRIX].tolist() != known[MATRIX].tolist():
+        raise UserError(
+            "--selection", str(options.selection), "holds other matrices than --candidate-table: use one public model"
+        )
     return int(selection[SELECTED].sum())

@@ -5,7 +5,6 @@ import typing
 import torch
 
 from dpsapf.errors import UserError
-from dpsapf.methods import Adapter
 from dpsapf.randomness import child_seed
 
 if typing.TYPE_CHECKING:
@@ -13,7 +12,7 @@ if typing.TYPE_CHECKING:
 
 
 def add_adapter(
-    unet: "UNet2DConditionModel", adapter: Adapter, selected: list[str], rank: int, alpha: float, seed: int
+    unet: "UNet2DConditionModel", adapter: str, selected: list[str], rank: int, alpha: float, seed: int
 ) -> dict[str, torch.nn.Parameter]:
     """Freeze the UNet, then make the method's parameters trainable.
 

@@ -7,7 +7,7 @@ import torch
 
 from dpsapf.formats import Release
 from dpsapf.privacy.clipping import Clipping, clipped_sum
-from dpsapf.privacy.noise import add_gaussian_noise
+from dpsapf.privacy.noise import NoiseSource, add_gaussian_noise
 from dpsapf.public_models.latents import Pairs
 
 LossFunction = Callable[[Pairs], torch.Tensor]
@@ -39,7 +39,7 @@ def private_gradient(
     expected_batch: float,
     micro_batch: int,
     device: str,
-    noise: torch.Generator,
+    noise: NoiseSource,
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
 
@@ -58,7 +58,7 @@ def private_gradient(
         expected_batch: sampling rate times N.
         micro_batch: rows are processed in chunks of this many images; it cannot change the result.
         device: where the chunks are processed.
-        noise: generator of this step's privacy noise.
+        noise: source of this step's privacy noise.
     """
     sums = [torch.zeros_like(parameter) for parameter in parameters]
     losses, norms = [], []

@@ -21,7 +21,8 @@ from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.formats import ModelRecord, Plan, Release, Spend
 from dpsapf.measure import peak_memory_mb
 from dpsapf.methods import method
-from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.privacy.noise import noise_source
+from dpsapf.privacy.poisson import poisson_batch, sampling_generator
 from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
@@ -74,7 +75,7 @@ def _build(options: Finetune, plan: Plan) -> tuple[GradSampleModule, "DDIMSchedu
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
     selected = selected_matrices(options.selection)
-    adapter = method(plan.run.method).adapter
+    adapter = "full" if method(plan.run.method).trained == "unet" else "lora"
     parameters = add_adapter(unet, adapter, selected, options.lora_rank, options.lora_alpha, plan.run.seed)
     rate = {"lora": options.learning_rate_lora, "full": options.learning_rate_full}[adapter]
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
@@ -94,7 +95,7 @@ def train_step(
 ) -> None:
     """Do one step of DP-SGD and update the state; every random draw depends on the run's seed and the step alone."""
     start, seed, step = time.monotonic(), plan.run.seed, state.step
-    batch = poisson_batch(plan.images, release.sampling_rate, torch_generator(seed, "finetune", "batch", step))
+    batch = poisson_batch(plan.images, release.sampling_rate, sampling_generator(plan.noise, seed, "finetune", step))
     timesteps = scheduler.config.num_train_timesteps
     pairs = draw_pairs(latents, batch, options.noise_multiplicity, timesteps, torch_generator(seed, "finetune", "pairs", step))
     report = private_gradient(
@@ -107,7 +108,7 @@ def train_step(
         expected_batch=release.sampling_rate * plan.images,
         micro_batch=options.micro_batch,
         device=options.device,
-        noise=torch_generator(seed, "finetune", "privacy noise", step, device=options.device),
+        noise=noise_source(plan.noise, torch_generator(seed, "finetune", "privacy noise", step, device=options.device)),
     )
     state.optimizer.step()
     state.step += 1

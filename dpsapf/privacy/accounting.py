@@ -1,10 +1,13 @@
-"""Composition of a run's releases under three accountants, and the calibration of DP-SGD's noise.
+"""Composition of a run's releases under four accountants, and the calibration of DP-SGD's noise.
 
-Every release is a Poisson-subsampled Gaussian (`dpsapf.formats.Release`); the neighbouring relation
-is adding or removing one image. PLD and RDP are dp-accounting's, PRV is Opacus'.
+The neighbouring relation is adding or removing one image. Poisson-subsampled Gaussians compose numerically:
+PLD and RDP are dp-accounting's, PRV and GDP are Opacus'. A release that is (e, d)-DP as a whole adds its e, and
+takes its d from the target delta (basic composition), under every accountant.
 """
 
+import dataclasses
 import logging
+import math
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,66 +27,100 @@ SIGMA_RANGE = (0.4, 2000.0)  # below 0.4 a step is hardly private and its PLD la
 SIGMA_TOLERANCE = 1e-3
 
 
-def pld_epsilon(releases: Sequence[Release], delta: float) -> float:
-    """Compose releases with dp-accounting's privacy loss distributions (pessimistic discretisation).
+def pld_epsilon(gaussians: Sequence[Release], delta: float) -> float:
+    """Compose with dp-accounting's privacy loss distributions (pessimistic discretisation), an upper bound.
 
     Args:
-        releases: what is released; none gives 0.
+        gaussians: Gaussian releases, at least one.
         delta: target delta in (0, 1).
 
     Returns:
-        The smallest epsilon for which the composition is (epsilon, delta)-DP, an upper bound.
+        The smallest epsilon for which the composition is (epsilon, delta)-DP.
     """
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
     accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL)
-    return _composed(accountant, releases, delta)
+    return _composed(accountant, gaussians, delta)
 
 
-def rdp_epsilon(releases: Sequence[Release], delta: float) -> float:
-    """Compose releases with dp-accounting's Renyi accountant; arguments and result as `pld_epsilon`."""
+def rdp_epsilon(gaussians: Sequence[Release], delta: float) -> float:
+    """Compose with dp-accounting's Renyi accountant, a looser upper bound; arguments as `pld_epsilon`."""
     from dp_accounting import NeighboringRelation
     from dp_accounting.rdp.rdp_privacy_accountant import RdpAccountant
 
     logging.getLogger("absl").setLevel(logging.ERROR)  # it warns of every low order that it leaves out: harmless
     accountant = RdpAccountant(neighboring_relation=NeighboringRelation.ADD_OR_REMOVE_ONE)
-    return _composed(accountant, releases, delta)
+    return _composed(accountant, gaussians, delta)
 
 
-def prv_epsilon(releases: Sequence[Release], delta: float) -> float:
-    """Compose releases with Opacus' PRV accountant (Gopi, Lee, Wutschitz 2021), upper bound; imports torch."""
-    if not releases:
-        return 0.0
+def prv_epsilon(gaussians: Sequence[Release], delta: float) -> float:
+    """Compose with Opacus' PRV accountant (Gopi, Lee, Wutschitz 2021), upper bound; imports torch."""
     from opacus.accountants import PRVAccountant
 
     accountant = PRVAccountant()
-    accountant.history = [(r.noise_multiplier, r.sampling_rate, r.steps) for r in releases]
+    accountant.history = [(r.noise_multiplier, r.sampling_rate, r.steps) for r in gaussians]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its RDP bound on the domain warns of low orders: harmless
         return float(accountant.get_epsilon(delta, eps_error=PRV_ERROR))
+
+
+def gdp_epsilon(gaussians: Sequence[Release], delta: float) -> float:
+    """Compose by Gaussian DP's central limit theorem (Dong, Roth, Su 2022) with Opacus' formulas; imports torch.
+
+    An approximation, not an upper bound: it is reported and certifies nothing.
+    """
+    from opacus.accountants.analysis import gdp
+
+    squares = sum(_gdp_mu(release) ** 2 for release in gaussians)
+    return float(gdp.eps_from_mu(mu=math.sqrt(squares), delta=delta))
+
+
+def _gdp_mu(release: Release) -> float:
+    from opacus.accountants.analysis import gdp
+
+    if release.sampling_rate == 1:
+        return math.sqrt(release.steps) / release.noise_multiplier
+    return gdp.compute_mu_poisson(
+        steps=release.steps, noise_multiplier=release.noise_multiplier, sample_rate=release.sampling_rate
+    )
 
 
 ACCOUNTANTS: dict[str, Callable[[Sequence[Release], float], float]] = {
     "pld": pld_epsilon,
     "rdp": rdp_epsilon,
     "prv": prv_epsilon,
+    "gdp": gdp_epsilon,
 }
 
 
 def epsilon(accountant: str, releases: Sequence[Release], delta: float) -> float:
     """Compose releases with the named accountant.
 
+    Args:
+        accountant: key of `ACCOUNTANTS`.
+        releases: what is released; none gives 0.
+        delta: target delta in (0, 1).
+
+    Returns:
+        The composed epsilon; infinite if a release has no guarantee or the releases use up delta by themselves.
+
     Raises:
         UserError: the accountant is not registered.
     """
     if accountant not in ACCOUNTANTS:
         raise UserError("accountant", accountant, f"must be one of {', '.join(ACCOUNTANTS)}")
-    return ACCOUNTANTS[accountant](releases, delta)
+    gaussians = [release for release in releases if release.mechanism == "gaussian"]
+    whole = [release for release in releases if release.mechanism in ("exponential", "ptr")]
+    left = delta - sum(release.delta for release in whole)
+    if left <= 0 or len(gaussians) + len(whole) < len(releases):
+        return math.inf
+    composed = ACCOUNTANTS[accountant](gaussians, left) if gaussians else 0.0
+    return composed + sum(release.epsilon for release in whole)
 
 
 def event(release: Release) -> "DpEvent":
-    """Describe a release to dp-accounting: a Gaussian, Poisson-subsampled if its rate is below 1, repeated."""
+    """Describe a Gaussian release to dp-accounting: Poisson-subsampled if its rate is below 1, repeated."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
 
     step = GaussianDpEvent(release.noise_multiplier)
@@ -92,10 +129,8 @@ def event(release: Release) -> "DpEvent":
     return SelfComposedDpEvent(step, release.steps)
 
 
-def _composed(accountant: typing.Any, releases: Sequence[Release], delta: float) -> float:  # noqa: ANN401
-    if not releases:
-        return 0.0
-    for release in releases:
+def _composed(accountant: typing.Any, gaussians: Sequence[Release], delta: float) -> float:  # noqa: ANN401
+    for release in gaussians:
         accountant.compose(event(release))
     return float(accountant.get_epsilon(delta))
 
@@ -121,24 +156,27 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
     goal, highest = target - MARGIN, build(SIGMA_RANGE[1])
-    if goal <= 0 or pld_epsilon(highest, delta) > goal:
-        raise UserError("epsilon", target, _infeasible(highest, delta))
-    if pld_epsilon(build(SIGMA_RANGE[0]), delta) <= goal:
+    if goal <= 0 or epsilon("pld", highest, delta) > goal:
+        raise UserError("epsilon", target, _infeasible(goal, highest, delta))
+    if epsilon("pld", build(SIGMA_RANGE[0]), delta) <= goal:
         return SIGMA_RANGE[0]
+    whole = [release for release in highest if release.mechanism != "gaussian"]
     return calibrate_dp_mechanism(
         lambda: PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL),
-        lambda sigma: ComposedDpEvent([event(release) for release in build(sigma)]),
-        goal,
-        delta,
+        lambda sigma: ComposedDpEvent([event(release) for release in build(sigma) if release.mechanism == "gaussian"]),
+        goal - sum(release.epsilon for release in whole),
+        delta - sum(release.delta for release in whole),
         bracket_interval=mechanism_calibration.LowerEndpointAndGuess(SIGMA_RANGE[0], 1.0),
         tol=SIGMA_TOLERANCE,
     )
 
 
-def _infeasible(releases: Sequence[Release], delta: float) -> str:
+def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
     fixed = [release for release in releases if release.name != "dp-sgd"]
-    spent = pld_epsilon(fixed, delta) + MARGIN
-    return (
-        f"cannot be met: the saliency release alone costs {spent:.3f} at delta {delta:.2e}; "
-        f"raise epsilon above {spent:.3f} or raise sigma_s"
-    )
+    spent = epsilon("pld", fixed, delta) + MARGIN
+    remedy = f"cannot be met: the saliency release alone costs {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
+    if not fixed or fixed[0].mechanism != "gaussian" or goal <= 0:
+        return remedy
+
+    alone = calibrate(goal + MARGIN, delta, lambda sigma: [dataclasses.replace(fixed[0], noise_multiplier=sigma)])
+    return f"{remedy}, or sigma_s from {fixed[0].noise_multiplier:g} above {alone:.2f}"

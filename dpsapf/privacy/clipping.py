@@ -4,7 +4,7 @@ import typing
 
 import torch
 
-Clipping = typing.Literal["flat", "automatic"]
+Clipping = typing.Literal["flat", "automatic", "none"]
 AUTOMATIC_STABILITY = 0.01  # gamma of automatic clipping (Bu et al. 2023, arXiv 2206.07136)
 
 
@@ -14,14 +14,17 @@ def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) 
     Args:
         squared_norms: squared L2 norms over everything that is released jointly, [B], >= 0, fp32.
         bound: C > 0.
-        clipping: ``flat`` is min(1, C/||g||) (Abadi et al. 2016); ``automatic`` is C/(||g|| + 0.01).
+        clipping: ``flat`` is min(1, C/||g||) (Abadi et al. 2016); ``automatic`` is C/(||g|| + 0.01); ``none`` is 1,
+            for the method without a guarantee.
 
     Returns:
-        Factors [B]. ``factor * ||g|| <= C`` for both kinds; a non-finite norm gets 0, so that a broken
+        Factors [B]. ``factor * ||g|| <= C`` for the first two kinds; a non-finite norm gets 0, so that a broken
         image contributes nothing rather than something unbounded.
     """
     norms = squared_norms.sqrt()
-    if clipping == "automatic":
+    if clipping == "none":
+        factors = torch.ones_like(norms)
+    elif clipping == "automatic":
         factors = bound / (norms + AUTOMATIC_STABILITY)
     else:
         factors = torch.clamp(bound / norms.clamp_min(torch.finfo(norms.dtype).tiny), max=1.0)

@@ -6,14 +6,18 @@ import math
 from dpsapf.commands import PlanPrivacy
 from dpsapf.errors import UserError
 from dpsapf.formats import DatasetRecord, Plan, Release
-from dpsapf.methods import method
-from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, pld_epsilon, rdp_epsilon
+from dpsapf.methods import AXES, method
+from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, epsilon
+from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.records import provenance, read_record, write_record
 from dpsapf.runs import RunSpec
+from dpsapf.saliency.scores import Bounds
+from dpsapf.saliency.select import candidates, ranking
 
 LOG = logging.getLogger(__name__)
+DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
 PUBLIC = (
-    "N, the number of training images",
+    "N, the number of training images, and with it delta and the sampling rates",
     "the class names, their prompts and the number of classes",
     "hyperparameters, chosen without the images that the run trains on",
     "the public model",
@@ -30,17 +34,12 @@ def plan_privacy(options: PlanPrivacy) -> None:
         UserError: the target cannot be met, or an axis that the method needs is missing.
     """
     dataset = read_record(options.dataset, DatasetRecord)
+    defaults = {axis: value for axis, value in DEFAULT_AXES.items() if axis in method(options.method).uses}
+    given = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
     run = RunSpec(
-        dataset=dataset.name,
-        public_model=options.public_model,
-        method=options.method,
-        level=options.level,
-        ratio=options.ratio,
-        sigma_s=options.sigma_s,
-        epsilon=options.epsilon,
-        seed=options.seed,
+        dataset=dataset.name, public_model=options.public_model, method=options.method, seed=options.seed, **(defaults | given)
     )
-    _check_axes(run)
+    check_axes(run)
     write_record(options.out, make_plan(run, dataset, options))
 
 
@@ -50,25 +49,27 @@ def make_plan(run: RunSpec, dataset: DatasetRecord, options: PlanPrivacy) -> Pla
     Raises:
         UserError: the target cannot be met.
     """
-    delta = options.delta or default_delta(dataset.train)
-    saliency = [saliency_release(run, dataset.train, options)] if method(run.method).selects else []
+    row, delta = method(run.method), options.delta or default_delta(dataset.train)
+    saliency = [_saliency(run, dataset.train, delta, options)] if row.selects else []
     alone = _dp_sgd_noise([], run, dataset.train, delta, options)
     sigma = _dp_sgd_noise(saliency, run, dataset.train, delta, options) if saliency else alone
-    releases = [*saliency, *([dp_sgd_release(sigma, dataset.train, options)] if sigma else [])]
+    releases = [*saliency, *([dp_sgd_release(sigma, dataset.train, options)] if row.trains else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
+    guaranteed = run.epsilon is not None
     return Plan(
         run=run,
         images=dataset.train,
-        target_epsilon=run.epsilon or 0.0,
+        target_epsilon=run.epsilon,
         delta=delta,
         relation=RELATION,
         unit=UNIT,
         public=PUBLIC,
-        clipping=options.clipping,
+        clipping=options.clipping if row.private else "none",
         clipping_norm=options.clipping_norm,
+        noise=options.noise,
         releases=tuple(releases),
-        planned_epsilon={"pld": pld_epsilon(releases, delta), "rdp": rdp_epsilon(releases, delta)},
-        selection_epsilon=pld_epsilon(saliency, delta) if saliency else None,
+        planned_epsilon={name: epsilon(name, releases, delta) for name in ("pld", "rdp")} if guaranteed else {},
+        selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,
         dp_sgd_noise_alone=alone,
         dataset_sha256=dataset.sha256,
         provenance=provenance(),
@@ -80,44 +81,57 @@ def default_delta(images: int) -> float:
     return 1 / (images * math.log(images))
 
 
-def saliency_release(run: RunSpec, images: int, options: PlanPrivacy) -> Release:
-    """Describe the saliency release: scores are squared norms, so clipping at C_s gives sensitivity C_s^2."""
-    rate = min(options.saliency_expected_batch_size / images, 1.0)
-    return Release(
-        name="saliency",
-        noise_multiplier=run.sigma_s,
-        sensitivity=options.saliency_clipping_norm**2,
-        sampling_rate=rate,
-        steps=1,
-    )
+def saliency_release(
+    images: int, expected_batch_size: int, ranking: Ranking, mechanism_name: str, sigma_s: float | None, delta: float
+) -> Release:
+    """Describe the saliency release of a run: what is planned, and what score-saliency then does.
+
+    Args:
+        images: N.
+        expected_batch_size: B_s; the rate is this over N, at most 1.
+        ranking: units and sensitivities.
+        mechanism_name: key of the mechanism registry.
+        sigma_s: noise multiplier, or that of equal zCDP cost; None for mechanism ``none``.
+        delta: target delta of the run.
+    """
+    return mechanism(mechanism_name).plan(ranking, sigma_s, min(expected_batch_size / images, 1.0), delta)
 
 
-def dp_sgd_release(sigma: float, images: int, options: PlanPrivacy) -> Release:
-    """Describe DP-SGD: ``steps`` Poisson-subsampled Gaussian releases of clipped gradient sums."""
+def _saliency(run: RunSpec, images: int, delta: float, options: PlanPrivacy) -> Release:
+    bounds = Bounds(clipping_norm=options.saliency_clipping_norm, votes=options.saliency_votes)
+    table = candidates(options.candidate_table, run.released_from)
+    whole = run.mechanism in (None, "gaussian")
+    units = ranking(table, None if whole else run.level, None if whole else run.ratio, run.score, bounds)
+    return saliency_release(images, options.saliency_expected_batch_size, units, run.mechanism or "none", run.sigma_s, delta)
+
+
+def dp_sgd_release(sigma: float | None, images: int, options: PlanPrivacy) -> Release:
+    """Describe DP-SGD: ``steps`` Poisson-subsampled Gaussian releases of clipped gradient sums; exact without sigma."""
     rate = min(options.expected_batch_size / images, 1.0)
-    return Release(
-        name="dp-sgd",
-        noise_multiplier=sigma,
-        sensitivity=options.clipping_norm,
-        sampling_rate=rate,
-        steps=options.steps,
-    )
+    common = {"name": "dp-sgd", "sampling_rate": rate, "steps": options.steps}
+    if sigma is None:
+        return Release(mechanism="none", sensitivity=None, **common)
+    return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, **common)
 
 
 def _dp_sgd_noise(saliency: list[Release], run: RunSpec, images: int, delta: float, options: PlanPrivacy) -> float | None:
-    if not method(run.method).trains:
+    if run.epsilon is None:
         return None
     return calibrate(run.epsilon, delta, lambda sigma: [*saliency, dp_sgd_release(sigma, images, options)])
 
 
-def _check_axes(run: RunSpec) -> None:
-    row = method(run.method)
-    needed = {"level": row.selects, "ratio": row.selects, "sigma_s": row.selects, "epsilon": row.trains}
-    for axis, is_needed in needed.items():
+def check_axes(run: RunSpec) -> None:
+    """Check that a run has exactly the axes that its method uses.
+
+    Raises:
+        UserError: names the first axis that is missing or superfluous, or an epsilon below the accountants' resolution.
+    """
+    uses = method(run.method).uses
+    for axis in sorted(AXES):
         value = getattr(run, axis)
-        if is_needed and value is None:
+        if axis in uses and value is None:
             raise UserError(axis, value, f"method {run.method} needs it")
-        if not is_needed and value is not None:
+        if axis not in uses and value is not None:
             raise UserError(axis, value, f"method {run.method} does not use it; leave it out")
-    if row.trains and run.epsilon <= MARGIN:
+    if run.epsilon is not None and run.epsilon <= MARGIN:
         raise UserError("epsilon", run.epsilon, f"must be greater than {MARGIN}, the accountants' resolution")

@@ -1,6 +1,7 @@
 """prepare-public-model: find or download a public model, check it, list its candidate matrices."""
 
 import logging
+import math
 import re
 from pathlib import Path
 
@@ -9,16 +10,19 @@ import pandas as pd
 from dpsapf.commands import PreparePublicModel
 from dpsapf.config import ModelEntry, entry
 from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
+from dpsapf.formats import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
+from dpsapf.methods import Candidates
 from dpsapf.records import atomic, provenance, sha256, write_record
 
 LOG = logging.getLogger(__name__)
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+FEED_FORWARD = ("net.0.proj", "net.2")  # of a transformer block's ff
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 ENDINGS = ("safetensors", "json", "txt")  # never pickles
 DOWNLOADED = ("model_index.json", *(f"{folder}/*.{ending}" for folder in FOLDERS for ending in ENDINGS))
 DOWNLOADED_VAE = ("config.json", "diffusion_pytorch_model*.safetensors")
 SKIPPED = ("*.fp16.*", "*.non_ema.*")  # other variants of the same weights
+BLOCKS = re.compile(r"(down_blocks|up_blocks)\.\d+|\w+")
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
@@ -43,7 +47,7 @@ def prepare_public_model(options: PreparePublicModel) -> None:
         licence=model.licence,
         sha256=model.sha256,
         unet_parameters=parameters,
-        candidates=len(table),
+        candidates=int((table[CANDIDATES] == "attention").sum()),
         provenance=provenance(),
     )
     write_record(options.record, record)
@@ -111,32 +115,42 @@ def check_folder(name: str, path: Path, vae_path: Path, digest: str | None) -> N
 
 
 def candidate_table(path: Path) -> tuple[pd.DataFrame, int]:
-    """List the attention projections of a UNet in its own order; its weights are not loaded.
+    """List the weight matrices of a UNet in its own order; its weights are not loaded.
 
     Args:
         path: model in diffusers layout.
 
     Returns:
-        One row per matrix with the columns of `dpsapf.formats`, and the UNet's number of parameters.
+        One row per linear layer or convolution with the columns of `dpsapf.formats`, and the UNet's number of
+        parameters.
     """
     import torch
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
         unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(path, subfolder="unet"))
-    rows = [_row(name, module.weight.shape) for name, module in unet.named_modules() if name.endswith(PROJECTIONS)]
+    matrices = [(name, module) for name, module in unet.named_modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
+    rows = [_row(name, module.weight.shape) for name, module in matrices]
     return pd.DataFrame(rows), sum(parameter.numel() for parameter in unet.parameters())
 
 
-def _row(name: str, shape: tuple[int, int]) -> dict[str, str | int]:
-    projection = next(end for end in PROJECTIONS if name.endswith(end))
-    layer = name.removesuffix("." + projection)
-    block = layer.split(".attentions.")[0]
+def _row(name: str, shape: tuple[int, ...]) -> dict[str, str | int]:
+    known = (*PROJECTIONS, *FEED_FORWARD)
+    projection = next((end for end in known if name.endswith(f".{end}")), name.rpartition(".")[2])
+    layer = name.removesuffix(projection).removesuffix(".") or name
+    columns = math.prod(shape[1:])
     return {
         MATRIX: name,
         LAYER: layer,
-        BLOCK: block,
+        BLOCK: BLOCKS.match(name)[0],
         PROJECTION: projection,
-        PARAMETERS: shape[0] * shape[1],
-        LORA_PARAMETERS: shape[0] + shape[1],
+        CANDIDATES: _smallest_set(projection),
+        PARAMETERS: shape[0] * columns,
+        LORA_PARAMETERS: shape[0] + columns,
     }
+
+
+def _smallest_set(projection: str) -> Candidates:
+    if projection in PROJECTIONS:
+        return "attention"
+    return "attention+ffn" if projection in FEED_FORWARD else "all-params"

@@ -1,7 +1,7 @@
 """score-saliency: release noisy scores of the candidate matrices (DP-SAPF, selection stage)."""
 
-import dataclasses
 import logging
+import math
 import time
 import typing
 
@@ -9,17 +9,21 @@ import pandas as pd
 import torch
 
 from dpsapf.commands import ScoreSaliency
+from dpsapf.errors import UserError
 from dpsapf.formats import MATRIX, SCORE, DatasetRecord, ModelRecord, Release, Spend
 from dpsapf.measure import peak_memory_mb
-from dpsapf.privacy.clipping import clip_factors
-from dpsapf.privacy.noise import add_gaussian_noise
-from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.privacy.mechanisms import Ranking, mechanism
+from dpsapf.privacy.noise import noise_source
+from dpsapf.privacy.plan import default_delta, saliency_release
+from dpsapf.privacy.poisson import poisson_batch, sampling_generator
 from dpsapf.progress import track
-from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.randomness import torch_generator
 from dpsapf.records import atomic, provenance, read_record, sha256, write_record
 from dpsapf.saliency.ghost import GhostNorms
+from dpsapf.saliency.scores import Bounds, score
+from dpsapf.saliency.select import candidates, ranking
 
 if typing.TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -28,21 +32,24 @@ LOG = logging.getLogger(__name__)
 
 
 def score_saliency(options: ScoreSaliency) -> None:
-    """Write the noisy scores (one row per candidate) and the spend record of their release."""
+    """Release the scores (one row per candidate) and write the spend record of their release.
+
+    Raises:
+        UserError: propose-test-release refuses, or mechanism and sigma_s do not go together.
+    """
     start = time.monotonic()
     torch.set_num_threads(options.threads)
-    dataset = read_record(options.dataset, DatasetRecord)
-    model = read_record(options.model, ModelRecord)
-    names = pd.read_csv(options.candidates)[MATRIX].tolist()
+    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    table = candidates(options.candidate_table, options.candidates)
     latents = Latents.load(options.latents)
-    release = _release(options, len(latents))
-    batch = poisson_batch(len(latents), release.sampling_rate, torch_generator(options.seed, "saliency", "batch"))
+    units, release = _planned(options, table, len(latents))
+    batch = poisson_batch(len(latents), release.sampling_rate, sampling_generator(options.noise, options.seed, "saliency"))
     unet, scheduler = load_unet(model, options.device), load_scheduler(model)
-    scores = saliency_scores(unet, scheduler, latents, batch, names, options)
-    generator = torch_generator(options.seed, "saliency", "privacy noise")
-    noisy = add_gaussian_noise(scores.cpu(), release.noise_multiplier, release.sensitivity, generator)
+    exact = saliency_scores(unet, scheduler, latents, batch, table[MATRIX].tolist(), options)
+    source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
+    released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source)
     with atomic(options.scores) as temporary:
-        pd.DataFrame({MATRIX: names, SCORE: noisy.numpy()}).to_csv(temporary, index=False)
+        pd.DataFrame({MATRIX: table[MATRIX], SCORE: released}).to_csv(temporary, index=False)
     spend = Spend(
         release=release,
         images=len(latents),
@@ -57,10 +64,18 @@ def score_saliency(options: ScoreSaliency) -> None:
     write_record(options.spend, spend)
 
 
-def _release(options: ScoreSaliency, images: int) -> Release:
-    rate = min(options.expected_batch_size / images, 1.0)
-    bound = options.clipping_norm
-    return Release(name="saliency", noise_multiplier=options.sigma_s, sensitivity=bound**2, sampling_rate=rate, steps=1)
+def _planned(options: ScoreSaliency, table: pd.DataFrame, images: int) -> tuple[Ranking, Release]:
+    if (options.mechanism is None) != (options.sigma_s is None):
+        raise UserError("--sigma-s", options.sigma_s, "give it together with --mechanism, or leave out both")
+    units = ranking(table, options.level, options.ratio, options.score, bounds(options))
+    delta = options.delta or default_delta(images)
+    rate_and_cost = (options.expected_batch_size, units, options.mechanism or "none", options.sigma_s, delta)
+    return units, saliency_release(images, *rate_and_cost)
+
+
+def bounds(options: ScoreSaliency) -> Bounds:
+    """Return what limits an image's contribution; nothing does without a mechanism."""
+    return Bounds(clipping_norm=options.clipping_norm if options.mechanism else math.inf, votes=options.votes)
 
 
 def saliency_scores(
@@ -71,19 +86,15 @@ def saliency_scores(
     names: list[str],
     options: ScoreSaliency,
 ) -> torch.Tensor:
-    """Sum the clipped squared gradient norms of every candidate over a batch; NOT private before noise is added.
-
-    Per image, the gradient over all candidates together is clipped to C_s; its squared norm per matrix is
-    that image's non-negative contribution, whose entries sum to at most C_s^2. So adding or removing one
-    image changes the result by an L2 norm of at most C_s^2.
+    """Sum the images' contributions to every candidate's score over a batch; NOT private before a mechanism releases it.
 
     Args:
         unet: the public model; its weights get no gradient.
         scheduler: its noise schedule.
         latents: encoded images.
         batch: images that take part, int64 [B].
-        names: candidate matrices, M names of linear layers.
-        options: clipping bound, micro-batch and seed.
+        names: candidate matrices, M names of linear layers or convolutions.
+        options: score, bounds, micro-batch and seed.
 
     Returns:
         Scores, float64 [M].
@@ -93,25 +104,10 @@ def saliency_scores(
     pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, generator)
     scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
     starts = range(0, len(batch), options.micro_batch)
+    contributions, limits = score(options.score).contributions, bounds(options)
     with GhostNorms(unet, names) as norms:
         for start in track(starts, "saliency", "batch"):
-            rows = _with_gradients(pairs.rows(start, start + options.micro_batch, options.device))
+            rows = pairs.rows(start, start + options.micro_batch, options.device)
             denoising_loss(unet, scheduler, rows).sum().backward()
-            scores += clipped_energy(norms.take(), options.clipping_norm).sum(0)
+            scores += contributions(norms.take(), limits).sum(0)
     return scores
-
-
-def clipped_energy(squared: torch.Tensor, bound: float) -> torch.Tensor:
-    """Clip each image over all candidates jointly: squared norms [B, M] to contributions [B, M], float64.
-
-    Row sums are at most ``bound**2``.
-    """
-    factors = clip_factors(squared.sum(1), bound, "flat")
-    finite = torch.nan_to_num(squared, nan=0.0, posinf=0.0)
-    return finite.double() * factors.double().square()[:, None]
-
-
-def _with_gradients(pairs: Pairs) -> Pairs:
-    """Let gradients flow from the inputs, since the frozen weights ask for none."""
-    latents, embeddings = pairs.latents.requires_grad_(), pairs.prompt_embeddings.clone().requires_grad_()
-    return dataclasses.replace(pairs, latents=latents, prompt_embeddings=embeddings)

@@ -82,7 +82,7 @@ def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline"
 
 
 def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
-    adapter = method(ledger.run.method).adapter
+    adapter = "full" if method(ledger.run.method).trained == "unet" else "lora"
     selected = selected_matrices(options.selection)
     parameters = add_adapter(unet, adapter, selected, options.lora_rank, options.lora_alpha, ledger.run.seed)
     load_weights(parameters, weights)

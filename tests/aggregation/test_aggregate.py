@@ -64,6 +64,7 @@ def test_interval_covers_the_true_mean_in_95_percent_and_a_normal_quantile_would
     draws = np.random.default_rng(0).normal(0.5, 0.02, (groups, n))
     runs = pd.DataFrame({"ratio": np.repeat(np.arange(groups), n), "seed": np.tile(np.arange(n), groups)})
     axes = {"dataset": "d", "public_model": "m", "method": "dp-sapf", "level": "matrix", "sigma_s": 5.0, "epsilon": 1.0}
+    axes |= {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
     runs = runs.assign(protocol="p", **axes, **dict.fromkeys(SPREAD_METRICS, draws.ravel()))
     summary = summary_table(runs)
     error = (summary["accuracy_mean"] - 0.5).abs()

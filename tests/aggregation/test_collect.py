@@ -112,5 +112,5 @@ def test_unfinished_training_log_is_refused(layout):
 
 def test_selection_of_another_model_is_refused(layout):
     options = write_run(layout, LORA, candidate_table())
-    candidate_table(layers_per_block=1).to_csv(options.candidates, index=False)
-    refused(options, "holds other matrices than --candidates")
+    candidate_table(layers_per_block=1).to_csv(options.candidate_table, index=False)
+    refused(options, "holds other matrices than --candidate-table")

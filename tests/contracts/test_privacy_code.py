@@ -21,7 +21,7 @@ def calls(path):
 
 def test_privacy_noise_is_added_in_two_stages_only():
     users = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if "add_gaussian_noise" in set(calls(path))}
-    assert users == {"saliency/score.py", "finetune/dp_sgd.py"}
+    assert users == {"privacy/mechanisms.py", "finetune/dp_sgd.py"}
 
 
 def test_normal_draws_are_where_they_belong():

@@ -7,6 +7,7 @@ from dpsapf.cli import main
 from dpsapf.commands import COMMANDS
 
 ROOT = Path(__file__).parents[2]
+CANDIDATES = "matrix,layer,block,candidates\nb.attn1.to_q,b.attn1,b,attention\nb.attn1.to_v,b.attn1,b,attention\n"
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +21,18 @@ def prepare(folder, *extra, name="digits"):
 
 
 def plan(folder, *extra):
-    words = ["plan-privacy", "--dataset", folder / "dataset.json", "--public-model", "public-mini", "--out", folder / "plan.json"]
+    (folder / "candidates.csv").write_text(CANDIDATES)
+    words = [
+        "plan-privacy",
+        "--candidate-table",
+        folder / "candidates.csv",
+        "--dataset",
+        folder / "dataset.json",
+        "--public-model",
+        "public-mini",
+        "--out",
+        folder / "plan.json",
+    ]
     return main([*map(str, words), "--steps", "5", "--expected-batch-size", "100", *extra])
 
 

@@ -8,6 +8,7 @@ from opacus.grad_sample import GradSampleModule
 from dpsapf.finetune.adapters import add_adapter
 from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.formats import Release
+from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.randomness import torch_generator
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
@@ -45,7 +46,7 @@ def gradient(
         expected_batch=6.0,
         micro_batch=micro_batch,
         device="cpu",
-        noise=torch_generator(noise, "noise"),
+        noise=SeededNoise(torch_generator(noise, "noise")),
     )
     return torch.cat([parameter.grad.flatten() for parameter in parameters.values()]), report
 

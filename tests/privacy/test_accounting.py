@@ -1,10 +1,11 @@
+import dataclasses
 import math
 
 import pytest
 
 from dpsapf.errors import UserError
 from dpsapf.formats import Release
-from dpsapf.privacy.accounting import ACCOUNTANTS, calibrate, epsilon, pld_epsilon, prv_epsilon, rdp_epsilon
+from dpsapf.privacy.accounting import ACCOUNTANTS, calibrate, epsilon
 
 N = 45_000
 DELTA = 1 / (N * math.log(N))
@@ -28,19 +29,21 @@ def test_noise_of_the_papers_setting(paper_sigma):
 @pytest.mark.parametrize(("target", "composed"), [(10.0, 10.05), (1.0, 1.31)])
 def test_leaving_the_selection_out_would_exceed_the_target(target, composed):
     sigma = calibrate(target, DELTA, lambda sigma: [dp_sgd(sigma)])
-    assert pld_epsilon([SALIENCY, dp_sgd(sigma)], DELTA) == pytest.approx(composed, abs=0.01)  # published to two decimals
+    assert epsilon("pld", [SALIENCY, dp_sgd(sigma)], DELTA) == pytest.approx(composed, abs=0.01)  # published to two decimals
 
 
 def test_calibration_counts_the_selection_and_both_certifiers_agree(paper_sigma):
     sigma = calibrate(10.0, DELTA, lambda sigma: [SALIENCY, dp_sgd(sigma)])
     releases = [SALIENCY, dp_sgd(sigma)]
     assert sigma > paper_sigma
-    assert 9.9 < pld_epsilon(releases, DELTA) <= 10.0
-    assert 9.9 < prv_epsilon(releases, DELTA) <= 10.0
+    assert 9.9 < epsilon("pld", releases, DELTA) <= 10.0
+    assert 9.9 < epsilon("prv", releases, DELTA) <= 10.0
 
 
 def test_infeasible_target_is_refused_with_the_smallest_feasible_epsilon():
-    with pytest.raises(UserError, match=r"saliency release alone costs 0\.8.*raise epsilon above 0\.8.*sigma_s"):
+    with pytest.raises(
+        UserError, match=r"saliency release alone costs 0\.8.*raise epsilon above 0\.8.*sigma_s from 5 above 19\.06"
+    ):
         calibrate(0.2, DELTA, lambda sigma: [SALIENCY, dp_sgd(sigma)])
 
 
@@ -56,13 +59,47 @@ def test_gaussian_matches_the_closed_form():
 
     expected = brentq(lambda value: analytic_delta(value) - delta, 0.01, 10)
     release = Release(name="saliency", noise_multiplier=sigma, sensitivity=1.0, sampling_rate=1.0, steps=1)
-    assert pld_epsilon([release], delta) == pytest.approx(expected, rel=1e-3)  # the PLD's discretisation
-    assert prv_epsilon([release], delta) == pytest.approx(expected, abs=0.021)  # twice its error bound
+    assert epsilon("pld", [release], delta) == pytest.approx(expected, rel=1e-3)  # the PLD's discretisation
+    assert epsilon("prv", [release], delta) == pytest.approx(expected, abs=0.021)  # twice its error bound
+
+
+def test_renyi_equals_opacus_own():
+    from opacus.accountants import RDPAccountant
+
+    accountant = RDPAccountant()
+    accountant.history = [(1.8, 4096 / N, 200)]
+    expected = accountant.get_epsilon(DELTA)
+    assert epsilon("rdp", [dp_sgd(1.8, steps=200)], DELTA) == pytest.approx(expected, rel=0.01)  # other orders
+
+
+def test_gaussian_dp_is_exact_for_one_gaussian_and_approximate_beyond():
+    whole = Release(name="dp-sgd", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=4)
+    assert epsilon("gdp", [whole], DELTA) == pytest.approx(epsilon("pld", [whole], DELTA), rel=1e-3)  # discretisation
+    assert epsilon("gdp", [SALIENCY, whole], DELTA) == pytest.approx(epsilon("pld", [SALIENCY, whole], DELTA), rel=1e-3)
+    sampled = [dp_sgd(1.0, rate=0.01, steps=1000)]
+    assert epsilon("gdp", sampled, DELTA) < epsilon("pld", sampled, DELTA)  # no upper bound, so it certifies nothing
+
+
+@pytest.mark.parametrize("name", list(ACCOUNTANTS))
+def test_whole_releases_add_their_epsilon_and_take_their_delta(name):
+    whole = Release(name="saliency", mechanism="ptr", sensitivity=1.0, sampling_rate=1.0, steps=1, epsilon=0.3, delta=DELTA / 4)
+    steps = [dp_sgd(2.0, steps=50)]
+    assert epsilon(name, [whole], DELTA) == 0.3
+    assert epsilon(name, [whole, *steps], DELTA) == pytest.approx(0.3 + epsilon(name, steps, 0.75 * DELTA))
+    assert math.isinf(epsilon(name, [dataclasses.replace(whole, delta=DELTA), *steps], DELTA))
+
+
+def test_calibration_counts_whole_releases():
+    whole = Release(name="saliency", mechanism="ptr", sensitivity=1.0, sampling_rate=1.0, steps=1, epsilon=2.0, delta=DELTA / 10)
+    sigma = calibrate(10.0, DELTA, lambda sigma: [whole, dp_sgd(sigma, steps=100)])
+    assert 9.9 < epsilon("pld", [whole, dp_sgd(sigma, steps=100)], DELTA) <= 10.0
+    with pytest.raises(UserError, match=r"costs 2\.01"):
+        calibrate(1.0, DELTA, lambda sigma: [whole, dp_sgd(sigma, steps=100)])
 
 
 def test_accountants_order():
     releases = [SALIENCY, dp_sgd(1.8, steps=200)]
-    assert pld_epsilon(releases, DELTA) < rdp_epsilon(releases, DELTA)
+    assert epsilon("pld", releases, DELTA) < epsilon("rdp", releases, DELTA)
 
 
 @pytest.mark.parametrize("name", list(ACCOUNTANTS))
@@ -74,11 +111,11 @@ def test_more_steps_or_less_noise_cost_more(name):
 
 
 def test_nothing_released_costs_nothing():
-    assert [epsilon(name, [], DELTA) for name in ACCOUNTANTS] == [0.0, 0.0, 0.0]
+    assert [epsilon(name, [], DELTA) for name in ACCOUNTANTS] == [0.0] * 4
 
 
 def test_unknown_accountant_is_refused():
-    with pytest.raises(UserError, match=r"accountant = 'moments': must be one of pld, rdp, prv"):
+    with pytest.raises(UserError, match=r"accountant = 'moments': must be one of pld, rdp, prv, gdp"):
         epsilon("moments", [SALIENCY], DELTA)
 
 
@@ -90,4 +127,4 @@ def test_every_plan_of_the_demos_kind_is_certified_by_prv(target, images, rate, 
     delta = 1 / (images * math.log(images))
     saliency = Release(name="saliency", noise_multiplier=10.0, sensitivity=0.01, sampling_rate=1.0, steps=1)
     sigma = calibrate(target, delta, lambda value: [saliency, dp_sgd(value, rate, steps)])
-    assert target - 0.03 < prv_epsilon([saliency, dp_sgd(sigma, rate, steps)], delta) <= target
+    assert target - 0.03 < epsilon("prv", [saliency, dp_sgd(sigma, rate, steps)], delta) <= target

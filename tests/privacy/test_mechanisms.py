@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpsapf.privacy.clipping import clip_factors, clipped_sum
-from dpsapf.privacy.noise import add_gaussian_noise
-from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.privacy.noise import SeededNoise, SystemNoise, add_gaussian_noise, add_gumbel_noise, add_laplace_noise, noise_source
+from dpsapf.privacy.poisson import poisson_batch, sampling_generator
 from dpsapf.randomness import torch_generator
 
 
@@ -62,17 +62,43 @@ def test_a_broken_image_contributes_nothing():
     assert clip_factors(torch.tensor([float("inf"), float("nan"), 0.0]), 1.0, "flat").tolist() == [0.0, 0.0, 1.0]
 
 
-def test_noise_has_the_stated_scale():
+@pytest.mark.parametrize("source", [SeededNoise(torch_generator(0, "ks")), SystemNoise()])
+def test_noise_has_the_stated_scale(source):
     """A KS test that accepts sigma C and rejects 2/3 and 3/2 of it."""
-    noise = add_gaussian_noise(torch.zeros(4000), 3.0, 0.5, torch_generator(0, "ks")).numpy()
-    assert stats.kstest(noise, stats.norm(0, 1.5).cdf).pvalue > 0.01
+    noise = add_gaussian_noise(torch.zeros(4000), 3.0, 0.5, source).numpy()
+    assert stats.kstest(noise, stats.norm(0, 1.5).cdf).pvalue > 1e-4  # system noise differs in every run
     for wrong in (1.0, 2.25):
         assert stats.kstest(noise, stats.norm(0, wrong).cdf).pvalue < 1e-6
 
 
 def test_noise_differs_between_generators_and_repeats_with_one():
-    first, second, third = (add_gaussian_noise(torch.zeros(9), 1.0, 1.0, torch_generator(0, name)) for name in "aab")
+    first, second, third = (add_gaussian_noise(torch.zeros(9), 1.0, 1.0, SeededNoise(torch_generator(0, name))) for name in "aab")
     assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+def test_system_noise_has_no_seed():
+    source = noise_source("system", torch_generator(0))
+    assert not torch.equal(source.normal(torch.zeros(9)), noise_source("system", torch_generator(0)).normal(torch.zeros(9)))
+    draws = source.uniform(10_000)
+    assert draws.min() > 0 and draws.max() < 1 and stats.kstest(draws, "uniform").pvalue > 1e-4
+    assert source.normal(torch.zeros(2, 3, dtype=torch.float64)).shape == (2, 3)
+
+
+@pytest.mark.parametrize("source", [SeededNoise(torch_generator(0, "others")), SystemNoise()])
+def test_gumbel_and_laplace_have_the_stated_scale(source):
+    gumbel = add_gumbel_noise(np.zeros(4000), 2.0, source)
+    laplace = [add_laplace_noise(1.0, 2.0, source) for _ in range(2000)]
+    assert stats.kstest(gumbel, stats.gumbel_r(0, 2).cdf).pvalue > 1e-4
+    assert stats.kstest(laplace, stats.laplace(1, 2).cdf).pvalue > 1e-4
+    for wrong in (2 * 2 / 3, 2 * 3 / 2):
+        assert stats.kstest(gumbel, stats.gumbel_r(0, wrong).cdf).pvalue < 1e-6
+        assert stats.kstest(laplace, stats.laplace(1, wrong).cdf).pvalue < 1e-6
+
+
+def test_system_mode_draws_other_batches_every_time():
+    batches = {tuple(poisson_batch(50, 0.5, sampling_generator("system", 0, "x")).tolist()) for _ in range(3)}
+    again = [poisson_batch(50, 0.5, sampling_generator("seed", 0, "x")) for _ in range(2)]
+    assert len(batches) == 3 and torch.equal(*again)
 
 
 def test_poisson_batches_have_binomial_size_and_every_image_its_chance():

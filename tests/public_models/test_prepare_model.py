@@ -2,12 +2,13 @@ import shutil
 
 import pandas as pd
 import pytest
+import torch
 import yaml
 
 from dpsapf.commands import PreparePublicModel
 from dpsapf.config import ModelEntry, load_registry
 from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
+from dpsapf.formats import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
 from dpsapf.public_models.architecture import build_unet
 from dpsapf.public_models.prepare import DOWNLOADED, DOWNLOADED_VAE, SKIPPED, prepare_public_model, resolve
 from dpsapf.records import read_record, sha256
@@ -29,22 +30,29 @@ def prepare(tmp_path):
     return run
 
 
-def test_table_lists_every_attention_projection_in_the_order_of_the_unet(prepare, mini):
+def test_table_lists_every_weight_matrix_in_the_order_of_the_unet(prepare, mini):
     record, table = prepare(path=str(mini), sha256=sha256(mini))
     unet = build_unet()
-    ends = tuple(table[PROJECTION].unique())
-    assert set(ends) == {"to_q", "to_k", "to_v", "to_out.0"}
-    assert table[MATRIX].tolist() == [name for name, _ in unet.named_modules() if name.endswith(ends)]
+    matrices = (torch.nn.Linear, torch.nn.Conv2d)
+    assert table[MATRIX].tolist() == [name for name, module in unet.named_modules() if isinstance(module, matrices)]
     for row in table.to_dict("records"):
         weight = unet.get_submodule(row[MATRIX]).weight
         assert row[PARAMETERS] == weight.numel()
-        assert row[LORA_PARAMETERS] == sum(weight.shape)
-        assert row[MATRIX] == f"{row[LAYER]}.{row[PROJECTION]}"
-        assert row[LAYER].startswith(row[BLOCK] + ".")
-    assert (table.groupby(LAYER).size() == 4).all()
-    assert record.candidates == len(table) == 56
+        assert row[LORA_PARAMETERS] == weight.flatten(1).shape[0] + weight.flatten(1).shape[1]
+        assert row[MATRIX] in (row[LAYER], f"{row[LAYER]}.{row[PROJECTION]}")
+        assert row[LAYER].startswith(row[BLOCK])
     assert record.unet_parameters == sum(parameter.numel() for parameter in unet.parameters())
     assert record.vae_path == str(mini / "vae")
+
+
+def test_attention_candidates_are_the_four_projections_of_every_attention_module(prepare, mini):
+    record, table = prepare(path=str(mini), sha256=sha256(mini))
+    attention = table[table[CANDIDATES] == "attention"]
+    assert set(attention[PROJECTION]) == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert (attention.groupby(LAYER).size() == 4).all() and record.candidates == len(attention) == 56
+    feed_forward = table[table[CANDIDATES] == "attention+ffn"]
+    assert feed_forward[LAYER].str.endswith(".ff").all() and len(feed_forward) == 14
+    assert set(table[CANDIDATES]) == {"attention", "attention+ffn", "all-params"}
 
 
 def test_a_local_vae_replaces_the_models_own(prepare, mini, tmp_path):

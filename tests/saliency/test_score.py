@@ -6,14 +6,28 @@ import torch
 
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.randomness import torch_generator
-from dpsapf.saliency.score import clipped_energy, saliency_scores
+from dpsapf.saliency.score import saliency_scores
+from dpsapf.saliency.scores import SCORES, Bounds
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 EVERYONE = torch.arange(12)
 
 
 def options(**changes):
-    return SimpleNamespace(**({"clipping_norm": 0.1, "micro_batch": 5, "seed": 0, "device": "cpu"} | changes))
+    return SimpleNamespace(
+        **(
+            {
+                "score": "energy",
+                "mechanism": "gaussian",
+                "votes": 3,
+                "clipping_norm": 0.1,
+                "micro_batch": 5,
+                "seed": 0,
+                "device": "cpu",
+            }
+            | changes
+        )
+    )
 
 
 def scores(batch=EVERYONE, latents=None, **changes):
@@ -45,30 +59,39 @@ def test_micro_batch_does_not_change_the_scores():
     torch.testing.assert_close(scores(micro_batch=1), scores(micro_batch=12), rtol=1e-4, atol=1e-9)  # fp32 reductions
 
 
-def test_one_image_contributes_at_most_the_sensitivity():
-    """Neighbours that differ in one image whose latents are huge."""
+@pytest.fixture
+def same_draws(monkeypatch):
+    """Give each image the same draws whoever else takes part: the coupling of the proofs."""
+
+    def coupled(latents, batch, multiplicity, timesteps, generator):
+        return draw_pairs(latents, EVERYONE, multiplicity, timesteps, generator).rows(0, len(batch), "cpu")
+
+    monkeypatch.setattr("dpsapf.saliency.score.draw_pairs", coupled)
+
+
+@pytest.mark.usefixtures("same_draws")
+@pytest.mark.parametrize("name", list(SCORES))
+def test_neighbours_differ_by_at_most_the_sensitivity(name):
+    """Remove the last image, whose latents are huge."""
     latents = tiny_latents()
     extreme = dataclasses.replace(latents, mean=latents.mean.clone())
     extreme.mean[11] *= 1e3
-    for bound in (0.05, 0.5):
-        whole = scores(latents=extreme, clipping_norm=bound, micro_batch=12)
-        without = scores(EVERYONE[:11], latents=extreme, clipping_norm=bound, micro_batch=12)
-        # both draw their pairs from one stream, image by image only for the posterior: compare contributions instead
-        assert clipped_energy(torch.rand(4, 6) * 1e6, bound).sum(1).max() <= bound**2 * (1 + 1e-6)
-        assert whole.sum() <= 12 * bound**2 * (1 + 1e-6) and without.sum() <= 11 * bound**2 * (1 + 1e-6)
+    whole, without = (scores(latents=extreme, score=name, batch=batch) for batch in (EVERYONE, EVERYONE[:11]))
+    limits = Bounds(clipping_norm=0.1, votes=3)
+    change = whole - without
+    assert change.norm() <= SCORES[name].sensitivity(limits) * (1 + 1e-6)  # fp32 norms in another micro-batch
+    assert change.min() >= -1e-6 and change.norm() > 0
 
 
-def test_contributions_are_non_negative_and_bounded_in_l2():
-    squared = torch.rand(50, 8, generator=torch.Generator().manual_seed(0)) * 10
-    contributions = clipped_energy(squared, 1.0)
-    assert contributions.min() >= 0
-    assert contributions.norm(dim=1).max() <= 1 + 1e-6  # fp32 rounding of the factor
-    assert squared.norm(dim=1).max() > 1  # unclipped, the same images break the bound
+@pytest.mark.usefixtures("same_draws")
+def test_without_clipping_neighbours_differ_by_more():
+    whole, without = (scores(batch=batch, mechanism=None) for batch in (EVERYONE, EVERYONE[:11]))
+    assert (whole - without).norm() > 0.1**2
 
 
-def test_broken_images_contribute_nothing():
-    squared = torch.tensor([[float("nan"), 1.0], [float("inf"), 1.0], [0.0, 0.25]])
-    assert clipped_energy(squared, 1.0).tolist() == [[0, 0], [0, 0], [0, 0.25]]
+@pytest.mark.parametrize("name", list(SCORES))
+def test_micro_batches_change_no_score(name):
+    torch.testing.assert_close(scores(score=name, micro_batch=1), scores(score=name, micro_batch=12), rtol=1e-4, atol=1e-9)
 
 
 def test_an_empty_batch_scores_zero():

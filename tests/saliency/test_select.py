@@ -5,15 +5,17 @@ import pytest
 
 from dpsapf.commands import SelectMatrices
 from dpsapf.errors import UserError
-from dpsapf.formats import LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.formats import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
 from dpsapf.records import write_record
-from dpsapf.saliency.select import kept, select_matrices, selected_matrices, top_layers, top_matrices
+from dpsapf.saliency.scores import Bounds
+from dpsapf.saliency.select import candidates, kept, random_units, ranking, select_matrices, selected_matrices, top_units
 
 
 def table():
     rows = [(f"block.attn{layer}.{projection}", f"block.attn{layer}") for layer in range(3) for projection in ("to_q", "to_v")]
     frame = pd.DataFrame(rows, columns=[MATRIX, LAYER])
-    return frame.assign(**{SCORE: [9.0, -8.0, 5.0, 4.0, 6.0, 0.0]})
+    blocks = ["down", "down", "down", "down", "up", "up"]
+    return frame.assign(**{BLOCK: blocks, CANDIDATES: "attention", SCORE: [9.0, -8.0, 5.0, 4.0, 6.0, 0.0]})
 
 
 @pytest.mark.parametrize(("ratio", "count"), [(0.01, 1), (0.3, 17), (0.5, 28), (0.9, 50), (1.0, 56), (0.1, 6)])
@@ -22,23 +24,49 @@ def test_how_many_are_kept(ratio, count):
 
 
 def test_top_matrices_are_the_highest_scores():
-    assert top_matrices(table(), 0.5).tolist() == [True, False, True, False, True, False]
+    assert top_units(table(), "matrix", 0.5).tolist() == [True, False, True, False, True, False]
 
 
 def test_top_layers_go_by_the_sum_and_keep_whole_layers():
-    assert top_layers(table(), 0.34).tolist() == [False, False, True, True, False, False]
+    assert top_units(table(), "layer", 0.34).tolist() == [False, False, True, True, False, False]
+
+
+def test_top_blocks_keep_whole_blocks():
+    assert top_units(table(), "block", 0.5).tolist() == [True] * 4 + [False] * 2
+
+
+@pytest.mark.parametrize(("level", "size"), [("matrix", 3), ("layer", 4), ("block", 4)])
+def test_random_units_are_as_many_and_differ_between_seeds(level, size):
+    chosen = [random_units(table(), level, 0.5, seed) for seed in range(20)]
+    assert {int(draw.sum()) for draw in chosen} <= {size, 2 if level == "block" else size}
+    assert len({tuple(draw) for draw in chosen}) > 1
+    assert chosen[0].tolist() == random_units(table(), level, 0.5, 0).tolist()
+
+
+def test_candidate_sets_are_nested(tmp_path):
+    frame = table().assign(**{CANDIDATES: ["attention", "attention+ffn", "all-params"] * 2})
+    frame.to_csv(tmp_path / "c.csv", index=False)
+    sizes = [len(candidates(tmp_path / "c.csv", names)) for names in ("attention", "attention+ffn", "all-params")]
+    assert sizes == [2, 4, 6]
+
+
+def test_ranking_states_units_and_sensitivities():
+    described = ranking(table(), "block", 0.5, "norm", Bounds(clipping_norm=0.5, votes=3))
+    assert described.unit_of.tolist() == [0, 0, 0, 0, 1, 1] and described.kept == 1
+    assert (described.sensitivity, described.unit_sensitivity) == (0.5, 1.0)  # sqrt(4 matrices) C_s
+    assert ranking(table(), None, None, "share", Bounds(clipping_norm=0.5, votes=3)).kept == 6
 
 
 def test_ties_are_broken_by_position():
     frame = table().assign(**{SCORE: 1.0})
-    assert top_matrices(frame, 0.5).tolist() == [True] * 3 + [False] * 3
+    assert top_units(frame, "matrix", 0.5).tolist() == [True] * 3 + [False] * 3
 
 
 def options(tmp_path, plan, **changes):
     write_record(tmp_path / "plan.json", plan)
     table().drop(columns=SCORE).to_csv(tmp_path / "candidates.csv", index=False)
     table()[[MATRIX, SCORE]].to_csv(tmp_path / "scores.csv", index=False)
-    values = {"plan": "plan.json", "candidates": "candidates.csv", "scores": "scores.csv", "out": "selection.csv"} | changes
+    values = {"plan": "plan.json", "candidate_table": "candidates.csv", "scores": "scores.csv", "out": "selection.csv"} | changes
     return SelectMatrices(**{key: value and tmp_path / value for key, value in values.items()})
 
 
@@ -50,7 +78,7 @@ def test_selection_file(tmp_path, plan):
 
 
 def test_dp_lora_selects_everything_without_scores(tmp_path, plan):
-    run = dataclasses.replace(plan.run, method="dp-lora", level=None, ratio=None, sigma_s=None)
+    run = dataclasses.replace(plan.run, method="dp-lora", level=None, ratio=None, score=None, mechanism=None, sigma_s=None)
     select_matrices(options(tmp_path, dataclasses.replace(plan, run=run), scores=None))
     written = pd.read_csv(tmp_path / "selection.csv")
     assert written[SELECTED].all() and written[SCORE].isna().all()

@@ -62,6 +62,7 @@ def ledger(plan, digest):
         delta=1e-5,
         relation="r",
         unit="u",
+        noise="seed",
         releases=(),
         spent_epsilon={},
         weights_digest=digest,

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from dpsapf.config import PrivacyConfig, SamplingConfig, load_yaml
-from dpsapf.runs import Layout
+from dpsapf.runs import Layout, normalise
 from dpsapf.workflow import code_digest, entry_digest, flags, given, spend_records, trained_files
 
 ROOT = Path(__file__).parents[2]
@@ -61,9 +61,9 @@ def test_inputs_of_a_run_depend_on_its_method(run):
 
     layout = Layout(Path("r"))
     assert spend_records(layout, run) == [f"r/cache/scores/{run.scores_id}/spend.json", f"r/runs/{run.id}/spend.json"]
-    lora = dataclasses.replace(run, method="dp-lora", level=None, ratio=None, sigma_s=None)
+    lora = normalise(dataclasses.replace(run, method="dp-lora"))
     assert spend_records(layout, lora) == [f"r/runs/{lora.id}/spend.json"]
-    public = dataclasses.replace(lora, method="no-finetune", epsilon=None)
+    public = normalise(dataclasses.replace(run, method="no-finetune"))
     assert spend_records(layout, public) == [] and trained_files(layout, public, "weights") == {}
     assert trained_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 from dpsapf.config import DatasetEntry, ModelEntry, ProtocolEntry, parse_config
 from dpsapf.errors import UserError
-from dpsapf.methods import method
+from dpsapf.methods import AXES, method
 from dpsapf.runs import Layout
 from dpsapf.workflow import (
     code_digest,
     entry_digest,
     flags,
     given,
+    score_flags,
     spend_records,
     trained_files,
 )
@@ -54,7 +55,7 @@ def selection_inputs(wildcards):
     run = RUNS[wildcards.run]
     files = {
         "plan": LAYOUT.run(run.id, "plan.json"),
-        "candidates": LAYOUT.model(run.public_model, "candidates.csv"),
+        "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
     }
     return files | (
         {"scores": LAYOUT.scores(run.scores_id, "scores.csv")}
@@ -81,6 +82,6 @@ def run_records(wildcards):
     names |= {"fidelity": "fidelity.json", "utility": "utility.json"}
     return {
         **{name: LAYOUT.run(run.id, file) for name, file in names.items()},
-        "candidates": LAYOUT.model(run.public_model, "candidates.csv"),
+        "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
     } | trained_files(LAYOUT, run, "selection", "spend", "training_log")

@@ -1,6 +1,9 @@
 rule plan_privacy:
     input:
         dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
+        candidate_table=lambda w: LAYOUT.model(
+            RUNS[w.run].public_model, "candidates.csv"
+        ),
     output:
         LAYOUT.run("{run}", "plan.json"),
     log:
@@ -14,23 +17,14 @@ rule plan_privacy:
         mem_mb=1000,
     params:
         run=lambda w: flags(
-            RUNS[w.run],
-            only=(
-                "public_model",
-                "method",
-                "level",
-                "ratio",
-                "sigma_s",
-                "epsilon",
-                "seed",
-            ),
+            RUNS[w.run], only=("public_model", "method", "seed", *AXES)
         ),
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency_"),
         code=code_digest("privacy"),
     shell:
-        "python -m dpsapf plan-privacy --dataset {input.dataset} {params.run} {params.options} {params.saliency}"
-        " --out {output} --log {log}"
+        "python -m dpsapf plan-privacy --dataset {input.dataset} --candidate-table {input.candidate_table}"
+        " {params.run} {params.options} {params.saliency} --out {output} --log {log}"
 
 
 rule audit_privacy:

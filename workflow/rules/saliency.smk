@@ -2,7 +2,7 @@ rule score_saliency:
     input:
         dataset=lambda w: LAYOUT.dataset(SCORES[w.scores].dataset, "dataset.json"),
         model=lambda w: LAYOUT.model(SCORES[w.scores].public_model, "model.json"),
-        candidates=lambda w: LAYOUT.model(
+        candidate_table=lambda w: LAYOUT.model(
             SCORES[w.scores].public_model, "candidates.csv"
         ),
         latents=lambda w: LAYOUT.latents(
@@ -24,11 +24,12 @@ rule score_saliency:
         **TORCH,
     params:
         files=lambda w, input: given(input),
-        run=lambda w: flags(SCORES[w.scores], only=("sigma_s", "seed")),
+        run=lambda w: score_flags(SCORES[w.scores]),
         options=flags(CONFIG.saliency, CONFIG.compute),
+        privacy=flags(CONFIG.privacy, only=("delta", "noise")),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf score-saliency {params.files} {params.run} {params.options}"
+        "python -m dpsapf score-saliency {params.files} {params.run} {params.options} {params.privacy}"
         " --scores {output.scores} --spend {output.spend} --log {log}"
 
 

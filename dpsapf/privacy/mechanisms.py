@@ -1,0 +1,186 @@
+"""How saliency scores leave the private side: each mechanism with its proof, its accounting and its release.
+
+``sigma_s`` sets the cost of all of them: the Gaussian's noise multiplier, or that of the Gaussian with the same
+zero-concentrated DP cost rho = 1/(2 sigma_s^2) (Bun and Steinke 2016, arXiv 1605.02065).
+"""
+
+import math
+import typing
+from dataclasses import dataclass
+
+import numpy as np
+
+from dpsapf.errors import UserError
+from dpsapf.formats import Release
+
+if typing.TYPE_CHECKING:
+    from dpsapf.privacy.noise import NoiseSource  # imports torch, which a plan does not need
+
+DELTA_SHARE = 0.1  # what the exponential mechanism or PTR takes of the run's delta
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """What is selected, data-free.
+
+    Attributes:
+        unit_of: unit (matrix, layer or block) of each candidate, int64 [M], numbered from 0.
+        kept: units to select, k.
+        sensitivity: L2 sensitivity of the scores of all candidates together; None without a bound.
+        unit_sensitivity: largest amount by which one image raises one unit's score.
+    """
+
+    unit_of: np.ndarray
+    kept: int
+    sensitivity: float | None
+    unit_sensitivity: float
+
+    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
+        """Sum scores [M] over units."""
+        return np.bincount(self.unit_of, weights=scores)
+
+    def spread(self, units: np.ndarray) -> np.ndarray:
+        """Give each candidate its unit's value over the unit's size, so that sums over units give the values back."""
+        return (units / np.bincount(self.unit_of))[self.unit_of]
+
+
+class Mechanism(typing.Protocol):
+    """A way to release scores."""
+
+    def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
+        """Describe the release, without data."""
+
+    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+        """Release scores, float64 [M]: noisy ones, or the order of the selected ones (k to 1) and 0 for the rest."""
+
+
+class Gaussian:
+    """Noise on every score; any selection from them, at any ratio and level, is post-processing.
+
+    Proof: the scores are a sum over images in which one image has an L2 norm of at most the sensitivity, so this is
+    the Gaussian mechanism, Poisson-subsampled where the rate is below 1.
+    """
+
+    def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
+        """Describe one Poisson-subsampled Gaussian release."""
+        return Release(name="saliency", noise_multiplier=sigma_s, sensitivity=ranking.sensitivity, sampling_rate=rate, steps=1)
+
+    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+        """Add noise to the scores."""
+        import torch
+
+        from dpsapf.privacy.noise import add_gaussian_noise
+
+        return add_gaussian_noise(torch.from_numpy(scores), planned.noise_multiplier, planned.sensitivity, source).numpy()
+
+
+class Exponential:
+    """Gumbel peeling: k draws without replacement, each by the exponential mechanism.
+
+    Proof: adding an image raises every unit's score by between 0 and D, the unit sensitivity. Drawing a unit with
+    probability proportional to exp(e s/D) changes log-probabilities by an amount whose range over units is at most
+    e: e-bounded range, hence e^2/8-zCDP (Cesar and Rogers 2021, arXiv 2004.07223), and k draws cost k e^2/8.
+    Adding Gumbel noise of scale D/e once and taking the k largest, in order, is the same as the k draws (Durfee and
+    Rogers 2019, arXiv 1905.04273). With rho = 1/(2 sigma_s^2), e = 2/(sigma_s sqrt(k)); rho-zCDP is (rho + 2 sqrt(rho
+    ln(1/d)), d)-DP.
+    """
+
+    def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
+        """Describe the k draws as one (epsilon, delta) release."""
+        rho, share = 1 / (2 * sigma_s**2), DELTA_SHARE * delta
+        return Release(
+            name="saliency",
+            mechanism="exponential",
+            noise_multiplier=sigma_s,
+            sensitivity=ranking.unit_sensitivity,
+            sampling_rate=rate,
+            steps=1,
+            epsilon=rho + 2 * math.sqrt(rho * math.log(1 / share)),
+            delta=share,
+        )
+
+    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+        """Release the k units that win, in order."""
+        from dpsapf.privacy.noise import add_gumbel_noise
+
+        epsilon = 2 / (planned.noise_multiplier * math.sqrt(ranking.kept))
+        noisy = add_gumbel_noise(ranking.unit_scores(scores), planned.sensitivity / epsilon, source)
+        order = np.zeros_like(noisy)
+        order[np.argsort(-noisy)[: ranking.kept]] = np.arange(ranking.kept, 0, -1)
+        return ranking.spread(order)
+
+
+class ProposeTestRelease:
+    """The exact top k, if a noisy test finds that no single image could change it; else a refusal, never a fallback.
+
+    Proof: adding an image raises every unit's score by between 0 and D, so every order statistic rises by between 0
+    and D, and the gap between the k-th and the (k+1)-th, over D, changes by at most 1. Where it exceeds 1, all
+    neighbours have the same top k. Release it if gap/D + Laplace(1/e) > 1 + ln(1/(2 d))/e. If the gap is at most D,
+    that happens with probability at most d; otherwise only the test, which is e-DP, tells neighbours apart. So the
+    release is (e, d)-DP (Dwork and Lei 2009), a refusal included. With rho = 1/(2 sigma_s^2), e = 1/sigma_s.
+    """
+
+    def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
+        """Describe the test and the selection as one (epsilon, delta) release."""
+        return Release(
+            name="saliency",
+            mechanism="ptr",
+            noise_multiplier=sigma_s,
+            sensitivity=ranking.unit_sensitivity,
+            sampling_rate=rate,
+            steps=1,
+            epsilon=1 / sigma_s,
+            delta=DELTA_SHARE * delta,
+        )
+
+    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+        """Release the top k, unordered.
+
+        Raises:
+            UserError: the test failed; epsilon is spent all the same.
+        """
+        from dpsapf.privacy.noise import add_laplace_noise
+
+        units = ranking.unit_scores(scores)
+        ordered = np.sort(units)[::-1]
+        next_best = ordered[ranking.kept] if ranking.kept < len(units) else -math.inf
+        gap = (ordered[ranking.kept - 1] - next_best) / planned.sensitivity
+        threshold = 1 + math.log(1 / (2 * planned.delta)) / planned.epsilon
+        if not add_laplace_noise(gap, 1 / planned.epsilon, source) > threshold:
+            remedy = (
+                f"refused: the gap after the {ranking.kept} best is not certainly stable; epsilon {planned.epsilon:.3g} is "
+                "spent all the same. Use mechanism gaussian or exponential, a smaller sigma_s or another ratio"
+            )
+            raise UserError("mechanism", "ptr", remedy)
+        return ranking.spread((units > next_best).astype(float))
+
+
+class Exact:
+    """No noise at all, for the method without a guarantee: the plan admits it only where epsilon is infinite."""
+
+    def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
+        """Describe a release without a guarantee."""
+        return Release(name="saliency", mechanism="none", sensitivity=None, sampling_rate=rate, steps=1)
+
+    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+        """Return the scores."""
+        return scores
+
+
+MECHANISMS: dict[str, Mechanism] = {
+    "gaussian": Gaussian(),
+    "exponential": Exponential(),
+    "ptr": ProposeTestRelease(),
+    "none": Exact(),
+}
+
+
+def mechanism(name: str) -> Mechanism:
+    """Look a mechanism up.
+
+    Raises:
+        UserError: the name is not registered; names the known ones.
+    """
+    if name not in MECHANISMS:
+        raise UserError("mechanism", name, f"must be one of {', '.join(MECHANISMS)}")
+    return MECHANISMS[name]

@@ -1,0 +1,125 @@
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from dpsapf.errors import UserError
+from dpsapf.privacy.mechanisms import Ranking, mechanism
+from dpsapf.privacy.noise import SeededNoise
+from dpsapf.randomness import torch_generator
+
+DELTA = 1e-5
+SCORES = np.array([10.0, 1.0, 7.0, 4.0, 0.0, 2.0])
+
+
+def ranking(units=(0, 1, 2, 3, 4, 5), kept=2, unit_sensitivity=1.0):
+    return Ranking(unit_of=np.array(units), kept=kept, sensitivity=1.0, unit_sensitivity=unit_sensitivity)
+
+
+def released(name, scores=SCORES, seed=0, sigma_s=5.0, **changes):
+    described = ranking(**changes)
+    planned = mechanism(name).plan(described, sigma_s, 1.0, DELTA)
+    return mechanism(name).release(scores, described, planned, SeededNoise(torch_generator(seed, name)))
+
+
+def test_gaussian_noise_has_the_planned_scale():
+    noise = np.concatenate([released("gaussian", seed=seed) - SCORES for seed in range(400)])
+    assert stats.kstest(noise, stats.norm(0, 5).cdf).pvalue > 0.01
+    assert stats.kstest(noise, stats.norm(0, 5 * 2 / 3).cdf).pvalue < 1e-6
+
+
+def test_exponential_draws_follow_the_exponential_mechanism():
+    """First draw: probability proportional to exp(e s/D), e = 2/(sigma_s sqrt(k))."""
+    rate = 2 / (5.0 * math.sqrt(2))
+    expected = np.exp(rate * SCORES) / np.exp(rate * SCORES).sum()
+    first = [int(released("exponential", seed=seed).argmax()) for seed in range(3000)]
+    counts = np.bincount(first, minlength=6)
+    assert stats.chisquare(counts, 3000 * expected).pvalue > 0.01
+    twice = np.exp(2 * rate * SCORES) / np.exp(2 * rate * SCORES).sum()
+    assert stats.chisquare(counts, 3000 * twice).pvalue < 1e-6
+
+
+def test_exponential_on_real_neighbours_stays_within_its_pure_bound():
+    """One image raises scores by at most D each: no first draw's log-probability moves by more than e."""
+    rate = 2 / (5.0 * math.sqrt(2))
+
+    def log_probabilities(scores):
+        return rate * scores - np.logaddexp.reduce(rate * scores)
+
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        neighbour = SCORES + generator.integers(0, 2, 6) * generator.random(6)
+        ratios = log_probabilities(neighbour) - log_probabilities(SCORES)
+        assert ratios.max() - ratios.min() <= rate + 1e-12
+    beyond = log_probabilities(SCORES + np.array([3.0, 0, 0, 0, 0, 0])) - log_probabilities(SCORES)
+    assert beyond.max() - beyond.min() > rate
+
+
+def test_exponential_releases_the_order_of_k_units_only():
+    order = released("exponential", sigma_s=0.01)
+    assert order.tolist() == [2, 0, 1, 0, 0, 0]
+
+
+def test_exponential_cost_is_that_of_an_equal_gaussian_in_zcdp():
+    release = mechanism("exponential").plan(ranking(), 5.0, 1.0, DELTA)
+    rho = 2 * (2 / (5.0 * math.sqrt(2))) ** 2 / 8
+    assert rho == pytest.approx(1 / (2 * 5.0**2))
+    assert release.epsilon == pytest.approx(rho + 2 * math.sqrt(rho * math.log(1 / release.delta)))
+
+
+@pytest.mark.parametrize("name", ["exponential", "ptr"])
+def test_units_are_ranked_by_their_sums(name):
+    layers = released(name, scores=np.array([9.0, 0, 7, 4, 0, 2]) * 1e4, units=(0, 0, 1, 1, 2, 2), kept=1)
+    assert (layers > 0).tolist() == [False, False, True, True, False, False]  # sums 9, 11, 2; the best matrix is in the first
+    assert np.bincount([0, 0, 1, 1, 2, 2], weights=layers).tolist() == [0, 1, 0]
+
+
+def test_ptr_releases_the_exact_top_k_across_a_wide_gap():
+    threshold = 1 + 5.0 * math.log(1 / (2 * DELTA * 0.1))
+    wide = np.array([1.0, 0, 0, 0, 0, 0]) * 3 * threshold
+    assert released("ptr", scores=wide, kept=1).tolist() == [1, 0, 0, 0, 0, 0]
+
+
+def test_ptr_refuses_and_says_what_it_cost():
+    with pytest.raises(UserError, match=r"refused: .*epsilon 0\.2 is spent all the same"):
+        released("ptr")
+
+
+def test_ptr_hardly_ever_releases_an_unstable_set():
+    """At a gap of exactly D the test passes with probability delta."""
+    loose = dataclasses.replace(mechanism("ptr").plan(ranking(kept=1), 5.0, 1.0, 1.0), delta=0.1)
+    scores = np.array([1.0, 0, 0, 0, 0, 0])
+    passed = 0
+    for seed in range(2000):
+        try:
+            mechanism("ptr").release(scores, ranking(kept=1), loose, SeededNoise(torch_generator(seed, "ptr")))
+            passed += 1
+        except UserError:
+            pass
+    assert 0.07 < passed / 2000 < 0.13  # four standard errors about 0.1
+
+
+def test_ptr_gap_moves_by_at_most_one_between_neighbours():
+    generator = np.random.default_rng(1)
+
+    def gap(scores, kept):
+        ordered = np.sort(scores)[::-1]
+        return ordered[kept - 1] - ordered[kept]
+
+    for _ in range(300):
+        scores, kept = generator.random(6) * 5, int(generator.integers(1, 6))
+        assert abs(gap(scores + generator.random(6), kept) - gap(scores, kept)) <= 1
+
+
+def test_without_noise_scores_are_exact():
+    described = dataclasses.replace(ranking(), sensitivity=None)
+    planned = mechanism("none").plan(described, None, 1.0, DELTA)
+    assert planned.mechanism == "none" and planned.noise_multiplier is None
+    assert mechanism("none").release(SCORES, described, planned, None) is SCORES
+
+
+def test_unknown_mechanism_is_refused():
+    with pytest.raises(UserError, match="must be one of gaussian, exponential, ptr, none"):
+        mechanism("laplace")
