@@ -103,6 +103,23 @@ class ScoreSaliency(SaliencyConfig, ComputeConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CompareScores(SaliencyConfig, ComputeConfig):
+    """Options of compare-scores."""
+
+    dataset: Path = source("dataset.json")
+    model: Path = source("model.json")
+    candidate_table: Path = source("candidates.csv")
+    latents: Path = source("latents.safetensors")
+    candidates: Candidates = setting("matrices that are scored", "attention")
+    score: tuple[ScoreName, ...] = setting("scores to compare", ("energy", "norm", "vote", "share"))
+    sigma_s: tuple[float, ...] = setting("noise multipliers", (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0), above=0)
+    ratio: float = setting("fraction of matrices whose selection is compared", 0.3, above=0, high=1)
+    draws: int = setting("draws of the noise", 20, low=1)
+    seed: int = setting("seed of timesteps and noise", 0, low=0)
+    out: Path = target("saliency_agreement.csv")
+
+
+@dataclass(frozen=True, kw_only=True)
 class SelectMatrices:
     """Options of select-matrices."""
 
@@ -259,6 +276,12 @@ _ROWS = (
         "dpsapf.saliency.score:score_saliency",
         ScoreSaliency,
         "release noisy saliency scores of the candidate matrices",
+    ),
+    Command(
+        "compare-scores",
+        "dpsapf.saliency.agreement:compare_scores",
+        CompareScores,
+        "how far noise changes each score's order (outside the guarantee)",
     ),
     Command(
         "select-matrices",

@@ -33,6 +33,12 @@ SEEDS = "n"  # runs in the group
 MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1
 
 
+# saliency_agreement.csv: one row per score, noise, ratio and draw of the noise; computed outside the guarantee
+RANK_CORRELATION = "rank_correlation"  # Spearman's, of the noisy with the noiseless order
+OVERLAP = "overlap"  # share of the noiseless top k that is in the noisy top k
+AGREEMENT_COLUMNS = ("dataset", "public_model", "score", "sigma_s", "ratio", "seed", RANK_CORRELATION, OVERLAP)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetRecord:
     """What prepare-dataset made: dataset.json beside dataset.npz."""

@@ -4,11 +4,12 @@ import logging
 import math
 import time
 import typing
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
 
-from dpsapf.commands import ScoreSaliency
+from dpsapf.commands import CompareScores, ScoreSaliency
 from dpsapf.errors import UserError
 from dpsapf.formats import MATRIX, SCORE, DatasetRecord, ModelRecord, Release, Spend
 from dpsapf.measure import peak_memory_mb
@@ -99,15 +100,30 @@ def saliency_scores(
     Returns:
         Scores, float64 [M].
     """
+    contributions, limits = score(options.score).contributions, bounds(options)
+    scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
+    for squared in squared_gradient_norms(unet, scheduler, latents, batch, names, options):
+        scores += contributions(squared, limits).sum(0)
+    return scores
+
+
+def squared_gradient_norms(
+    unet: "UNet2DConditionModel",
+    scheduler: "DDIMScheduler",
+    latents: Latents,
+    batch: torch.Tensor,
+    names: list[str],
+    options: ScoreSaliency | CompareScores,
+) -> Iterator[torch.Tensor]:
+    """Yield ||g_im||^2 of each image i of a micro-batch and each candidate m, fp32 [b, M]; arguments as `saliency_scores`.
+
+    Each image's gradient is that of its denoising loss at one drawn timestep and noise. Private.
+    """
     unet.requires_grad_(False)
     generator = torch_generator(options.seed, "saliency", "pairs")
     pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, generator)
-    scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
-    starts = range(0, len(batch), options.micro_batch)
-    contributions, limits = score(options.score).contributions, bounds(options)
     with GhostNorms(unet, names) as norms:
-        for start in track(starts, "saliency", "batch"):
+        for start in track(range(0, len(batch), options.micro_batch), "saliency", "batch"):
             rows = pairs.rows(start, start + options.micro_batch, options.device)
             denoising_loss(unet, scheduler, rows).sum().backward()
-            scores += contributions(norms.take(), limits).sum(0)
-    return scores
+            yield norms.take()

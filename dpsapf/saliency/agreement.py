@@ -1,0 +1,67 @@
+"""compare-scores: how well noisy scores keep the noiseless order. Outside the guarantee: for research, not for a release."""
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dpsapf.commands import CompareScores
+from dpsapf.formats import AGREEMENT_COLUMNS, MATRIX, SCORE, DatasetRecord, ModelRecord
+from dpsapf.privacy.mechanisms import mechanism
+from dpsapf.privacy.noise import SeededNoise
+from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.load import load_scheduler, load_unet
+from dpsapf.randomness import torch_generator
+from dpsapf.records import atomic, read_record
+from dpsapf.saliency.score import squared_gradient_norms
+from dpsapf.saliency.scores import Bounds, score
+from dpsapf.saliency.select import candidates, ranking, top_units
+
+LOG = logging.getLogger(__name__)
+
+
+def compare_scores(options: CompareScores) -> None:
+    """Write one row per score, noise multiplier and draw of the noise: rank correlation and overlap of the selections."""
+    torch.set_num_threads(options.threads)
+    names = [read_record(options.dataset, DatasetRecord).name, read_record(options.model, ModelRecord).name]
+    table = candidates(options.candidate_table, options.candidates)
+    rows = [[*names, *row] for row in _rows(_squared_norms(options, table), table, options)]
+    frame = pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
+    LOG.info("overlap\n%s", frame.pivot_table("overlap", "score", "sigma_s").round(2).to_string())
+    with atomic(options.out) as temporary:
+        frame.to_csv(temporary, index=False)
+
+
+def _squared_norms(options: CompareScores, table: pd.DataFrame) -> torch.Tensor:
+    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
+    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
+    everyone = torch.arange(len(latents))
+    batches = squared_gradient_norms(unet, scheduler, latents, everyone, table[MATRIX].tolist(), options)
+    return torch.cat([squared.cpu() for squared in batches])
+
+
+def _rows(squared: torch.Tensor, table: pd.DataFrame, options: CompareScores) -> Iterator[list]:
+    limits = Bounds(clipping_norm=options.clipping_norm, votes=options.votes)
+    for name in options.score:
+        exact = score(name).contributions(squared, limits).sum(0).numpy()
+        units = ranking(table, None, None, name, limits)
+        for sigma in options.sigma_s:
+            for draw in range(options.draws):
+                source = SeededNoise(torch_generator(options.seed, "agreement", name, f"{sigma:g}", draw))
+                gaussian = mechanism("gaussian")
+                noisy = gaussian.release(exact, units, gaussian.plan(units, sigma, 1.0, 1.0), source)
+                yield [name, sigma, options.ratio, draw, *agreement(exact, noisy, table, options.ratio)]
+
+
+def agreement(exact: np.ndarray, noisy: np.ndarray, table: pd.DataFrame, ratio: float) -> tuple[float, float]:
+    """Compare two score vectors [M] of the same matrices.
+
+    Returns:
+        Spearman's rank correlation in [-1, 1], and the share of the first one's selection that the second one keeps.
+    """
+    from scipy.stats import spearmanr
+
+    chosen = [top_units(table.assign(**{SCORE: scores}), "matrix", ratio) for scores in (exact, noisy)]
+    return float(spearmanr(exact, noisy).statistic), float((chosen[0] & chosen[1]).sum() / chosen[0].sum())
