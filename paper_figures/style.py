@@ -1,11 +1,14 @@
 """How figures look: one colour, marker and name per method, the same in every figure; text of at least 8 pt."""
 
+import dataclasses
 import typing
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import matplotlib as mpl
 import seaborn
+
+from dpsapf.methods import METHODS as KNOWN
 
 WIDTH = 7.0  # inches: the text width of a two-column page
 DPI = 200
@@ -24,14 +27,37 @@ class Look:
     filled: bool = True
 
 
-LOOKS = {
-    "dp-sapf-matrix": Look("DP-SAPF, matrices", PALETTE[0], "o"),
-    "dp-sapf-layer": Look("DP-SAPF, layers", PALETTE[4], "s", size=8, filled=False),
+METHODS = {
+    "dp-sapf": Look("DP-SAPF", PALETTE[0], "o"),
     "dp-lora": Look("DP-LoRA", PALETTE[1], "D", "--"),
     "dp-full": Look("DP-Finetune (full UNet)", PALETTE[2], "^", "--"),
+    "dp-ldm": Look("DP-LDM (attention)", PALETTE[9], "<", "--"),
+    "random": Look("random", PALETTE[8], "X", "--"),
+    "noisy": Look("noisy rest", PALETTE[3], "p", "--"),
+    "no-lora": Look("without LoRA", PALETTE[5], "d", "--"),
+    "all-params": Look("all parameters", PALETTE[6], "h", "--"),
+    "no-dp": Look("without DP", "darkslateblue", "P", "--"),
     "no-finetune": Look("no fine-tuning (floor)", PALETTE[7], "v", ":"),
     "real": Look("real images (ceiling)", "black", "*", ":"),
 }
+LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
+
+
+def _looks() -> dict[str, Look]:
+    """Give each method and level its look: layers and blocks are hollow, DP-SAPF's in colours of their own."""
+    looks = {}
+    for name, look in METHODS.items():
+        if name not in KNOWN or "level" not in KNOWN[name].uses:
+            looks[name] = look
+            continue
+        hollow = {"layer": {"marker": "s", "size": 8, "filled": False}, "block": {"marker": "8", "size": 9, "filled": False}}
+        for level, units in LEVELS.items():
+            changes = hollow.get(level, {}) | {"label": f"{look.label}, {units}"}
+            looks[f"{name}-{level}"] = dataclasses.replace(look, **changes)
+    return looks | {"dp-sapf-layer": dataclasses.replace(looks["dp-sapf-layer"], colour=PALETTE[4])}
+
+
+LOOKS = _looks()
 ORDER = tuple(LOOKS)
 
 

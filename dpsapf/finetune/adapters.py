@@ -1,58 +1,122 @@
-"""What a run trains: LoRA on the selected matrices, or every UNet parameter."""
+"""What a run trains: an adapter on the chosen matrices, those matrices, the attention modules, or the whole UNet."""
 
 import typing
 
+import pandas as pd
 import torch
 
 from dpsapf.errors import UserError
-from dpsapf.randomness import child_seed
+from dpsapf.formats import MATRIX, SELECTED
+from dpsapf.methods import Adapter, method
+from dpsapf.randomness import child_seed, torch_generator
+from dpsapf.runs import RunSpec
 
 if typing.TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
+    from peft import PeftConfig
+
+ON_CONVOLUTIONS = ("lora", "rslora", "ffa-lora")  # two convolutions; the others have no exact per-image gradient there
 
 
-def add_adapter(
-    unet: "UNet2DConditionModel", adapter: str, selected: list[str], rank: int, alpha: float, seed: int
+def trainable(
+    unet: "UNet2DConditionModel", run: RunSpec, selection: pd.DataFrame, rank: int, alpha: float
 ) -> dict[str, torch.nn.Parameter]:
-    """Freeze the UNet, then make the method's parameters trainable.
+    """Freeze the UNet, change it as the run's method says, and return what is trained.
 
     Args:
         unet: changed in place.
-        adapter: ``lora`` or ``full``.
-        selected: dotted names of the matrices that get LoRA (Hu et al. 2021), for ``lora``.
-        rank: LoRA rank r.
-        alpha: LoRA alpha; the update is alpha/r B A, with B = 0 at the start.
-        seed: of A's initial values.
+        run: its method, adapter and seed count.
+        selection: the run's selection.csv.
+        rank: rank of an adapter.
+        alpha: adapter's alpha.
 
     Returns:
-        The trainable parameters by their name in the UNet, in a fixed order.
+        Parameters by their name in the UNet, in a fixed order, each with ``requires_grad``.
 
     Raises:
-        UserError: no matrix is selected, or a selected name is not in the UNet.
+        UserError: nothing is selected, a selected name is not in the UNet, or the adapter cannot be put on a module.
     """
+    row = method(run.method)
     unet.requires_grad_(False).train()  # Opacus looks at layers in training mode only; there is no dropout
-    if adapter == "lora":
-        _inject_lora(unet, selected, rank, alpha, seed)
-    else:
-        unet.requires_grad_(True)
+    names = selection.loc[selection[SELECTED], MATRIX].tolist()
+    _check_selected(unet, names)
+    if row.randomises_rest:
+        randomise(unet, selection.loc[~selection[SELECTED], MATRIX].tolist(), run.seed)
+    if row.trained == "adapter":
+        add_adapter(unet, run.adapter, names, rank, alpha, run.seed)
+    for name, parameter in unet.named_parameters():
+        parameter.requires_grad_(parameter.requires_grad or _is_trained(unet, name, row.trained, names))
     return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}
 
 
-def _inject_lora(unet: "UNet2DConditionModel", selected: list[str], rank: int, alpha: float, seed: int) -> None:
-    from peft import LoraConfig, inject_adapter_in_model
+def _is_trained(unet: torch.nn.Module, name: str, trained: str, selected: list[str]) -> bool:
+    if trained == "weights":
+        return name.removesuffix(".weight") in selected
+    if trained == "attention":
+        return any(part in name.split(".") for part in ("attn1", "attn2"))
+    return trained == "unet"
 
+
+def _check_selected(unet: torch.nn.Module, selected: list[str]) -> None:
     modules = dict(unet.named_modules())
     missing = [name for name in selected if name not in modules]
     if missing or not selected:
         raise UserError("selection", missing or selected, "must name matrices of the UNet: run select-matrices again")
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=selected)
+
+
+def add_adapter(unet: torch.nn.Module, adapter: Adapter, selected: list[str], rank: int, alpha: float, seed: int) -> None:
+    """Inject peft's adapter into the selected modules; its update is 0 at the start.
+
+    Args:
+        unet: changed in place; the adapter's parameters get ``requires_grad``.
+        adapter: ``lora`` (Hu et al. 2021), ``rslora`` (scaled by alpha/sqrt(r), Kalajdzievski 2023), ``dora`` (Liu et al.
+            2024), ``loha`` (Hyeon-Woo et al. 2022), ``lokr`` (Yeh et al. 2024), ``ffa-lora`` (A stays at its random start,
+            Sun et al. 2024).
+        selected: dotted names of linear layers or convolutions.
+        rank: r.
+        alpha: scale; LoRA's update is alpha/r B A.
+        seed: of the initial values.
+
+    Raises:
+        UserError: the adapter is unknown or has no exact per-image gradients on a selected convolution.
+    """
+    if adapter not in typing.get_args(Adapter):
+        raise UserError("adapter", adapter, f"must be one of {', '.join(typing.get_args(Adapter))}")
+    for name in selected:
+        if adapter not in ON_CONVOLUTIONS and isinstance(unet.get_submodule(name), torch.nn.Conv2d):
+            remedy = f"has no exact per-image gradients on the convolution {name}; use {', '.join(ON_CONVOLUTIONS)}"
+            raise UserError("adapter", adapter, remedy)
+    from peft import inject_adapter_in_model
+
     with torch.random.fork_rng():
         torch.manual_seed(child_seed(seed, "lora"))
-        inject_adapter_in_model(config, unet)
+        inject_adapter_in_model(_peft_config(adapter, selected, rank, alpha), unet)
+    if adapter == "ffa-lora":
+        for name, parameter in unet.named_parameters():
+            parameter.requires_grad_(parameter.requires_grad and "lora_A" not in name)
+
+
+def _peft_config(adapter: Adapter, selected: list[str], rank: int, alpha: float) -> "PeftConfig":
+    from peft import LoHaConfig, LoKrConfig, LoraConfig
+
+    if adapter in ("loha", "lokr"):
+        return {"loha": LoHaConfig, "lokr": LoKrConfig}[adapter](r=rank, alpha=alpha, target_modules=selected)
+    scaled, weighted = adapter == "rslora", adapter == "dora"
+    return LoraConfig(r=rank, lora_alpha=alpha, target_modules=selected, use_rslora=scaled, use_dora=weighted)
+
+
+@torch.no_grad()
+def randomise(unet: torch.nn.Module, names: list[str], seed: int) -> None:
+    """Replace weight matrices by normal draws with their mean and standard deviation (the paper's noisy variant)."""
+    for name in names:
+        weight = unet.get_submodule(name).weight
+        weight.normal_(
+            weight.mean().item(), weight.std().item(), generator=torch_generator(seed, "noisy", name, device=weight.device)
+        )
 
 
 def load_weights(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:
-    """Copy trained weights into the parameters that `add_adapter` returned.
+    """Copy trained weights into the parameters that `trainable` returned.
 
     Raises:
         UserError: the names differ: the weights are of another selection or method.

@@ -1,12 +1,14 @@
 """One step of DP-SGD (Abadi et al. 2016): per-image gradients, clipping, noise, update."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from dpsapf.finetune.per_image import PerImageGradients
 from dpsapf.formats import Release
-from dpsapf.privacy.clipping import Clipping, clipped_sum
+from dpsapf.privacy.clipping import Clipping
 from dpsapf.privacy.noise import NoiseSource, add_gaussian_noise
 from dpsapf.public_models.latents import Pairs
 
@@ -30,6 +32,7 @@ class StepReport:
 
 def private_gradient(
     loss_function: LossFunction,
+    gradients: PerImageGradients,
     parameters: list[torch.nn.Parameter],
     pairs: Pairs,
     release: Release,
@@ -48,9 +51,9 @@ def private_gradient(
     per step, also to an empty batch, and the sum is divided by the *expected* batch size, which is data-free.
 
     Args:
-        loss_function: pairs -> loss of each row [rows]; its model is wrapped in Opacus' GradSampleModule
-            with ``loss_reduction="sum"``.
-        parameters: what is trained.
+        loss_function: pairs -> loss of each row [rows]; it calls ``gradients.model``.
+        gradients: gives clipped sums after a backward pass.
+        parameters: what is trained, in the order of ``gradients``.
         pairs: the whole Poisson batch, B K rows.
         release: DP-SGD's planned release.
         multiplicity: K.
@@ -60,18 +63,20 @@ def private_gradient(
         device: where the chunks are processed.
         noise: source of this step's privacy noise.
     """
-    sums = [torch.zeros_like(parameter) for parameter in parameters]
+    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     losses, norms = [], []
     rows = micro_batch * multiplicity
     for start in range(0, len(pairs), rows):
         loss = loss_function(_with_gradient(pairs.rows(start, start + rows, device)))
         loss.sum().backward()
-        chunk, chunk_norms = clipped_sum(_image_gradients(parameters, multiplicity), release.sensitivity, clipping)
+        chunk, chunk_norms = gradients.clipped_sum(release.sensitivity or math.inf, clipping, multiplicity)
         torch._foreach_add_(sums, chunk)
         losses.append(loss.detach())
         norms.append(chunk_norms)
     for parameter, total in zip(parameters, sums, strict=True):
-        parameter.grad = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise) / expected_batch
+        if release.mechanism == "gaussian":
+            total = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise)
+        parameter.grad = (total / expected_batch).to(parameter)
     return _report(losses, norms, len(pairs) // multiplicity)
 
 
@@ -79,16 +84,6 @@ def _with_gradient(pairs: Pairs) -> Pairs:
     """Let the latents require a gradient: Opacus' hook on the first layer fires once only if its input does."""
     pairs.latents.requires_grad_()
     return pairs
-
-
-def _image_gradients(parameters: list[torch.nn.Parameter], multiplicity: int) -> list[torch.Tensor]:
-    """Take Opacus' per-row gradients [B K, *shape], average each image's K, and clear them."""
-    gradients = []
-    for parameter in parameters:
-        rows = parameter.grad_sample
-        gradients.append(rows.unflatten(0, (-1, multiplicity)).mean(1) if multiplicity > 1 else rows)
-        parameter.grad_sample = parameter.grad = None
-    return gradients
 
 
 def _report(losses: list[torch.Tensor], norms: list[torch.Tensor], images: int) -> StepReport:

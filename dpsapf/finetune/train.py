@@ -10,17 +10,16 @@ import warnings
 
 import pandas as pd
 import torch
-from opacus.grad_sample import GradSampleModule
 from safetensors.torch import save_file
 
 from dpsapf.commands import Finetune
 from dpsapf.errors import UserError
-from dpsapf.finetune.adapters import add_adapter
+from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.finetune.dp_sgd import private_gradient
+from dpsapf.finetune.per_image import PerImageGradients, per_image_gradients
 from dpsapf.formats import ModelRecord, Plan, Release, Spend
 from dpsapf.measure import peak_memory_mb
-from dpsapf.methods import method
 from dpsapf.privacy.noise import noise_source
 from dpsapf.privacy.poisson import poisson_batch, sampling_generator
 from dpsapf.progress import track
@@ -28,7 +27,6 @@ from dpsapf.public_models.latents import Latents, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.randomness import torch_generator
 from dpsapf.records import as_json, atomic, provenance, read_record, sha256, write_record
-from dpsapf.saliency.select import selected_matrices
 
 if typing.TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -50,13 +48,13 @@ def finetune(options: Finetune) -> None:
     latents = Latents.load(options.latents)
     if len(latents) != plan.images:
         raise UserError("--latents", len(latents), f"the plan is for {plan.images} images: use the plan's dataset")
-    model, scheduler, state = _build(options, plan)
+    gradients, scheduler, state = _build(options, plan)
     checkpoint = options.weights.with_name("checkpoint.safetensors")
     identity = _identity(options)
     if load_checkpoint(checkpoint, state, identity):
         LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, release.steps)
     for _ in track(range(state.step, release.steps), plan.run.id, "step", release.steps, state.step):
-        train_step(model, scheduler, latents, state, plan, release, options)
+        train_step(gradients, scheduler, latents, state, plan, release, options)
         if state.step % options.checkpoint_every == 0:
             save_checkpoint(checkpoint, state, identity)
     _write(options, plan, release, state)
@@ -71,21 +69,19 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
     return plan, releases[0]
 
 
-def _build(options: Finetune, plan: Plan) -> tuple[GradSampleModule, "DDIMScheduler", TrainingState]:
+def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
-    selected = selected_matrices(options.selection)
-    adapter = "full" if method(plan.run.method).trained == "unet" else "lora"
-    parameters = add_adapter(unet, adapter, selected, options.lora_rank, options.lora_alpha, plan.run.seed)
-    rate = {"lora": options.learning_rate_lora, "full": options.learning_rate_full}[adapter]
+    parameters = trainable(unet, plan.run, pd.read_csv(options.selection), options.lora_rank, options.lora_alpha)
+    rate = options.learning_rate_full if plan.run.adapter is None else options.learning_rate_lora
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
-    model = GradSampleModule(unet, batch_first=True, loss_reduction="sum", strict=False)
-    return model, load_scheduler(record), TrainingState(parameters, optimizer, average)
+    gradients = per_image_gradients(unet, parameters, plan.run.adapter)
+    return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average)
 
 
 def train_step(
-    model: GradSampleModule,
+    gradients: PerImageGradients,
     scheduler: "DDIMScheduler",
     latents: Latents,
     state: TrainingState,
@@ -99,7 +95,8 @@ def train_step(
     timesteps = scheduler.config.num_train_timesteps
     pairs = draw_pairs(latents, batch, options.noise_multiplicity, timesteps, torch_generator(seed, "finetune", "pairs", step))
     report = private_gradient(
-        lambda rows: denoising_loss(model, scheduler, rows),
+        lambda rows: denoising_loss(gradients.model, scheduler, rows),
+        gradients,
         list(state.parameters.values()),
         pairs,
         release,

@@ -98,9 +98,3 @@ def _scores(options: SelectMatrices, table: pd.DataFrame) -> list[float]:
 def kept(ratio: float, candidates: int) -> int:
     """Return how many of the candidates a ratio keeps: the nearest integer, halves up, at least 1."""
     return max(1, int(ratio * candidates + 0.5 + 1e-9))
-
-
-def selected_matrices(path: Path) -> list[str]:
-    """Return the names of the selected matrices of a selection.csv, in UNet order."""
-    table = pd.read_csv(path)
-    return table.loc[table[SELECTED], MATRIX].tolist()

@@ -5,6 +5,7 @@ import time
 import typing
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -14,16 +15,14 @@ from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, resize
 from dpsapf.datasets.preview import contact_sheet
 from dpsapf.errors import UserError
-from dpsapf.finetune.adapters import add_adapter, load_weights
+from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.formats import DatasetRecord, Ledger, ModelRecord, Timing
 from dpsapf.measure import peak_memory_mb
-from dpsapf.methods import method
 from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents
 from dpsapf.public_models.load import load_scheduler, load_unet, load_vae
 from dpsapf.randomness import torch_generator
 from dpsapf.records import atomic, read_record, sha256, write_record
-from dpsapf.saliency.select import selected_matrices
 
 if typing.TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline
@@ -82,10 +81,8 @@ def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline"
 
 
 def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
-    adapter = "full" if method(ledger.run.method).trained == "unet" else "lora"
-    selected = selected_matrices(options.selection)
-    parameters = add_adapter(unet, adapter, selected, options.lora_rank, options.lora_alpha, ledger.run.seed)
-    load_weights(parameters, weights)
+    selection = pd.read_csv(options.selection)
+    load_weights(trainable(unet, ledger.run, selection, options.lora_rank, options.lora_alpha), weights)
 
 
 def draw_images(

@@ -11,6 +11,7 @@ from dpsapf.errors import UserError
 from dpsapf.finetune import train
 from dpsapf.formats import MATRIX, SELECTED, ModelRecord, Spend
 from dpsapf.records import read_record, write_record
+from dpsapf.runs import normalise
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 IMAGES = 12
@@ -120,7 +121,7 @@ def test_without_noise_and_clipping_loss_falls(options, plan):
     """Sanity of the optimisation itself: noiseless full training on a fixed batch reduces the loss."""
     record = train.read_record(options.plan, train.Plan)
     release = dataclasses.replace(record.releases[1], noise_multiplier=1e-9, sampling_rate=1.0, steps=25)
-    run = dataclasses.replace(record.run, method="dp-full")
+    run = normalise(dataclasses.replace(record.run, method="dp-full"))
     write_record(options.plan, dataclasses.replace(record, run=run, releases=(release,)))
     train.finetune(dataclasses.replace(options, learning_rate_full=5e-3))
     log = pd.read_csv(options.training_log)

@@ -1,10 +1,11 @@
 import dataclasses
+import typing
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from dpsapf.methods import METHODS
+from dpsapf.methods import METHODS, Level
 from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
 from paper_figures.results import at_headline, label, series
 from paper_figures.style import LOOKS
@@ -36,10 +37,12 @@ def test_at_headline_keeps_what_has_no_choice(results):
     assert at_headline(table, results, "ratio", "sigma_s")["sigma_s"].tolist() == [5.0, 20.0, 25.0]
 
 
-def test_every_method_has_a_name_and_a_look_of_its_own():
-    names = {f"{name}-{level}" if row.selects else name for name, row in METHODS.items() for level in ("matrix", "layer")}
+def test_every_method_and_level_has_a_name_and_a_look_of_its_own():
+    levels = {name: typing.get_args(Level) if "level" in row.uses else () for name, row in METHODS.items()}
+    names = {f"{name}-{level}" if level else name for name in METHODS for level in (levels[name] or ("",))}
     assert names | {"real"} == set(LOOKS)
-    assert len({look.label for look in LOOKS.values()}) == len({look.colour for look in LOOKS.values()}) == len(LOOKS)
+    assert len({look.label for look in LOOKS.values()}) == len(LOOKS)
+    assert len({(str(look.colour), look.marker) for look in LOOKS.values()}) == len(LOOKS)
 
 
 def test_label_names_sigma_s_only_off_the_headline(results):

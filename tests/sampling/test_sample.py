@@ -10,8 +10,9 @@ from dpsapf.commands import Sample
 from dpsapf.errors import UserError
 from dpsapf.formats import Ledger, ModelRecord, Timing
 from dpsapf.records import read_record, write_record
+from dpsapf.runs import normalise
 from dpsapf.sampling import sample as stage
-from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 
 def tiny_vae():
@@ -55,7 +56,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
 
 
 def ledger(plan, digest):
-    run = dataclasses.replace(plan.run, method="dp-full")
+    run = normalise(dataclasses.replace(plan.run, method="dp-full"))
     return Ledger(
         run=run,
         target_epsilon=10.0,
@@ -111,7 +112,7 @@ def test_audited_weights_of_another_selection_are_refused(options, tmp_path, pla
     save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
     digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     write_record(tmp_path / "ledger.json", ledger(plan, digest))
-    (tmp_path / "selection.csv").write_text("matrix,selected\na,True\n")
+    (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
     changed = dataclasses.replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv")
     with pytest.raises(UserError, match="of different runs"):
         stage.sample(changed)
@@ -124,6 +125,6 @@ def test_trained_weights_change_the_images(options, tmp_path, plan):
     save_file(weights, tmp_path / "weights.safetensors")
     digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     write_record(tmp_path / "ledger.json", ledger(plan, digest))
-    (tmp_path / "selection.csv").write_text("matrix,selected\na,True\n")
+    (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
     stage.sample(dataclasses.replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv"))
     assert (images(options)[0] != expected).any()
