@@ -236,6 +236,20 @@ class DrawFigures:
     figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Options of bench."""
+
+    architecture: typing.Literal["public-mini", "sd-v1-5"] = setting(
+        "packaged weights at 32x32, or Stable Diffusion v1-5's UNet with random weights at 256x256", "public-mini"
+    )
+    batch: int = setting("images per micro-batch", 64, unit="images", low=1)
+    repeats: int = setting("pairs of timings per comparison", 9, low=1)
+    threads: int = setting("CPU threads", 2, unit="threads", low=1)
+    device: typing.Literal["cpu", "cuda"] = setting("where to run", "cpu")
+    out: Path = target("one row per comparison (.csv)")
+
+
 @dataclass(frozen=True)
 class Command:
     """A sub-command: its name, the function that it calls (``module:function``), its options, one line of help."""
@@ -311,6 +325,7 @@ _ROWS = (
     ),
     Command("collect-metrics", "dpsapf.aggregation.collect:collect_metrics", CollectMetrics, "gather one run's records"),
     Command("aggregate", "dpsapf.aggregation.aggregate:aggregate", Aggregate, "tidy tables over all runs"),
+    Command("bench", "dpsapf.bench:bench", Bench, "time saliency and DP-SGD against plain training; needs no data"),
     Command("draw-figures", "paper_figures.draw:draw_figures", DrawFigures, "tables and figures from the tidy tables"),
 )
 COMMANDS: dict[str, Command] = {row.name: row for row in _ROWS}

@@ -50,6 +50,12 @@ class FinetuneConfig:
 
     learning_rate_lora: float = setting("AdamW learning rate for LoRA", above=0)
     learning_rate_full: float = setting("AdamW learning rate when weights themselves are trained", above=0)
+    learning_rate_schedule: typing.Literal["constant", "linear", "cosine"] = setting(
+        "constant, or falling from the peak to 0 over the steps", "constant"
+    )
+    precision: typing.Literal["fp32", "bf16"] = setting(
+        "of the forward pass; trained parameters, clipping, sums and noise are fp32", "fp32"
+    )
     lora_rank: int = setting("LoRA rank", 4, low=1)
     lora_alpha: float = setting("LoRA alpha; the update is scaled by alpha/rank", 4.0, above=0)
     noise_multiplicity: int = setting("(timestep, noise) pairs averaged per image before clipping", 1, low=1)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dpsapf.finetune.parallel import ALONE, Processes
 from dpsapf.finetune.per_image import PerImageGradients
 from dpsapf.formats import Release
 from dpsapf.privacy.clipping import Clipping
@@ -43,12 +44,14 @@ def private_gradient(
     micro_batch: int,
     device: str,
     noise: NoiseSource,
+    processes: Processes = ALONE,
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
 
     The K losses of an image are averaged before clipping (noise multiplicity, Dockhorn et al. 2023), so one
     image's contribution to the sum has a joint L2 norm of at most ``release.sensitivity``. Noise is added once
-    per step, also to an empty batch, and the sum is divided by the *expected* batch size, which is data-free.
+    per step, by the leading process and also to an empty batch; without a guarantee there is none. The sum is
+    divided by the *expected* batch size, which is data-free.
 
     Args:
         loss_function: pairs -> loss of each row [rows]; it calls ``gradients.model``.
@@ -62,31 +65,33 @@ def private_gradient(
         micro_batch: rows are processed in chunks of this many images; it cannot change the result.
         device: where the chunks are processed.
         noise: source of this step's privacy noise.
+        processes: share the batch; each sums its images, one adds the noise.
     """
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-    losses, norms = [], []
-    rows = micro_batch * multiplicity
-    for start in range(0, len(pairs), rows):
-        loss = loss_function(_with_gradient(pairs.rows(start, start + rows, device)))
+    totals = torch.zeros(3, device=device)  # images, losses, norms
+    images = processes.shard(len(pairs) // multiplicity)
+    for chunk in images.split(micro_batch) if len(images) else ():
+        loss = loss_function(_with_gradient(pairs.images(chunk, multiplicity, device)))
         loss.sum().backward()
-        chunk, chunk_norms = gradients.clipped_sum(release.sensitivity or math.inf, clipping, multiplicity)
-        torch._foreach_add_(sums, chunk)
-        losses.append(loss.detach())
-        norms.append(chunk_norms)
+        clipped, norms = gradients.clipped_sum(release.sensitivity or math.inf, clipping, multiplicity)
+        torch._foreach_add_(sums, clipped)
+        totals += torch.stack([torch.tensor(float(len(chunk)), device=device), loss.detach().sum() / multiplicity, norms.sum()])
+    processes.add([*sums, totals])
     for parameter, total in zip(parameters, sums, strict=True):
-        if release.mechanism == "gaussian":
-            total = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise)
-        parameter.grad = (total / expected_batch).to(parameter)
-    return _report(losses, norms, len(pairs) // multiplicity)
+        parameter.grad = (_released(total, release, noise, processes) / expected_batch).to(parameter)
+    count, losses, norms = totals.tolist()
+    return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
+
+
+def _released(total: torch.Tensor, release: Release, noise: NoiseSource, processes: Processes) -> torch.Tensor:
+    """Add the noise once, in the leading process; exact without a guarantee."""
+    if release.mechanism == "gaussian" and processes.leads:
+        total = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise)
+    processes.agree([total])
+    return total
 
 
 def _with_gradient(pairs: Pairs) -> Pairs:
     """Let the latents require a gradient: Opacus' hook on the first layer fires once only if its input does."""
     pairs.latents.requires_grad_()
     return pairs
-
-
-def _report(losses: list[torch.Tensor], norms: list[torch.Tensor], images: int) -> StepReport:
-    if not losses:
-        return StepReport(0, float("nan"), float("nan"))
-    return StepReport(images, torch.cat(losses).mean().item(), torch.cat(norms).mean().item())

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import logging
+import math
 import time
 import typing
 import warnings
@@ -16,14 +17,15 @@ from dpsapf.commands import Finetune
 from dpsapf.errors import UserError
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
-from dpsapf.finetune.dp_sgd import private_gradient
+from dpsapf.finetune.dp_sgd import StepReport, private_gradient
+from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.finetune.per_image import PerImageGradients, per_image_gradients
 from dpsapf.formats import ModelRecord, Plan, Release, Spend
 from dpsapf.measure import peak_memory_mb
 from dpsapf.privacy.noise import noise_source
 from dpsapf.privacy.poisson import poisson_batch, sampling_generator
 from dpsapf.progress import track
-from dpsapf.public_models.latents import Latents, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.randomness import torch_generator
 from dpsapf.records import as_json, atomic, provenance, read_record, sha256, write_record
@@ -34,10 +36,23 @@ if typing.TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """What does not change while training."""
+
+    options: Finetune
+    plan: Plan
+    release: Release
+    latents: Latents
+    scheduler: "DDIMScheduler"
+    gradients: PerImageGradients
+    processes: Processes
+
+
 def finetune(options: Finetune) -> None:
     """Write the trained parameters, the private training log and the spend record; resume if interrupted.
 
-    The checkpoint stands beside the weights until they are written.
+    The checkpoint stands beside the weights until they are written. Under torchrun, processes share each batch.
 
     Raises:
         UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images.
@@ -48,17 +63,23 @@ def finetune(options: Finetune) -> None:
     latents = Latents.load(options.latents)
     if len(latents) != plan.images:
         raise UserError("--latents", len(latents), f"the plan is for {plan.images} images: use the plan's dataset")
-    gradients, scheduler, state = _build(options, plan)
-    checkpoint = options.weights.with_name("checkpoint.safetensors")
-    identity = _identity(options)
+    with processes(options.device) as joined:
+        gradients, scheduler, state = _build(options, plan)
+        _train(Training(options, plan, release, latents, scheduler, gradients, joined), state)
+
+
+def _train(training: Training, state: TrainingState) -> None:
+    options, plan, steps = training.options, training.plan, training.release.steps
+    checkpoint, identity = options.weights.with_name("checkpoint.safetensors"), _identity(options)
     if load_checkpoint(checkpoint, state, identity):
-        LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, release.steps)
-    for _ in track(range(state.step, release.steps), plan.run.id, "step", release.steps, state.step):
-        train_step(gradients, scheduler, latents, state, plan, release, options)
-        if state.step % options.checkpoint_every == 0:
+        LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, steps)
+    for _ in track(range(state.step, steps), plan.run.id, "step", steps, state.step):
+        train_step(training, state)
+        if training.processes.leads and state.step % options.checkpoint_every == 0:
             save_checkpoint(checkpoint, state, identity)
-    _write(options, plan, release, state)
-    checkpoint.unlink(missing_ok=True)
+    if training.processes.leads:
+        _write(options, plan, training.release, state)
+        checkpoint.unlink(missing_ok=True)
 
 
 def _planned(options: Finetune) -> tuple[Plan, Release]:
@@ -80,39 +101,67 @@ def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMSched
     return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average)
 
 
-def train_step(
-    gradients: PerImageGradients,
-    scheduler: "DDIMScheduler",
-    latents: Latents,
-    state: TrainingState,
-    plan: Plan,
-    release: Release,
-    options: Finetune,
-) -> None:
+def train_step(training: Training, state: TrainingState) -> None:
     """Do one step of DP-SGD and update the state; every random draw depends on the run's seed and the step alone."""
-    start, seed, step = time.monotonic(), plan.run.seed, state.step
-    batch = poisson_batch(plan.images, release.sampling_rate, sampling_generator(plan.noise, seed, "finetune", step))
-    timesteps = scheduler.config.num_train_timesteps
-    pairs = draw_pairs(latents, batch, options.noise_multiplicity, timesteps, torch_generator(seed, "finetune", "pairs", step))
+    start, step = time.monotonic(), state.step
+    options, plan, release = training.options, training.plan, training.release
+    noise = torch_generator(plan.run.seed, "finetune", "privacy noise", step, device=options.device)
     report = private_gradient(
-        lambda rows: denoising_loss(gradients.model, scheduler, rows),
-        gradients,
+        lambda rows: _loss(training, rows),
+        training.gradients,
         list(state.parameters.values()),
-        pairs,
+        _drawn(training, step),
         release,
         multiplicity=options.noise_multiplicity,
         clipping=plan.clipping,
         expected_batch=release.sampling_rate * plan.images,
         micro_batch=options.micro_batch,
         device=options.device,
-        noise=noise_source(plan.noise, torch_generator(seed, "finetune", "privacy noise", step, device=options.device)),
+        noise=noise_source(plan.noise, noise),
+        processes=training.processes,
     )
+    rate = _scheduled_rate(state, options, step, release.steps)
     state.optimizer.step()
     state.step += 1
     _update_average(state, options.ema_decay)
     seconds = time.monotonic() - start
     state.seconds += seconds
-    state.log.append(_row(state, report, seconds))
+    state.log.append(_row(state, report, rate, seconds))
+
+
+def _drawn(training: Training, step: int) -> Pairs:
+    """Draw a step's Poisson batch with its timesteps and noise, the same in every process."""
+    plan, seed = training.plan, training.plan.run.seed
+    generator = sampling_generator(plan.noise, seed, "finetune", step)
+    batch = poisson_batch(plan.images, training.release.sampling_rate, generator)
+    batch = training.processes.agree_on_batch(batch, training.options.device)
+    timesteps = training.scheduler.config.num_train_timesteps
+    draws = torch_generator(seed, "finetune", "pairs", step)
+    return draw_pairs(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
+
+
+def _loss(training: Training, rows: Pairs) -> torch.Tensor:
+    half = training.options.precision == "bf16"
+    with torch.autocast(training.options.device, torch.bfloat16, enabled=half):
+        return denoising_loss(training.gradients.model, training.scheduler, rows)
+
+
+def _scheduled_rate(state: TrainingState, options: Finetune, step: int, steps: int) -> float:
+    """Set the optimizer's learning rate for a step, from the peak that it was built with; returns it."""
+    (group,) = state.optimizer.param_groups
+    group["lr"] = group.setdefault("initial_lr", group["lr"]) * rate_factor(options.learning_rate_schedule, step, steps)
+    return group["lr"]
+
+
+def rate_factor(schedule: str, step: int, steps: int) -> float:
+    """Return the learning rate at a step over its peak: ``constant`` 1, ``linear`` or ``cosine`` from 1 towards 0.
+
+    Args:
+        schedule: one of the three.
+        step: from 0.
+        steps: of the whole training.
+    """
+    return {"constant": 1.0, "linear": 1 - step / steps, "cosine": 0.5 + 0.5 * math.cos(math.pi * step / steps)}[schedule]
 
 
 def _update_average(state: TrainingState, decay: float) -> None:
@@ -124,13 +173,13 @@ def _update_average(state: TrainingState, decay: float) -> None:
         state.average[name].lerp_(parameter.detach(), weight)
 
 
-def _row(state: TrainingState, report: typing.Any, seconds: float) -> dict[str, float]:  # noqa: ANN401
+def _row(state: TrainingState, report: StepReport, rate: float, seconds: float) -> dict[str, float]:
     return {
         "step": state.step,
         "images": report.images,
         "loss": report.loss,
         "gradient_norm_mean": report.gradient_norm,
-        "learning_rate": state.optimizer.param_groups[0]["lr"],
+        "learning_rate": rate,
         "seconds": round(seconds, 4),
     }
 

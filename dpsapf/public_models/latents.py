@@ -65,6 +65,12 @@ class Pairs:
         parts = (self.latents, self.noise, self.timesteps, self.labels)
         return Pairs(*(part[start:stop].to(device) for part in parts), self.prompt_embeddings.to(device))
 
+    def images(self, positions: torch.Tensor, multiplicity: int, device: str) -> "Pairs":
+        """Return all rows of the images at some positions of the batch, int64 [b], on a device."""
+        rows = (positions[:, None] * multiplicity + torch.arange(multiplicity)).flatten()
+        parts = (self.latents, self.noise, self.timesteps, self.labels)
+        return Pairs(*(part[rows].to(device) for part in parts), self.prompt_embeddings.to(device))
+
     @property
     def embeddings(self) -> torch.Tensor:
         """Prompt embedding of each row, [B K, L, D]."""

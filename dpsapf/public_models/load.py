@@ -19,6 +19,13 @@ def load_unet(record: ModelRecord, device: str = "cpu") -> "UNet2DConditionModel
     return _ready(UNet2DConditionModel, record.path, "unet", device)
 
 
+def packaged_unet() -> "UNet2DConditionModel":
+    """Load the denoiser of the packaged ``public-mini``."""
+    from diffusers import UNet2DConditionModel
+
+    return _ready(UNet2DConditionModel, str(Path(__file__).parent / "public-mini"), "unet", "cpu")
+
+
 def load_vae(record: ModelRecord, device: str = "cpu") -> "AutoencoderKL":
     """Load the autoencoder from ``vae_path``, which may be another model's."""
     from diffusers import AutoencoderKL

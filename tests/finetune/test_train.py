@@ -1,5 +1,9 @@
 import dataclasses
+import json
+import os
 import pathlib
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -10,11 +14,13 @@ from dpsapf.commands import Finetune
 from dpsapf.errors import UserError
 from dpsapf.finetune import train
 from dpsapf.formats import MATRIX, SELECTED, ModelRecord, Spend
-from dpsapf.records import read_record, write_record
+from dpsapf.records import as_json, read_record, write_record
 from dpsapf.runs import normalise
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 IMAGES = 12
+ROOT = pathlib.Path(__file__).parents[2]
+SCRIPT = pathlib.Path(__file__).with_name("under_torchrun.py")
 
 
 @pytest.fixture
@@ -83,10 +89,10 @@ def test_resume_from_every_step_equals_an_uninterrupted_run(options, monkeypatch
     again = dataclasses.replace(options, weights=options.weights.with_name("again") / "weights.safetensors")
     original = train.train_step
 
-    def killed(model, scheduler, latents, state, *rest):
+    def killed(training, state):
         if state.step == step:
             raise Killed
-        original(model, scheduler, latents, state, *rest)
+        original(training, state)
 
     monkeypatch.setattr(train, "train_step", killed)
     with pytest.raises(Killed):
@@ -106,6 +112,54 @@ def test_a_checkpoint_of_other_settings_is_not_used(options, monkeypatch):
     assert checkpoint.exists()
     train.finetune(options)
     assert all(torch.equal(value, expected[name]) for name, value in weights(options).items())
+
+
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_the_learning_rate_follows_its_schedule(options, schedule):
+    train.finetune(dataclasses.replace(options, learning_rate_schedule=schedule))
+    rates = pd.read_csv(options.training_log)["learning_rate"].tolist()
+    expected = {"constant": [1, 1, 1, 1], "linear": [1, 0.75, 0.5, 0.25], "cosine": [1, 0.853553, 0.5, 0.146447]}
+    assert rates == pytest.approx([1e-2 * factor for factor in expected[schedule]], rel=1e-5)  # six digits
+
+
+def test_a_falling_rate_survives_a_resume(options, monkeypatch):
+    settings = dataclasses.replace(options, learning_rate_schedule="cosine")
+    test_resume_from_every_step_equals_an_uninterrupted_run(settings, monkeypatch, 2)
+
+
+def test_bf16_differs_by_rounding_and_keeps_weights_in_fp32(options):
+    train.finetune(options)
+    expected = weights(options)
+    train.finetune(dataclasses.replace(options, precision="bf16"))
+    rounded = weights(options)
+    assert {value.dtype for value in rounded.values()} == {torch.float32}
+    assert any(not torch.equal(value, expected[name]) for name, value in rounded.items())
+    for name, value in rounded.items():
+        torch.testing.assert_close(value, expected[name], rtol=0.2, atol=5e-3)  # Adam turns rounded gradients into steps of 1e-2
+
+
+def test_system_noise_differs_every_time(options):
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, dataclasses.replace(record, noise="system"))
+    train.finetune(options)
+    first = weights(options)
+    train.finetune(options)
+    assert any(not torch.equal(value, first[name]) for name, value in weights(options).items())
+
+
+def test_two_processes_equal_one(options, tmp_path):
+    """The same settings under torchrun, on the same tiny model saved to a folder."""
+    train.finetune(options)
+    expected, report = weights(options), pd.read_csv(options.training_log)
+    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
+    again = dataclasses.replace(options, weights=tmp_path / "two" / "weights.safetensors", training_log=tmp_path / "two.csv")
+    (tmp_path / "options.json").write_text(json.dumps(as_json(again)))
+    subprocess.run(
+        [sys.executable, *words, str(tmp_path / "options.json")], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}
+    )
+    for name, value in weights(again).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)  # fp32 sums in another order
+    assert pd.read_csv(again.training_log)["images"].tolist() == report["images"].tolist()
 
 
 def test_another_seed_gives_other_weights(options, plan):

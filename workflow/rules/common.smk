@@ -30,6 +30,12 @@ TORCH = {
     "mem_mb": CONFIG.resources.memory_mb,
     "runtime": CONFIG.resources.runtime_min,
 } | GPU
+# one process per GPU, which share each batch
+LAUNCH = (
+    f"torchrun --standalone --nproc-per-node {CONFIG.resources.gpus} -m"
+    if CONFIG.resources.gpus > 1
+    else "python -m"
+)
 THREADS = CONFIG.compute.threads
 PROTOCOL = CONFIG.evaluation.protocol
 

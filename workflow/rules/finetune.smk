@@ -22,7 +22,8 @@ rule finetune:
     params:
         files=lambda w, input: given(input),
         options=flags(CONFIG.finetune, CONFIG.compute),
+        launch=LAUNCH,
         code=code_digest("finetune"),
     shell:
-        "python -m dpsapf finetune {params.files} {params.options} --weights {output.weights}"
+        "{params.launch} dpsapf finetune {params.files} {params.options} --weights {output.weights}"
         " --training-log {output.training_log} --spend {output.spend} --log {log}"

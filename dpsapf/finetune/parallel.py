@@ -1,0 +1,74 @@
+"""Data parallel training under torchrun: one Poisson batch over the union of processes, noise drawn once."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of a run; one without torchrun.
+
+    Attributes:
+        rank: this process' number, from 0.
+        count: processes in all.
+    """
+
+    rank: int = 0
+    count: int = 1
+
+    @property
+    def leads(self) -> bool:
+        """True for the process that draws noise, writes files and logs."""
+        return self.rank == 0
+
+    def shard(self, images: int) -> torch.Tensor:
+        """Return this process' positions in a batch of ``images``, int64; the shards partition the batch."""
+        return torch.arange(self.rank, images, self.count)
+
+    def add(self, tensors: list[torch.Tensor]) -> None:
+        """Sum tensors over processes, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
+
+    def agree(self, tensors: list[torch.Tensor]) -> None:
+        """Replace tensors by those of the leading process, in place."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def agree_on_batch(self, batch: torch.Tensor, device: str) -> torch.Tensor:
+        """Return the leading process' batch, whatever its size, int64 [B] on the CPU."""
+        if self.count == 1:
+            return batch
+        size = torch.tensor([len(batch)], device=device)
+        self.agree([size])
+        agreed = torch.zeros(int(size), dtype=torch.int64, device=device)
+        if self.leads:
+            agreed.copy_(batch)
+        self.agree([agreed])
+        return agreed.cpu()
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def processes(device: str) -> Iterator[Processes]:
+    """Join the processes that torchrun started, if it did; GPUs talk through NCCL, CPUs through gloo."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count == 1:
+        yield ALONE
+        return
+    if device == "cuda":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if device == "cuda" else "gloo")
+    try:
+        yield Processes(dist.get_rank(), count)
+    finally:
+        dist.destroy_process_group()
