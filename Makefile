@@ -5,7 +5,7 @@ BIN := .venv/bin
 # the kernel drops this lock when its holder dies, so that a killed demo can be started again; Snakemake's own stays
 ALONE := flock --nonblock --conflict-exit-code 9 .venv/demo.lock
 
-.PHONY: install demo figures report test lint format lock clean
+.PHONY: install demo figures report test mutants lint format lock clean
 
 install: .venv/.installed ## create .venv from the hashed lock
 
@@ -27,6 +27,9 @@ report: .venv/.installed ## HTML report of the demo
 
 test: .venv/.installed ## every test, with coverage
 	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+
+mutants: .venv/.installed ## break the privacy code line by line; every mutant must fail a test (20 minutes)
+	$(BIN)/python tests/mutation/mutate.py
 
 lint: .venv/.installed
 	$(BIN)/ruff check .

@@ -1,13 +1,22 @@
 import dataclasses
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from dpsapf.commands import PlanPrivacy, ScoreSaliency
+from dpsapf.errors import UserError
+from dpsapf.formats import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, ModelRecord, Plan, Spend
+from dpsapf.privacy.plan import plan_privacy
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.randomness import torch_generator
+from dpsapf.records import read_record, write_record
+from dpsapf.saliency import score
 from dpsapf.saliency.score import saliency_scores
 from dpsapf.saliency.scores import SCORES, Bounds
+from dpsapf.saliency.select import top_units
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 EVERYONE = torch.arange(12)
@@ -96,3 +105,85 @@ def test_micro_batches_change_no_score(name):
 
 def test_an_empty_batch_scores_zero():
     assert scores(torch.tensor([], dtype=torch.int64)).abs().sum() == 0
+
+
+@pytest.fixture
+def stage(tmp_path, dataset_record, monkeypatch):
+    """Inputs of score-saliency and plan-privacy on the tiny UNet: a function that runs both and returns their records."""
+    unet = tiny_unet()
+    monkeypatch.setattr(score, "load_unet", lambda record, device: tiny_unet())
+    monkeypatch.setattr(score, "load_scheduler", lambda record: tiny_scheduler())
+    names = candidates(unet)
+    layers = [name.rpartition(".to_")[0] for name in names]
+    table = pd.DataFrame({MATRIX: names, LAYER: layers, BLOCK: "b", CANDIDATES: "attention"})
+    table.to_csv(tmp_path / "candidates.csv", index=False)
+    save_file(vars(tiny_latents(3500)), tmp_path / "latents.safetensors")
+    model = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
+    write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=len(names), provenance={}, **model))
+    write_record(tmp_path / "dataset.json", dataset_record)
+    monkeypatch.setattr(score, "saliency_scores", lambda *_: torch.arange(len(names), dtype=torch.float64) * 100)
+    files = {"dataset": tmp_path / "dataset.json", "candidate_table": tmp_path / "candidates.csv"}
+
+    def run(mechanism, level, ratio, batch):
+        axes = {"mechanism": mechanism, "sigma_s": 5.0 if mechanism else None, "score": "share"}
+        plan_axes = {"method": "dp-sapf", "epsilon": 10.0} if mechanism else {"method": "no-dp"}
+        plan = PlanPrivacy(
+            **files,
+            **axes,
+            **plan_axes,
+            level=level,
+            ratio=ratio,
+            out=tmp_path / "plan.json",
+            public_model="tiny",
+            steps=3,
+            expected_batch_size=350,
+            saliency_expected_batch_size=batch,
+        )
+        plan_privacy(plan)
+        whole = mechanism in ("exponential", "ptr")
+        options = ScoreSaliency(
+            **files,
+            **axes,
+            model=tmp_path / "model.json",
+            latents=tmp_path / "latents.safetensors",
+            expected_batch_size=batch,
+            level=level if whole else None,
+            ratio=ratio if whole else None,
+            scores=tmp_path / "s.csv",
+            spend=tmp_path / "spend.json",
+        )
+        score.score_saliency(options)
+        return read_record(plan.out, Plan), read_record(options.spend, Spend), pd.read_csv(options.scores)
+
+    return run
+
+
+@pytest.mark.parametrize("mechanism", ["gaussian", "exponential", None])
+@pytest.mark.parametrize("batch", [50000, 700])
+def test_what_is_released_is_what_was_planned(stage, mechanism, batch):
+    plan, spend, released = stage(mechanism, "matrix", 0.3, batch)
+    assert spend.release == plan.releases[0] and plan.run.mechanism == mechanism
+    assert spend.realised_batches == (3500,) if batch > 3500 else 0 < spend.realised_batches[0] < 1000
+    assert len(released) == len(candidates(tiny_unet()))
+
+
+@pytest.mark.parametrize("level", ["matrix", "layer"])
+def test_peeled_units_are_what_is_selected(stage, level):
+    plan, _, released = stage("exponential", level, 0.5, 50000)
+    table = released.assign(**{LAYER: [name.rpartition(".to_")[0] for name in released[MATRIX]]})
+    marked = top_units(table, level, 0.5)
+    assert (released.loc[marked, SCORE] > 0).all() and (released.loc[~marked, SCORE] == 0).all()
+    assert plan.releases[0].mechanism == "exponential"
+
+
+def test_a_mechanism_needs_its_noise(stage, tmp_path):
+    stage("gaussian", "matrix", 0.3, 50000)
+    files = {
+        "dataset": tmp_path / "dataset.json",
+        "candidate_table": tmp_path / "candidates.csv",
+        "model": tmp_path / "model.json",
+    }
+    files |= {"latents": tmp_path / "latents.safetensors", "scores": tmp_path / "t.csv", "spend": tmp_path / "t.json"}
+    with pytest.raises(UserError, match="give it together with --mechanism"):
+        score.score_saliency(ScoreSaliency(**files, mechanism="gaussian"))
+    assert not (tmp_path / "t.csv").exists()
