@@ -62,7 +62,7 @@ def _source_rows(dataset: DatasetRecord, label: str, archive: Path, prefix: str)
             "row": label,
             "class": name,
             "column": number * each + place,
-            "archive": str(archive),
+            "archive": archive,
             "array": f"{prefix}images",
             "index": int(index),
         }

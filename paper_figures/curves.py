@@ -31,7 +31,7 @@ def curve_figure(data: pd.DataFrame, looks: Mapping[str, Look], axis: str, sourc
             _draw_panel(ax, data[data["panel"] == panel], metric, looks)
             ax.set(xlabel=axis, ylabel=name)
         row[0].set_title(panel, loc="left")
-    _legend(figure, list(data["label"].unique()))
+    legend(figure, list(data["label"].unique()))
     return figure
 
 
@@ -67,7 +67,7 @@ def _marker(look: Look) -> dict[str, object]:
     return {"color": look.colour, "marker": look.marker, "markersize": look.size, "markerfacecolor": fill}
 
 
-def _legend(figure: Figure, labels: list[str]) -> None:
+def legend(figure: Figure, labels: list[str]) -> None:
     """Name every series once, in the order of ``labels``, below the panels; error bars are left out of the names' marks."""
     entries: dict[str, object] = {}
     for ax in figure.axes:

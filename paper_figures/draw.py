@@ -18,7 +18,9 @@ from paper_figures import (
     privacy_cost,
     ratio_curves,
     resources,
+    saliency_agreement,
     selection_map,
+    variants,
 )
 from paper_figures.results import MissingStudy, Results, load_results
 from paper_figures.style import DPI, theme
@@ -44,7 +46,9 @@ ITEMS = (
     Item("main_table", main_table.prepare, main_table.draw),
     Item("ratio_curves", ratio_curves.prepare, ratio_curves.draw),
     Item("epsilon_curves", epsilon_curves.prepare, epsilon_curves.draw),
+    Item("variants", variants.prepare, variants.draw),
     Item("selection_map", selection_map.prepare, selection_map.draw),
+    Item("saliency_agreement", saliency_agreement.prepare, saliency_agreement.draw),
     Item("contact_sheet", contact_sheet.prepare, contact_sheet.draw),
     Item("privacy_cost", privacy_cost.prepare, privacy_cost.draw),
     Item("resources", resources.prepare, resources.draw),
@@ -93,9 +97,15 @@ def _draw_item(item: Item, results: Results, folder: Path) -> bool:
         save = save_table if isinstance(drawn, Table) else save_figure
         save(drawn, folder / item.name)
     with atomic(folder / f"{item.name}.csv") as temporary:
-        data.to_csv(temporary, index=False)
+        portable(data, results.layout.root).to_csv(temporary, index=False)
     LOG.info("%s: drawn from %d rows", item.name, len(data))
     return True
+
+
+def portable(data: pd.DataFrame, root: Path) -> pd.DataFrame:
+    """Make columns of paths relative to ``root``, so that a CSV names no machine and no working directory."""
+    paths = [name for name in data if isinstance(data[name].iloc[0], Path)]
+    return data.assign(**{name: [path.relative_to(root).as_posix() for path in data[name]] for name in paths})
 
 
 def save_figure(figure: Figure, path: Path) -> None:

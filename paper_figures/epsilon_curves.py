@@ -7,6 +7,7 @@ from dpsapf.runs import number
 from paper_figures.curves import curve_figure, log_axis
 from paper_figures.results import GROUP, MissingStudy, Results, at_headline, floor_and_ceiling, rows_of, scores, with_labels
 from paper_figures.style import LOOKS, look_of
+from paper_figures.variants import VARIANTS
 
 
 def prepare(results: Results) -> pd.DataFrame:
@@ -29,7 +30,9 @@ def prepare(results: Results) -> pd.DataFrame:
 
 
 def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: str) -> pd.DataFrame:
-    trained = with_labels(table[table["epsilon"].notna()], results)
+    swept = table.groupby("method")["epsilon"].transform("nunique") > 1
+    shown = swept | ~table["method"].isin(VARIANTS)  # variants at one epsilon have a figure of their own
+    trained = with_labels(table[table["epsilon"].notna() & shown], results)
     kept = trained[["series", "label", "ratio", "sigma_s"]]
     rows = pd.concat([kept, scores(trained)], axis=1).assign(reference=False, x=trained["epsilon"])
     bounds = floor_and_ceiling(results, dataset, public_model).assign(reference=True)

@@ -6,18 +6,20 @@ from dpsapf.formats import INTERVAL, SEEDS
 from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling, scores, with_labels
 from paper_figures.tables import NOTHING, Cell, Table, amount, decimals, plain
 
+BEST = "Bold: the best method that trains under differential privacy, per dataset, public model and ε; the floor may be better."
 METRICS = {"accuracy_pct": ("accuracy (%)", "max"), "fid": ("FID", "min")}
 
 
 def prepare(results: Results) -> pd.DataFrame:
-    """Collect every method at the headline ratio, all epsilons, with floor and ceiling.
+    """Collect every method at the headline ratio, all epsilons, with floor, ceiling and what trains without DP above them.
 
     Returns:
         One row per dataset, public model, epsilon and method: mean and 95 % half width of accuracy (%) and
-        FID, trainable parameters (mean over seeds), and whether it is the best method that trains.
+        FID, trainable parameters (mean over seeds), and whether it is the best method that trains under DP.
     """
     table = at_headline(results.summary, results, "ratio", "sigma_s")
-    trained = with_labels(table[table["epsilon"].notna()], results).sort_values("epsilon", kind="stable")
+    trained = with_labels(table[table["method"] != "no-finetune"], results)
+    trained = trained.sort_values("epsilon", kind="stable", na_position="first")
     keys = [*GROUP, "epsilon", "method", "level", "ratio", "sigma_s"]
     rows = pd.concat([trained[[*keys, "series", "label"]], scores(trained)], axis=1)
     size = results.runs.groupby(keys, dropna=False)["trainable_parameters"].mean().reset_index()
@@ -34,7 +36,7 @@ def prepare(results: Results) -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame) -> Table:
-    """Lay the rows of `prepare` out: methods down, datasets across, the best method that trains in bold."""
+    """Lay the rows of `prepare` out: methods down, datasets across, the best method that trains under DP in bold."""
     datasets = list(data["dataset"].unique())
     columns = [(dataset, metric) for dataset in datasets for metric in METRICS]
     places = {column: decimals(data.loc[data["dataset"] == column[0], column[1]]) for column in columns}
@@ -45,12 +47,13 @@ def draw(data: pd.DataFrame) -> Table:
         rows.append((*_names(key, group), *cells))
     header = [f"{dataset} {METRICS[metric][0]}" for dataset, metric in columns]
     names = ("public model", "method", "target ε", "seeds", "trainable parameters")
-    return Table((*names, *header), tuple(rows), names=2)
+    return Table((*names, *header), tuple(rows), names=2, note=BEST)
 
 
 def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
     public_model, epsilon, label = key
-    return [Cell(text) for text in (public_model, label, plain(epsilon), span(group[SEEDS]), span(group["trainable_parameters"]))]
+    target = "∞" if (group["method"] == "no-dp").all() else plain(epsilon)
+    return [Cell(text) for text in (public_model, label, target, span(group[SEEDS]), span(group["trainable_parameters"]))]
 
 
 def _cell(row: dict | None, metric: str, places: int) -> Cell:

@@ -13,6 +13,7 @@ from dpsapf.runs import Layout, Study, number
 from paper_figures.style import ORDER, look_of
 
 GROUP = ["dataset", "public_model"]
+CHOICES = ("score", "mechanism", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
 
 class MissingStudy(Exception):
@@ -65,7 +66,7 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _commonest(values: pd.Series, axis: str) -> float:
+def _commonest(values: pd.Series, axis: str) -> float | str | None:
     counts = values.value_counts()
     tied = sorted(counts.index[counts == counts.max()])
     default = getattr(Study, axis)[0]
@@ -80,6 +81,7 @@ def at_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFra
         results: gives the headline values.
         axes: of ``ratio``, ``sigma_s``, ``epsilon``, in this order.
     """
+    table = _same_choices(table, results)
     for axis in axes:
         others = [*GROUP, "method", "level", *(name for name in ("ratio", "sigma_s", "epsilon") if name not in axes)]
         at_value = table[axis].isna() | (table[axis] == results.headline[axis])
@@ -90,8 +92,15 @@ def at_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFra
 
 def strictly(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
     """Keep the rows whose axes are at the headline values, or empty because their method ignores the axis."""
+    table = _same_choices(table, results)
     for axis in axes:
         table = table[table[axis].isna() | (table[axis] == results.headline[axis])]
+    return table
+
+
+def _same_choices(table: pd.DataFrame, results: Results) -> pd.DataFrame:
+    for axis in CHOICES:
+        table = table[table[axis].isna() | (table[axis] == _commonest(results.runs[axis], axis))]
     return table
 
 

@@ -22,7 +22,7 @@ class Look:
     label: str
     colour: typing.Any
     marker: str = "o"
-    line: str = "-"
+    line: typing.Any = "-"
     size: float = 5  # points
     filled: bool = True
 
@@ -39,6 +39,12 @@ METHODS = {
     "no-dp": Look("without DP", "darkslateblue", "P", "--"),
     "no-finetune": Look("no fine-tuning (floor)", PALETTE[7], "v", ":"),
     "real": Look("real images (ceiling)", "black", "*", ":"),
+}
+SCORES = {
+    "energy": Look("energy", PALETTE[0], "o"),
+    "norm": Look("norm", PALETTE[1], "D", "--"),
+    "vote": Look("vote", PALETTE[2], "^", "-."),
+    "share": Look("share", PALETTE[4], "s", (0, (5, 1))),
 }
 LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
 

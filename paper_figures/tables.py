@@ -32,11 +32,12 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """A header and rows of equally many cells; the first ``names`` columns are set left, the others right."""
+    """A header, rows of equally many cells and a note below; the first ``names`` columns are set left, the others right."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[Cell, ...], ...]
     names: int = 1
+    note: str = ""
 
 
 def markdown(table: Table) -> str:
@@ -44,7 +45,8 @@ def markdown(table: Table) -> str:
     rule = [":--" if column < table.names else "--:" for column in range(len(table.header))]
     lines = [[_escape(text, MARKDOWN) for text in table.header], rule]
     lines += [[_marked(cell, MARKDOWN, "**{}**") for cell in row] for row in table.rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    note = f"\n{_escape(table.note, MARKDOWN)}\n" if table.note else ""
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n" + note
 
 
 def latex(table: Table) -> str:
@@ -53,7 +55,9 @@ def latex(table: Table) -> str:
     body = [" & ".join(_marked(cell, LATEX, r"\textbf{{{}}}") for cell in row) + r" \\" for row in table.rows]
     header = " & ".join(_escape(text, LATEX) for text in table.header) + r" \\"
     start, end = r"\begin{tabular}{" + columns + "}", r"\end{tabular}"
-    return "\n".join([start, r"\toprule", header, r"\midrule", *body, r"\bottomrule", end]) + "\n"
+    note = rf"\multicolumn{{{len(columns)}}}{{l}}{{\footnotesize {_escape(table.note, LATEX)}}}"
+    notes = [note] if table.note else []
+    return "\n".join([start, r"\toprule", header, r"\midrule", *body, r"\bottomrule", *notes, end]) + "\n"
 
 
 def _escape(text: str, specials: dict[str, str]) -> str:

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 
 from dpsapf.commands import Aggregate, CollectMetrics
 from dpsapf.formats import DatasetRecord, Fidelity, Ledger, Plan, Release, Spend, Timing, Utility
-from dpsapf.methods import method
+from dpsapf.methods import METHODS, method
 from dpsapf.records import write_record
 from dpsapf.runs import Layout, RunSpec, Study, expand
 
@@ -33,6 +33,11 @@ def demo_runs(datasets=tuple(DATASETS), seeds=(0,)):
         Study(dataset=first, method=("dp-sapf", "dp-lora"), epsilon=(1,), seed=seeds),
     ]
     return expand({f"study{number}": study for number, study in enumerate(studies)})
+
+
+def variant_runs(datasets=("mnist5k",), seeds=(0, 1)):
+    """Every method once per dataset and seed."""
+    return expand({"variants": Study(dataset=datasets, method=tuple(METHODS), level=("matrix",), seed=seeds)})
 
 
 def candidate_table(layers_per_block=3):
@@ -75,7 +80,7 @@ def selection_of(run, candidates):
 def scores_of(run):
     """Invented accuracy and FID: they depend on the run alone."""
     jitter = np.random.default_rng(sum(map(ord, run.id))).normal(0, 0.006)
-    gain = {"dp-sapf": 0.09, "dp-lora": 0.05, "dp-full": 0.02, "no-finetune": 0.0}[run.method]
+    gain = {"dp-sapf": 0.09, "dp-lora": 0.05, "dp-full": 0.02, "no-finetune": 0.0}.get(run.method, 0.03)
     gain *= 0.4 if run.epsilon == 1 else 1.0
     gain -= 0.1 * abs((run.ratio or 0.3) - 0.3)
     base = {"mnist5k": 0.6, "digits": 0.7, "oct-mini": 0.5, "histo-mini": 0.76}.get(run.dataset, 0.6)

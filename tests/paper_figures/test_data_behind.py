@@ -7,7 +7,7 @@ import pytest
 
 from dpsapf.methods import METHODS, Level
 from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
-from paper_figures.results import at_headline, label, series
+from paper_figures.results import at_headline, label, series, strictly
 from paper_figures.style import LOOKS
 
 
@@ -34,6 +34,7 @@ def test_headline_tie_goes_to_the_default_then_to_the_least(results):
 def test_at_headline_keeps_what_has_no_choice(results):
     table = pd.DataFrame({"dataset": "d", "public_model": "m", "method": "dp-sapf", "level": "matrix"}, index=range(4))
     table = table.assign(epsilon=[10.0, 10.0, 1.0, 1.0], ratio=0.3, sigma_s=[5.0, 25.0, 20.0, 25.0])
+    table = table.assign(score="energy", mechanism="gaussian", candidates="attention", adapter="lora")
     assert at_headline(table, results, "ratio", "sigma_s")["sigma_s"].tolist() == [5.0, 20.0, 25.0]
 
 
@@ -43,6 +44,13 @@ def test_every_method_and_level_has_a_name_and_a_look_of_its_own():
     assert names | {"real"} == set(LOOKS)
     assert len({look.label for look in LOOKS.values()}) == len(LOOKS)
     assert len({(str(look.colour), look.marker) for look in LOOKS.values()}) == len(LOOKS)
+
+
+def test_figures_hold_the_other_choices_at_what_most_runs_have(results):
+    other = results.summary.assign(score="vote")
+    both = pd.concat([results.summary, other])
+    kept = strictly(both, results)
+    assert set(kept["score"].dropna()) == {"energy"} and len(kept) > 0
 
 
 def test_label_names_sigma_s_only_off_the_headline(results):
