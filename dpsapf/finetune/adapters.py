@@ -107,12 +107,14 @@ def _peft_config(adapter: Adapter, selected: list[str], rank: int, alpha: float)
 
 @torch.no_grad()
 def randomise(unet: torch.nn.Module, names: list[str], seed: int) -> None:
-    """Replace weight matrices by normal draws with their mean and standard deviation (the paper's noisy variant)."""
+    """Replace weight matrices by normal draws with their mean and standard deviation (the paper's noisy variant).
+
+    Drawn on the CPU: sampling makes them again from the seed, maybe on another device than training did.
+    """
     for name in names:
         weight = unet.get_submodule(name).weight
-        weight.normal_(
-            weight.mean().item(), weight.std().item(), generator=torch_generator(seed, "noisy", name, device=weight.device)
-        )
+        mean, deviation = weight.mean().item(), weight.std().item()
+        weight.copy_(torch.empty(weight.shape).normal_(mean, deviation, generator=torch_generator(seed, "noisy", name)))
 
 
 def load_weights(parameters: dict[str, torch.nn.Parameter], weights: dict[str, torch.Tensor]) -> None:

@@ -50,6 +50,46 @@ def test_an_adapters_start_depends_on_the_seed_alone(adapter):
     assert any(not torch.equal(value, other[name]) for name, value in first.items())
 
 
+@pytest.mark.parametrize("adapter", ADAPTERS)
+def test_exactly_the_selected_matrices_are_adapted(adapter):
+    """Of more than 20: from there on peft shortens the names that it is given."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    unet, parameters, names = prepared("dp-lora", adapter, chosen=slice(7, None))
+    adapted = {name for name, layer in unet.named_modules() if isinstance(layer, BaseTunerLayer)}
+    assert len(adapted) > 20 and adapted == set(names[7:])
+    assert list(parameters) == [name for name, value in unet.named_parameters() if value.requires_grad]
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS)
+@pytest.mark.parametrize("method", ["dp-lora", "noisy"])
+def test_trained_values_restore_the_model(adapter, method):
+    """What is saved is what is trained; everything else is made again from the seed."""
+    unet, parameters, _ = prepared(method, adapter)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.add_(0.1)
+    torch.manual_seed(1)  # whatever the global state
+    again, fresh, _ = prepared(method, adapter)
+    assert list(fresh) == list(parameters) and not torch.equal(output(again), output(unet))
+    load_weights(fresh, {name: value.detach().clone() for name, value in parameters.items()})
+    assert torch.equal(output(again), output(unet))
+
+
+@pytest.mark.parametrize(
+    ("adapter", "trained"),
+    [
+        ("lora", {"lora_A", "lora_B"}),
+        ("dora", {"lora_A", "lora_B", "lora_magnitude_vector"}),
+        ("loha", {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}),
+        ("lokr", {"lokr_w1", "lokr_w2"}),  # w2 is too small here to be a product
+    ],
+)
+def test_each_name_is_peft_s_own_adapter(adapter, trained):
+    _, parameters, names = prepared("dp-lora", adapter, chosen=slice(0, 1))
+    assert {name.removeprefix(names[0] + ".").split(".")[0] for name in parameters} == trained
+
+
 def test_ffa_lora_trains_b_alone():
     _, parameters, _ = prepared("dp-lora", "ffa-lora")
     assert len(parameters) == 4 and all("lora_B" in name for name in parameters)

@@ -16,9 +16,7 @@ rule plan_privacy:
     resources:
         mem_mb=1000,
     params:
-        run=lambda w: flags(
-            RUNS[w.run], only=("public_model", "method", "seed", *AXES)
-        ),
+        run=lambda w: flags(RUNS[w.run], only=("public_model", "method", "seed", *AXES)),
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency_"),
         code=code_digest("privacy"),
