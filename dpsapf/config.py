@@ -56,6 +56,7 @@ class FinetuneConfig:
     precision: typing.Literal["fp32", "bf16"] = setting(
         "of the forward pass; trained parameters, clipping, sums and noise are fp32", "fp32"
     )
+    gradient_checkpointing: bool = setting("recompute activations in the backward pass: less memory, more time", False)
     lora_rank: int = setting("LoRA rank", 4, low=1)
     lora_alpha: float = setting("LoRA alpha; the update is scaled by alpha/rank", 4.0, above=0)
     noise_multiplicity: int = setting("(timestep, noise) pairs averaged per image before clipping", 1, low=1)

@@ -37,7 +37,11 @@ def flags(*sections: object, only: tuple[str, ...] = (), prefix: str = "") -> st
             value = getattr(section, field.name)
             if value is None or (only and field.name not in only):
                 continue
-            words += ["--" + (prefix + field.name).replace("_", "-"), str(value)]
+            name = (prefix + field.name).replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                words += [f"--{name}", str(value)]
     return shlex.join(words)
 
 

@@ -6,6 +6,7 @@ import torch
 
 from dpsapf.methods import Adapter
 from dpsapf.privacy.clipping import Clipping, clipped_sum
+from dpsapf.saliency.ghost import Tap
 
 OPACUS_ADAPTERS = ("lora", "rslora", "ffa-lora")  # made of linear layers and convolutions
 
@@ -33,12 +34,20 @@ class PerImageGradients(typing.Protocol):
 
 
 def per_image_gradients(
-    model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], adapter: Adapter | None
+    model: torch.nn.Module,
+    parameters: dict[str, torch.nn.Parameter],
+    adapter: Adapter | None,
+    *,
+    checkpointing: bool = False,
 ) -> PerImageGradients:
-    """Choose how: Opacus for adapters made of layers, functional for the others, ghost clipping for weights."""
-    if adapter in OPACUS_ADAPTERS:
+    """Choose how: Opacus for adapters made of layers, functional for the others, ghost clipping for weights.
+
+    Under gradient checkpointing, which calls modules again in the backward pass and so confuses Opacus' hooks,
+    adapters made of layers go by ghost clipping too.
+    """
+    if adapter in OPACUS_ADAPTERS and not checkpointing:
         return OpacusGradients(model, parameters)
-    if adapter is not None:
+    if adapter is not None and adapter not in OPACUS_ADAPTERS:
         return FunctionalGradients(model, parameters)
     from dpsapf.finetune.ghost_clipping import GhostClipping
 
@@ -93,10 +102,13 @@ class FunctionalGradients:
         return clipped_sum([by_name[name] for name in self._names], bound, clipping)
 
     def _hook(self, name: str):  # noqa: ANN202 - torch's hook signature
-        def forward_hook(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-            if output.requires_grad:
-                kept = inputs[0].detach()
-                output.register_hook(lambda gradient: self._gradients.update({name: _products(kept, gradient)}))
+        def receive(kept: torch.Tensor, gradient: torch.Tensor) -> None:
+            self._gradients[name] = _products(kept, gradient)
+
+        def forward_hook(
+            layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor | None:
+            return Tap.apply(output, inputs[0].detach(), receive) if output.requires_grad else None
 
         return forward_hook
 

@@ -97,7 +97,9 @@ def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMSched
     rate = options.learning_rate_full if plan.run.adapter is None else options.learning_rate_lora
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
-    gradients = per_image_gradients(unet, parameters, plan.run.adapter)
+    if options.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    gradients = per_image_gradients(unet, parameters, plan.run.adapter, checkpointing=options.gradient_checkpointing)
     return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average)
 
 

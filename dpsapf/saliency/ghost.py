@@ -122,6 +122,31 @@ def _normalised(layer: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
     return F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
 
 
+class Tap(torch.autograd.Function):
+    """The identity, which hands over a kept tensor and the gradient that comes back: ``Tap.apply(output, kept, receive)``.
+
+    The tensor is kept as autograd keeps its own, so that gradient checkpointing recomputes it, too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        output: torch.Tensor,
+        kept: torch.Tensor,
+        receive: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
+        """Return the output; ``receive`` is called with ``kept`` and the output's gradient in the backward pass."""
+        ctx.save_for_backward(kept)
+        ctx.receive = receive
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Pass the gradient on."""
+        ctx.receive(*ctx.saved_tensors, gradient)
+        return gradient, None, None
+
+
 class LayerHooks:
     """Hooks that hand over layers' inputs and output gradients during a backward pass.
 
@@ -134,12 +159,11 @@ class LayerHooks:
         receive: is called with name, inputs and output gradient of each layer when that gradient is there.
 
     Raises:
-        UserError: a name is not in the model, or names another type of module; during a forward pass, a
-            module is called again before `finish`.
+        UserError: a name is not in the model, or names another type of module; during a backward pass, a
+            module gets a second gradient before `finish`.
     """
 
     def __init__(self, model: torch.nn.Module, names: Sequence[str], kinds: tuple[type, ...], receive: Receiver) -> None:
-        self._called: set[str] = set()
         self._received: set[str] = set()
         self._receive = receive
         modules = dict(model.named_modules())
@@ -155,7 +179,6 @@ class LayerHooks:
         for name in self.layers:
             if name not in self._received:
                 raise UserError("module", name, "got no gradient: run a backward pass of a loss that depends on it first")
-        self._called.clear()
         self._received.clear()
 
     def close(self) -> None:
@@ -164,20 +187,20 @@ class LayerHooks:
             handle.remove()
 
     def _hook(self, name: str):  # noqa: ANN202 - torch's hook signature
-        def forward_hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        def forward_hook(
+            module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
+        ) -> torch.Tensor | None:
             if not torch.is_grad_enabled():
-                return
-            if name in self._called:
-                raise UserError("module", name, "is called twice before its norms are taken: they need one call per pass")
-            self._called.add(name)
-            activation = inputs[0].detach()
+                return None
             if not output.requires_grad:
                 output.requires_grad_()
-            output.register_hook(lambda gradient: self._hand_over(name, activation, gradient.detach()))
+            return Tap.apply(output, inputs[0].detach(), lambda *kept: self._hand_over(name, *kept))
 
         return forward_hook
 
     def _hand_over(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        if name in self._received:
+            raise UserError("module", name, "is called twice before its norms are taken: they need one call per pass")
         self._received.add(name)
         self._receive(name, inputs, gradients)
 

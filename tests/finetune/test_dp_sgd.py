@@ -55,9 +55,12 @@ def gradient(
     batch=BATCH,
     noise=0,
     modules=None,
+    checkpointing=False,
 ):
     unet, parameters = prepared(kind, modules)
-    per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)
+    if checkpointing:
+        unet.enable_gradient_checkpointing()
+    per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None, checkpointing=checkpointing)
     scheduler = tiny_scheduler()
     pairs = draw_pairs(tiny_latents(), batch, multiplicity, 1000, torch_generator(0, "pairs"))
     report = private_gradient(
@@ -117,6 +120,22 @@ def test_equals_the_one_image_loop(kind, multiplicity, clipping):
     bound = median_norm(kind, multiplicity)
     options = {"clipping": clipping, "kind": kind, "multiplicity": multiplicity, "bound": bound}
     assert error(gradient(micro_batch=5, **options)[0], oracle(**options)) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", [*ADAPTERS, "weights", "full"])
+def test_gradient_checkpointing_changes_nothing(kind, monkeypatch):
+    """Blocks are called again in the backward pass: the counter proves that they are."""
+    from diffusers.models.resnet import ResnetBlock2D
+
+    calls, forward = [], ResnetBlock2D.forward
+    monkeypatch.setattr(ResnetBlock2D, "forward", lambda self, *inputs: calls.append(1) or forward(self, *inputs))
+    options = {"clipping": "flat", "kind": kind, "multiplicity": 3, "bound": median_norm(kind, 3)}
+    calls.clear()
+    plain, once = gradient(**options)[0], len(calls)
+    calls.clear()
+    recomputed = gradient(checkpointing=True, **options)[0]
+    assert len(calls) > 1.5 * once
+    assert error(recomputed, plain) < TOLERANCE and error(recomputed, oracle(**options)) < TOLERANCE
 
 
 @pytest.mark.parametrize("multiplicity", [1, 3])

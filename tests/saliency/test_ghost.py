@@ -223,7 +223,7 @@ def test_hooks_leave_with_the_context_and_forward_passes_without_autograd_are_ig
 def test_a_layer_called_twice_is_refused():
     layer = torch.nn.Linear(3, 3)
     with GhostNorms(torch.nn.Sequential(layer), ["0"]), pytest.raises(UserError, match="'0'.*called twice"):
-        layer(layer(torch.randn(2, 3)))
+        layer(layer(torch.randn(2, 3))).sum().backward()
 
 
 def test_norms_without_a_backward_pass_are_refused():
