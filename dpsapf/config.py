@@ -210,6 +210,8 @@ def parse_config(data: dict, where: str = "config") -> Config:
     """
     validate(data, Config, where)
     config = build(Config, data)
+    if not config.runs:
+        raise UserError("studies", "no runs", "name at least one study with a dataset, a public model and a method")
     for section in (config.privacy, config.saliency, config.finetune, config.sampling, config.compute, config.resources):
         check(section)
     _known(config, "dataset", load_registry(config.datasets_file, DatasetEntry))

@@ -71,6 +71,7 @@ def changed(path, value):
         ("studies.main.public_model", ["sd-v9"], "studies: public_model = 'sd-v9': must be one of public-mini"),
         ("evaluation.protocol", "demo-v0", "evaluation.protocol = 'demo-v0': must be one of demo-v1"),
         ("compute.device", "tpu", "compute.device = 'tpu'"),
+        ("studies", {}, "studies = 'no runs': name at least one study"),
     ],
 )
 def test_a_bad_key_is_named_with_value_and_remedy(path, value, message):
