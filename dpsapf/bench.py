@@ -46,9 +46,9 @@ class Subject:
     matrices: list[str]
     device: str
 
-    def loss(self, model: torch.nn.Module, images: int | None = None) -> torch.Tensor:
-        """Sum the loss of the batch's first rows, which let gradients through to every layer."""
-        rows = self.pairs.rows(0, images or len(self.pairs), self.device)
+    def loss(self, model: torch.nn.Module) -> torch.Tensor:
+        """Sum the loss of the batch, whose latents take a gradient as in DP-SGD."""
+        rows = self.pairs.rows(0, len(self.pairs), self.device)
         rows.latents.requires_grad_()
         return denoising_loss(model, self.scheduler, rows).sum()
 
@@ -91,24 +91,25 @@ def saliency_pass(options: Bench) -> list[dict]:
     built.unet.requires_grad_(False)
     weights = [built.unet.get_submodule(name).weight for name in built.matrices]
 
+    def loss(start: int, stop: int) -> torch.Tensor:
+        return denoising_loss(built.unet, built.scheduler, built.pairs.rows(start, stop, built.device)).sum()
+
     def plain() -> None:
         for weight in weights:
             weight.requires_grad_(True)
-        torch.autograd.grad(built.loss(built.unet), weights)
+        torch.autograd.grad(loss(0, options.batch), weights)
         built.unet.requires_grad_(False)
 
     def ghost() -> None:
         with GhostNorms(built.unet, built.matrices) as norms:
-            built.loss(built.unet).backward()
+            loss(0, options.batch).backward()
             norms.take()
 
     def one_by_one() -> None:
         for weight in weights:
             weight.requires_grad_(True)
         for row in range(ONE_BY_ONE):
-            rows = built.pairs.rows(row, row + 1, built.device)
-            loss = denoising_loss(built.unet, built.scheduler, rows).sum()
-            [gradient.square().sum().item() for gradient in torch.autograd.grad(loss, weights)]
+            [gradient.square().sum().item() for gradient in torch.autograd.grad(loss(row, row + 1), weights)]
         built.unet.requires_grad_(False)
 
     loop = _compared("saliency pass against the batch-of-one loop", one_by_one, ghost, options)
