@@ -105,9 +105,7 @@ class FunctionalGradients:
         def receive(kept: torch.Tensor, gradient: torch.Tensor) -> None:
             self._gradients[name] = _products(kept, gradient)
 
-        def forward_hook(
-            layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-        ) -> torch.Tensor | None:
+        def forward_hook(layer: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             return Tap.apply(output, inputs[0].detach(), receive) if output.requires_grad else None
 
         return forward_hook

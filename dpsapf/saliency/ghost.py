@@ -187,9 +187,7 @@ class LayerHooks:
             handle.remove()
 
     def _hook(self, name: str):  # noqa: ANN202 - torch's hook signature
-        def forward_hook(
-            module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor
-        ) -> torch.Tensor | None:
+        def forward_hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not torch.is_grad_enabled():
                 return None
             if not output.requires_grad:
