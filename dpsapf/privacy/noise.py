@@ -59,9 +59,9 @@ class SystemNoise:
         return torch.from_numpy(draws).reshape(like.shape).to(like)
 
     def uniform(self, count: int) -> np.ndarray:
-        """Draw uniforms: 53 bits each, centred in their cells."""
-        bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(11)
-        return (bits + 0.5) * 2.0**-53
+        """Draw uniforms: 52 bits each, centred in their cells, so that none rounds to 1."""
+        bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(12)
+        return (bits + 0.5) * 2.0**-52
 
 
 def noise_source(mode: NoiseMode, generator: torch.Generator) -> NoiseSource:

@@ -78,6 +78,21 @@ def test_trains_what_the_plan_says_and_records_it(options):
     assert not options.weights.with_name("checkpoint.safetensors").exists()
 
 
+def test_noise_and_pairs_are_drawn_anew_at_every_step(options, monkeypatch):
+    """Whoever knew the noise of one step could subtract it from the others."""
+    drawn, original = [], train.private_gradient
+
+    def spied(loss, gradients, parameters, pairs, release, *, noise, **settings):
+        report = original(loss, gradients, parameters, pairs, release, noise=noise, **settings)
+        drawn.append((noise.normal(torch.zeros(3)), pairs.latents[:1], pairs.noise[:1]))
+        return report
+
+    monkeypatch.setattr(train, "private_gradient", spied)
+    train.finetune(options)
+    for values in zip(*drawn, strict=True):
+        assert len({tuple(value.flatten().tolist()) for value in values}) == 4
+
+
 class Killed(Exception):
     """Stands for a kill at a step."""
 

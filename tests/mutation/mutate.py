@@ -100,13 +100,13 @@ MUTANTS = (
         "privacy/plan.py",
         '"steps": options.steps}',
         '"steps": options.steps - 1}',
-        (PLAN, "tests/core/test_cli.py"),
+        (PLAN,),
     ),
     Mutant(
-        "subsampling of a full batch assumed",
+        "too much amplification by subsampling",
         "privacy/accounting.py",
-        "if release.sampling_rate < 1:",
-        "if release.sampling_rate <= 1:",
+        "PoissonSampledDpEvent(release.sampling_rate, step)",
+        "PoissonSampledDpEvent(release.sampling_rate**2, step)",
         (ACCOUNT,),
     ),
     Mutant(

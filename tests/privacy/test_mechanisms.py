@@ -115,3 +115,10 @@ def test_poisson_batches_have_binomial_size_and_every_image_its_chance():
 def test_poisson_batch_may_be_empty_and_rate_one_is_everyone():
     assert any(len(poisson_batch(5, 0.05, torch_generator(0, step))) == 0 for step in range(20))
     assert poisson_batch(5, 1.0, torch_generator(0)).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
+def test_system_uniforms_stay_inside_the_open_interval(byte, monkeypatch):
+    """Whatever the bits: an infinite normal would release the sum without noise worth the name."""
+    monkeypatch.setattr("os.urandom", lambda count: byte * count)
+    assert ((draws := SystemNoise().uniform(3)) > 0).all() and (draws < 1).all()

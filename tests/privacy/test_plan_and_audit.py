@@ -49,7 +49,7 @@ def test_plan_holds_every_release_and_meets_the_target(tmp_path, dataset_record)
     plan = read_record(tmp_path / "plan.json", Plan)
     assert [release.name for release in plan.releases] == ["saliency", "dp-sgd"]
     assert plan.delta == pytest.approx(1 / (3500 * math.log(3500)))
-    assert plan.releases[1].sampling_rate == pytest.approx(0.1)
+    assert plan.releases[1].sampling_rate == pytest.approx(0.1) and plan.releases[1].steps == 20
     assert plan.planned_epsilon["pld"] <= 10 and epsilon("prv", plan.releases, plan.delta) <= 10
     assert plan.releases[1].noise_multiplier > plan.dp_sgd_noise_alone
 
