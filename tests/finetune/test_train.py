@@ -13,7 +13,11 @@ from safetensors.torch import load_file, save_file
 from dpsapf.commands import Finetune
 from dpsapf.errors import UserError
 from dpsapf.finetune import train
+from dpsapf.finetune.adapters import trainable
 from dpsapf.formats import MATRIX, SELECTED, ModelRecord, Spend
+from dpsapf.privacy.poisson import poisson_batch, sampling_generator
+from dpsapf.public_models.latents import denoising_loss, draw_pairs
+from dpsapf.randomness import torch_generator
 from dpsapf.records import as_json, read_record, write_record
 from dpsapf.runs import normalise
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
@@ -91,6 +95,43 @@ def test_noise_and_pairs_are_drawn_anew_at_every_step(options, monkeypatch):
     train.finetune(options)
     for values in zip(*drawn, strict=True):
         assert len({tuple(value.flatten().tolist()) for value in values}) == 4
+
+
+def without_guarantee(options):
+    record = read_record(options.plan, train.Plan)
+    exact = dataclasses.replace(record.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None)
+    write_record(options.plan, dataclasses.replace(record, clipping="none", releases=(record.releases[0], exact)))
+    return record.run.seed
+
+
+def plain_training(options, seed, rate=1e-2):
+    """Four steps of AdamW on the same batches: no hooks, no clipping, no noise."""
+    unet, scheduler, latents = tiny_unet(), tiny_scheduler(), tiny_latents(IMAGES)
+    run = read_record(options.plan, train.Plan).run
+    parameters = trainable(unet, run, pd.read_csv(options.selection), 2, 4.0)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
+    for step in range(4):
+        batch = poisson_batch(IMAGES, 0.5, sampling_generator("seed", seed, "finetune", step))
+        pairs = draw_pairs(latents, batch, 1, 1000, torch_generator(seed, "finetune", "pairs", step))
+        loss = denoising_loss(unet, scheduler, pairs.rows(0, len(pairs), "cpu")).sum() / 6  # the expected batch
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return {name: value.detach() for name, value in parameters.items()}
+
+
+def test_without_a_guarantee_it_is_plain_training(options):
+    """Epsilon = infinity: the whole of DP-SGD must reduce to AdamW; its twin, with a guarantee, must not."""
+    settings = dataclasses.replace(options, ema_decay=0.0)
+    train.finetune(settings)
+    private = weights(settings)
+    seed = without_guarantee(settings)
+    train.finetune(settings)
+    expected, computed = plain_training(settings, seed), weights(settings)
+    assert sorted(expected) == sorted(computed)
+    for name, value in computed.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=2e-5)  # rounding, through Adam's division
+    assert any((value - expected[name]).abs().max() > 1e-3 for name, value in private.items())
 
 
 class Killed(Exception):
