@@ -50,6 +50,9 @@ class FinetuneConfig:
 
     learning_rate_lora: float = setting("AdamW learning rate for LoRA", above=0)
     learning_rate_full: float = setting("AdamW learning rate when weights themselves are trained", above=0)
+    optimizer: typing.Literal["adamw", "adamw-8bit"] = setting(
+        "AdamW; with 8-bit moments for tensors of 4,096 numbers or more (needs bitsandbytes)", "adamw"
+    )
     learning_rate_schedule: typing.Literal["constant", "linear", "cosine"] = setting(
         "constant, or falling from the peak to 0 over the steps", "constant"
     )

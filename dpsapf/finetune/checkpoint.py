@@ -1,7 +1,6 @@
 """Checkpoints that a killed run continues from: safetensors, written atomically, bound to their settings."""
 
 import json
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,7 +28,7 @@ class TrainingState:
     """
 
     parameters: dict[str, torch.nn.Parameter]
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     average: dict[str, torch.Tensor] | None
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
@@ -46,11 +45,13 @@ def save_checkpoint(path: Path, state: TrainingState, identity: str) -> None:
     """
     tensors = {f"parameter/{name}": value.detach() for name, value in state.parameters.items()}
     tensors |= {f"average/{name}": value for name, value in (state.average or {}).items()}
-    for index, values in state.optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer/{index}/{key}": torch.as_tensor(value) for key, value in values.items()}
+    for name, parameter in state.parameters.items():
+        values = state.optimizer.state[parameter]
+        tensors |= {f"optimizer/{key}/{name}": torch.as_tensor(value) for key, value in values.items()}
     facts = {"identity": identity, "step": state.step, "log": state.log, "seconds": state.seconds}
     with atomic(path) as temporary:
-        save_file({name: value.contiguous() for name, value in tensors.items()}, temporary, {"facts": json.dumps(facts)})
+        copies = {name: value.clone().contiguous() for name, value in tensors.items()}  # 8-bit moments share their code book
+        save_file(copies, temporary, {"facts": json.dumps(facts)})
 
 
 def load_checkpoint(path: Path, state: TrainingState, identity: str) -> bool:
@@ -73,15 +74,15 @@ def _restore_tensors(state: TrainingState, tensors: dict[str, torch.Tensor]) -> 
             parameter.copy_(tensors[f"parameter/{name}"])
             if state.average is not None:
                 state.average[name].copy_(tensors[f"average/{name}"])
-    optimizer = state.optimizer.state_dict()
-    optimizer["state"] = _optimizer_entries(tensors)
-    state.optimizer.load_state_dict(optimizer)
-
-
-def _optimizer_entries(tensors: dict[str, torch.Tensor]) -> dict[int, dict[str, typing.Any]]:
-    entries: dict[int, dict[str, typing.Any]] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer/"):
-            _, index, key = name.split("/")
-            entries.setdefault(int(index), {})[key] = value
-    return entries
+            _, key, owner = name.split("/", 2)
+            parameter = state.parameters[owner]
+            state.optimizer.state[parameter][key] = _optimizer_value(value, parameter)
+
+
+def _optimizer_value(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:
+    """Put moments beside their parameter; counters stay on the CPU, as an integer (8-bit) or a float tensor (torch)."""
+    if value.dim():
+        return value.to(parameter.device)
+    return value if value.is_floating_point() else int(value)

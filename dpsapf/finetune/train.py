@@ -95,12 +95,22 @@ def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMSched
     unet = load_unet(record, options.device)
     parameters = trainable(unet, plan.run, pd.read_csv(options.selection), options.lora_rank, options.lora_alpha)
     rate = options.learning_rate_full if plan.run.adapter is None else options.learning_rate_lora
-    optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
+    optimizer = _optimizer(options.optimizer)(parameters.values(), lr=rate, weight_decay=0.0)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     gradients = per_image_gradients(unet, parameters, plan.run.adapter, checkpointing=options.gradient_checkpointing)
     return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average)
+
+
+def _optimizer(name: str) -> type[torch.optim.Optimizer]:
+    if name == "adamw":
+        return torch.optim.AdamW
+    try:
+        from bitsandbytes.optim import AdamW8bit
+    except ImportError as error:
+        raise UserError("--optimizer", name, "needs bitsandbytes: pip install -e '.[8bit]', or use adamw") from error
+    return AdamW8bit
 
 
 def train_step(training: Training, state: TrainingState) -> None:

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -200,6 +201,24 @@ def test_gradient_checkpointing_differs_by_rounding(options):
     train.finetune(dataclasses.replace(options, gradient_checkpointing=True))
     for name, value in weights(options).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)  # sums in another order, through Adam
+
+
+def test_eight_bit_moments_differ_by_rounding_and_survive_a_resume(options, monkeypatch):
+    optim = pytest.importorskip("bitsandbytes", reason="bitsandbytes, an extra, is not installed").optim
+    monkeypatch.setattr(optim, "AdamW8bit", functools.partial(optim.AdamW8bit, min_8bit_size=1))  # tiny tensors, too
+    train.finetune(options)
+    expected, settings = weights(options), dataclasses.replace(options, optimizer="adamw-8bit")
+    test_resume_from_every_step_equals_an_uninterrupted_run(settings, monkeypatch, 2)
+    rounded = weights(settings)
+    assert any(not torch.equal(value, expected[name]) for name, value in rounded.items())
+    for name, value in rounded.items():
+        torch.testing.assert_close(value, expected[name], rtol=0.2, atol=2e-2)  # steps of 1e-2, moments in 8 bits
+
+
+def test_an_optimizer_that_is_not_installed_is_named_with_its_remedy(options, monkeypatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
+    with pytest.raises(UserError, match=r"--optimizer = 'adamw-8bit'.*8bit"):
+        train.finetune(dataclasses.replace(options, optimizer="adamw-8bit"))
 
 
 def test_system_noise_differs_every_time(options):
