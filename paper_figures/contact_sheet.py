@@ -150,5 +150,5 @@ def _draw_block(figure: Figure, block: Block, top: int, size: tuple[int, int]) -
         figure.text((NAMES + middle) / width, (below + EDGE / 2) / height, text, size=8, ha="center", va="bottom")
     for number, name in enumerate(block.rows["row"].unique()):
         middle = below - (number * block.cell + block.cell / 2) * block.scale
-        text = "\n".join(textwrap.wrap(name, NAMES // CHARACTER))
+        text = "\n".join(textwrap.wrap(name.replace(" %", "\u00a0%"), NAMES // CHARACTER))
         figure.text((NAMES - EDGE) / width, middle / height, text, size=8, ha="right", va="center")

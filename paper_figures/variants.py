@@ -98,3 +98,4 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
+        ax.set_xlim(left=rows[metric].min() / 2)  # intervals that reach zero run off the axis
