@@ -6,7 +6,10 @@ rule draw_figures:
     output:
         report(
             directory(LAYOUT.figures),
-            patterns=["{name}.png", "{name,main_table|paired_differences|privacy_cost|resources}.csv"],
+            patterns=[
+                "{name}.png",
+                "{name,main_table|paired_differences|privacy_cost|resources}.csv",
+            ],
             caption="../report/figure.rst",
             category="Figures",
             labels={"figure": "{name}"},
