@@ -42,17 +42,13 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
-    def agree_on_batch(self, batch: torch.Tensor, device: str) -> torch.Tensor:
-        """Return the leading process' batch, whatever its size, int64 [B] on the CPU."""
+    def agree_on_generator(self, generator: torch.Generator, device: str) -> torch.Generator:
+        """Give a CPU generator the state of the leading process', so that all draw the same."""
         if self.count == 1:
-            return batch
-        size = torch.tensor([len(batch)], device=device)
-        self.agree([size])
-        agreed = torch.zeros(int(size), dtype=torch.int64, device=device)
-        if self.leads:
-            agreed.copy_(batch)
-        self.agree([agreed])
-        return agreed.cpu()
+            return generator
+        state = generator.get_state().to(device)
+        self.agree([state])
+        return generator.set_state(state.cpu())
 
 
 ALONE = Processes()

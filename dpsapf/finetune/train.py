@@ -22,8 +22,8 @@ from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.finetune.per_image import PerImageGradients, per_image_gradients
 from dpsapf.formats import ModelRecord, Plan, Release, Spend
 from dpsapf.measure import peak_memory_mb
-from dpsapf.privacy.noise import noise_source
-from dpsapf.privacy.poisson import poisson_batch, sampling_generator
+from dpsapf.privacy.noise import noise_source, secret_generator
+from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
@@ -143,12 +143,13 @@ def train_step(training: Training, state: TrainingState) -> None:
 
 def _drawn(training: Training, step: int) -> Pairs:
     """Draw a step's Poisson batch with its timesteps and noise, the same in every process."""
-    plan, seed = training.plan, training.plan.run.seed
-    generator = sampling_generator(plan.noise, seed, "finetune", step)
-    batch = poisson_batch(plan.images, training.release.sampling_rate, generator)
-    batch = training.processes.agree_on_batch(batch, training.options.device)
+    plan, device = training.plan, training.options.device
+    who, draws = (
+        training.processes.agree_on_generator(secret_generator(plan.noise, plan.run.seed, "finetune", *names), device)
+        for names in ((step, "batch"), ("pairs", step))
+    )
+    batch = poisson_batch(plan.images, training.release.sampling_rate, who)
     timesteps = training.scheduler.config.num_train_timesteps
-    draws = torch_generator(seed, "finetune", "pairs", step)
     return draw_pairs(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
 
 

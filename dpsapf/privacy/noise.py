@@ -1,4 +1,4 @@
-"""The only place where privacy noise is drawn.
+"""The only place where privacy noise is drawn, and where the secret draws of a batch come from.
 
 ``seed`` reproduces a run bit by bit and so protects nobody who knows the seed; ``system`` is for a release:
 it draws from the operating system's generator, and no seed exists that could be stored.
@@ -12,6 +12,9 @@ import numpy as np
 import torch
 
 from dpsapf.methods import NoiseMode
+from dpsapf.randomness import torch_generator
+
+_TWISTER = slice(24, 24 + 8 * 624)  # bytes of torch's CPU generator state, after its seed and two counters
 
 
 class NoiseSource(typing.Protocol):
@@ -67,6 +70,29 @@ class SystemNoise:
 def noise_source(mode: NoiseMode, generator: torch.Generator) -> NoiseSource:
     """Return the source of a mode; ``system`` leaves the generator alone."""
     return SystemNoise() if mode == "system" else SeededNoise(generator)
+
+
+def secret_generator(mode: NoiseMode, seed: int, *names: str | int) -> torch.Generator:
+    """Return the CPU generator of draws that the guarantee needs secret: who is in a batch, and each image's pairs.
+
+    Pairs are drawn by position in the batch. With draws that are known, one image more would change those of all
+    images behind it; with secret ones they are part of each image's own randomness, and only its own term changes.
+
+    Args:
+        mode: ``seed`` derives it from the run's seed and ``names``; ``system`` draws its state from the operating system.
+        seed: the run's seed.
+        names: what is drawn, e.g. stage and step.
+    """
+    return _system_generator() if mode == "system" else torch_generator(seed, *names)
+
+
+def _system_generator() -> torch.Generator:
+    """Fill all 624 words of a Mersenne Twister's state: ``manual_seed`` keeps 32 bits, few enough to try them all."""
+    generator = torch.Generator()
+    state = generator.get_state()
+    words = state.numpy()[_TWISTER].view(np.uint64)
+    words[:] = np.frombuffer(os.urandom(4 * len(words)), dtype=np.uint32)
+    return generator.set_state(state)
 
 
 def add_gaussian_noise(value: torch.Tensor, noise_multiplier: float, sensitivity: float, source: NoiseSource) -> torch.Tensor:

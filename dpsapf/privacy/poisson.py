@@ -1,11 +1,6 @@
 """Poisson sampling: every image enters a batch independently, as the accounting assumes."""
 
-import secrets
-
 import torch
-
-from dpsapf.methods import NoiseMode
-from dpsapf.randomness import torch_generator
 
 
 def poisson_batch(images: int, rate: float, generator: torch.Generator) -> torch.Tensor:
@@ -25,16 +20,3 @@ def poisson_batch(images: int, rate: float, generator: torch.Generator) -> torch
 
     sampler = UniformWithReplacementSampler(num_samples=images, sample_rate=rate, generator=generator, steps=1)
     return torch.tensor(next(iter(sampler)), dtype=torch.int64)
-
-
-def sampling_generator(noise: NoiseMode, seed: int, *names: str | int) -> torch.Generator:
-    """Return the generator of one Poisson batch: who takes part is as secret as the noise is.
-
-    Args:
-        noise: ``seed`` derives it from the run's seed and ``names``; ``system`` seeds it from the operating system.
-        seed: the run's seed.
-        names: the batch, e.g. stage and step.
-    """
-    if noise == "system":
-        return torch.Generator().manual_seed(secrets.randbits(63))
-    return torch_generator(seed, *names, "batch")

@@ -85,7 +85,7 @@ def draw_pairs(latents: Latents, indices: torch.Tensor, multiplicity: int, times
         indices: images of the batch, int64 [B].
         multiplicity: K, pairs per image.
         timesteps: number of training timesteps of the scheduler.
-        generator: CPU generator of this batch alone; these draws are not privacy noise.
+        generator: CPU generator of this batch alone; not privacy noise, but secret in a release (`secret_generator`).
     """
     rows = indices.repeat_interleave(multiplicity)
     mean = latents.mean[rows]

@@ -11,7 +11,7 @@ from dpsapf.commands import CompareScores
 from dpsapf.formats import AGREEMENT_COLUMNS, MATRIX, SCORE, DatasetRecord, ModelRecord
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.latents import Latents, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.randomness import torch_generator
 from dpsapf.records import atomic, read_record
@@ -37,8 +37,9 @@ def compare_scores(options: CompareScores) -> None:
 def _squared_norms(options: CompareScores, table: pd.DataFrame) -> torch.Tensor:
     model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
     unet, scheduler = load_unet(model, options.device), load_scheduler(model)
-    everyone = torch.arange(len(latents))
-    batches = squared_gradient_norms(unet, scheduler, latents, everyone, table[MATRIX].tolist(), options)
+    draws = torch_generator(options.seed, "saliency", "pairs")
+    pairs = draw_pairs(latents, torch.arange(len(latents)), 1, scheduler.config.num_train_timesteps, draws)
+    batches = squared_gradient_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options)
     return torch.cat([squared.cpu() for squared in batches])
 
 

@@ -14,11 +14,11 @@ from dpsapf.errors import UserError
 from dpsapf.formats import MATRIX, SCORE, DatasetRecord, ModelRecord, Release, Spend
 from dpsapf.measure import peak_memory_mb
 from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.privacy.noise import noise_source
+from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta, saliency_release
-from dpsapf.privacy.poisson import poisson_batch, sampling_generator
+from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.progress import track
-from dpsapf.public_models.latents import Latents, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.randomness import torch_generator
 from dpsapf.records import atomic, provenance, read_record, sha256, write_record
@@ -44,7 +44,8 @@ def score_saliency(options: ScoreSaliency) -> None:
     table = candidates(options.candidate_table, options.candidates)
     latents = Latents.load(options.latents)
     units, release = _planned(options, table, len(latents))
-    batch = poisson_batch(len(latents), release.sampling_rate, sampling_generator(options.noise, options.seed, "saliency"))
+    who = secret_generator(options.noise, options.seed, "saliency", "batch")
+    batch = poisson_batch(len(latents), release.sampling_rate, who)
     unet, scheduler = load_unet(model, options.device), load_scheduler(model)
     exact = saliency_scores(unet, scheduler, latents, batch, table[MATRIX].tolist(), options)
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
@@ -102,7 +103,9 @@ def saliency_scores(
     """
     contributions, limits = score(options.score).contributions, bounds(options)
     scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
-    for squared in squared_gradient_norms(unet, scheduler, latents, batch, names, options):
+    draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
+    pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, draws)
+    for squared in squared_gradient_norms(unet, scheduler, pairs, names, options):
         scores += contributions(squared, limits).sum(0)
     return scores
 
@@ -110,20 +113,22 @@ def saliency_scores(
 def squared_gradient_norms(
     unet: "UNet2DConditionModel",
     scheduler: "DDIMScheduler",
-    latents: Latents,
-    batch: torch.Tensor,
+    pairs: Pairs,
     names: list[str],
     options: ScoreSaliency | CompareScores,
 ) -> Iterator[torch.Tensor]:
-    """Yield ||g_im||^2 of each image i of a micro-batch and each candidate m, fp32 [b, M]; arguments as `saliency_scores`.
+    """Yield ||g_im||^2 of each image i of a micro-batch and each candidate m, fp32 [b, M]. Private.
 
-    Each image's gradient is that of its denoising loss at one drawn timestep and noise. Private.
+    Args:
+        unet: the public model; its weights get no gradient.
+        scheduler: its noise schedule.
+        pairs: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
+        names: candidate matrices.
+        options: micro-batch and device.
     """
     unet.requires_grad_(False)
-    generator = torch_generator(options.seed, "saliency", "pairs")
-    pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, generator)
     with GhostNorms(unet, names) as norms:
-        for start in track(range(0, len(batch), options.micro_batch), "saliency", "batch"):
+        for start in track(range(0, len(pairs), options.micro_batch), "saliency", "batch"):
             rows = pairs.rows(start, start + options.micro_batch, options.device)
             denoising_loss(unet, scheduler, rows).sum().backward()
             yield norms.take()

@@ -112,7 +112,7 @@ def scored(everyone, admitted, release, seed, noisy):
     names = candidates(unet)
     table = pd.DataFrame({MATRIX: names, LAYER: [name.rsplit(".", 1)[0] for name in names]})
     options = SimpleNamespace(
-        score="share", mechanism="gaussian", votes=3, clipping_norm=BOUND, micro_batch=64, seed=seed, device="cpu"
+        score="share", mechanism="gaussian", votes=3, clipping_norm=BOUND, micro_batch=64, seed=seed, noise="seed", device="cpu"
     )
     latents = admitted_latents(everyone, admitted)
     exact = saliency.saliency_scores(unet, tiny_scheduler(), latents, torch.arange(len(latents)), names, options).numpy()

@@ -15,8 +15,10 @@ from dpsapf.commands import Finetune
 from dpsapf.errors import UserError
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
+from dpsapf.finetune.parallel import Processes
 from dpsapf.formats import MATRIX, SELECTED, ModelRecord, Spend
-from dpsapf.privacy.poisson import poisson_batch, sampling_generator
+from dpsapf.privacy.noise import secret_generator
+from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.randomness import torch_generator
 from dpsapf.records import as_json, read_record, write_record
@@ -112,7 +114,7 @@ def plain_training(options, seed, rate=1e-2):
     parameters = trainable(unet, run, pd.read_csv(options.selection), 2, 4.0)
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
     for step in range(4):
-        batch = poisson_batch(IMAGES, 0.5, sampling_generator("seed", seed, "finetune", step))
+        batch = poisson_batch(IMAGES, 0.5, torch_generator(seed, "finetune", step, "batch"))
         pairs = draw_pairs(latents, batch, 1, 1000, torch_generator(seed, "finetune", "pairs", step))
         loss = denoising_loss(unet, scheduler, pairs.rows(0, len(pairs), "cpu")).sum() / 6  # the expected batch
         optimizer.zero_grad()
@@ -228,6 +230,42 @@ def test_system_noise_differs_every_time(options):
     first = weights(options)
     train.finetune(options)
     assert any(not torch.equal(value, first[name]) for name, value in weights(options).items())
+
+
+@pytest.mark.parametrize("mode", ["seed", "system"])
+def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, mode):
+    """Pairs drawn by position from a public seed would change for all images behind one that is added."""
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, dataclasses.replace(record, noise=mode))
+    states = {"poisson_batch": [], "draw_pairs": []}
+
+    def recording(name, function):
+        def call(*arguments):
+            states[name].append(bytes(arguments[-1].get_state().numpy()))
+            return function(*arguments)
+
+        return call
+
+    for name in states:
+        monkeypatch.setattr(train, name, recording(name, getattr(train, name)))
+    train.finetune(options)
+    train.finetune(options)
+    steps = record.releases[1].steps
+    for name, seen in states.items():
+        assert len(seen) == 2 * steps and len(set(seen)) == (steps if mode == "seed" else 2 * steps), name
+
+
+def _draw(rank, folder):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    generator = Processes(rank, 2).agree_on_generator(secret_generator("system", 0), "cpu")
+    torch.save(torch.rand(9, generator=generator), folder / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_processes_agree_on_secret_draws(tmp_path):
+    torch.multiprocessing.spawn(_draw, (tmp_path,), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
 
 
 def test_two_processes_equal_one(options, tmp_path):

@@ -78,7 +78,32 @@ MUTANTS = (
         (NOISE,),
     ),
     Mutant(
-        "batches repeat in system mode", "privacy/poisson.py", "manual_seed(secrets.randbits(63))", "manual_seed(seed)", (NOISE,)
+        "secret draws from the public seed in system mode",
+        "privacy/noise.py",
+        "return _system_generator() if",
+        "return torch_generator(seed, *names) if",
+        (NOISE,),
+    ),
+    Mutant(
+        "secret draws of 32 bits",
+        "privacy/noise.py",
+        "return _system_generator() if",
+        'return torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "big")) if',
+        (NOISE,),
+    ),
+    Mutant(
+        "pairs of DP-SGD from the public seed",
+        "finetune/train.py",
+        'secret_generator(plan.noise, plan.run.seed, "finetune", *names)',
+        'secret_generator("seed" if names[0] == "pairs" else plan.noise, plan.run.seed, "finetune", *names)',
+        (TRAIN,),
+    ),
+    Mutant(
+        "pairs of the saliency pass from the public seed",
+        "saliency/score.py",
+        'secret_generator(options.noise, options.seed, "saliency", "pairs")',
+        'secret_generator("seed", options.seed, "saliency", "pairs")',
+        (SCORE,),
     ),
     Mutant(
         "wrong q",

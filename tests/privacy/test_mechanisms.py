@@ -8,8 +8,16 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dpsapf.privacy.clipping import clip_factors, clipped_sum
-from dpsapf.privacy.noise import SeededNoise, SystemNoise, add_gaussian_noise, add_gumbel_noise, add_laplace_noise, noise_source
-from dpsapf.privacy.poisson import poisson_batch, sampling_generator
+from dpsapf.privacy.noise import (
+    SeededNoise,
+    SystemNoise,
+    add_gaussian_noise,
+    add_gumbel_noise,
+    add_laplace_noise,
+    noise_source,
+    secret_generator,
+)
+from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.randomness import torch_generator
 
 
@@ -96,9 +104,21 @@ def test_gumbel_and_laplace_have_the_stated_scale(source):
 
 
 def test_system_mode_draws_other_batches_every_time():
-    batches = {tuple(poisson_batch(50, 0.5, sampling_generator("system", 0, "x")).tolist()) for _ in range(3)}
-    again = [poisson_batch(50, 0.5, sampling_generator("seed", 0, "x")) for _ in range(2)]
+    batches = {tuple(poisson_batch(50, 0.5, secret_generator("system", 0, "x")).tolist()) for _ in range(3)}
+    again = [poisson_batch(50, 0.5, secret_generator("seed", 0, "x")) for _ in range(2)]
     assert len(batches) == 3 and torch.equal(*again)
+
+
+def test_a_seed_has_32_bits_and_system_mode_the_whole_state(monkeypatch):
+    """NumPy's Mersenne Twister with the operating system's words as its key is the oracle."""
+    short = [torch.rand(9, generator=torch.Generator().manual_seed(seed)) for seed in (1, 1 + 2**32)]
+    assert torch.equal(*short)  # why a seed from the operating system would not do
+    words = np.random.default_rng(0).bytes(4 * 624)
+    monkeypatch.setattr("dpsapf.privacy.noise.os.urandom", lambda count: words[:count])
+    drawn = torch.randint(2**16, (3000,), generator=secret_generator("system", 0)).numpy()
+    oracle = np.random.MT19937()
+    oracle.state = {"bit_generator": "MT19937", "state": {"key": np.frombuffer(words, dtype=np.uint32), "pos": 624}}
+    assert (drawn == oracle.random_raw(3000) % 2**16).all()
 
 
 def test_poisson_batches_have_binomial_size_and_every_image_its_chance():

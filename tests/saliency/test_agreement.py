@@ -5,9 +5,11 @@ import torch
 
 from dpsapf.commands import CompareScores
 from dpsapf.formats import AGREEMENT_COLUMNS, BLOCK, CANDIDATES, LAYER, MATRIX, ModelRecord
+from dpsapf.public_models.latents import draw_pairs
+from dpsapf.randomness import torch_generator
 from dpsapf.records import write_record
 from dpsapf.saliency import agreement
-from tests.tiny import tiny_latents
+from tests.tiny import tiny_latents, tiny_scheduler
 
 M = 20
 
@@ -56,14 +58,15 @@ def test_squared_norms_come_from_the_saliency_pass(monkeypatch, options):
     monkeypatch.undo()
     seen = {}
 
-    def norms(unet, scheduler, latents, batch, names, given):
-        seen["batch"] = batch
-        yield torch.ones(len(batch), len(names))
+    def norms(unet, scheduler, pairs, names, given):
+        seen["latents"] = pairs.latents
+        yield torch.ones(len(pairs), len(names))
 
     monkeypatch.setattr(agreement, "squared_gradient_norms", norms)
     monkeypatch.setattr(agreement, "load_unet", lambda record, device: None)
-    monkeypatch.setattr(agreement, "load_scheduler", lambda record: None)
+    monkeypatch.setattr(agreement, "load_scheduler", lambda record: tiny_scheduler())
     monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path: tiny_latents(7)))
     table = pd.DataFrame({MATRIX: list("abc")})
     assert agreement._squared_norms(options, table).shape == (7, 3)
-    assert seen["batch"].tolist() == list(range(7))
+    draws = torch_generator(options.seed, "saliency", "pairs")
+    assert torch.equal(seen["latents"], draw_pairs(tiny_latents(7), torch.arange(7), 1, 1000, draws).latents)

@@ -33,6 +33,7 @@ def options(**changes):
                 "micro_batch": 5,
                 "seed": 0,
                 "device": "cpu",
+                "noise": "seed",
             }
             | changes
         )
@@ -66,6 +67,11 @@ def test_equals_the_batch_of_one_loop(bound):
 
 def test_micro_batch_does_not_change_the_scores():
     torch.testing.assert_close(scores(micro_batch=1), scores(micro_batch=12), rtol=1e-4, atol=1e-9)  # fp32 reductions
+
+
+def test_system_mode_draws_secret_pairs():
+    """A public seed would fix them by position, and one image more would change those of all behind it."""
+    assert torch.equal(scores(), scores()) and not torch.equal(scores(noise="system"), scores(noise="system"))
 
 
 @pytest.fixture
