@@ -12,7 +12,7 @@ install: .venv/.installed ## create .venv from the hashed lock
 .venv/.installed: envs/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
-	$(BIN)/uv pip install --python $(BIN)/python --require-hashes -r envs/requirements.txt
+	$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode --require-hashes -r envs/requirements.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation -e .
 	touch $@
 
@@ -36,6 +36,7 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint
+	$(BIN)/lint-imports
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .

@@ -2,6 +2,6 @@
 
 import sys
 
-from dpsapf.cli import main
+from dpsapf.cli.main import main
 
 sys.exit(main())

@@ -5,7 +5,7 @@ import logging
 import sys
 from pathlib import Path
 
-from dpsapf.errors import UserError
+from dpsapf.support.errors import UserError
 from paper_figures.draw import draw_all
 
 

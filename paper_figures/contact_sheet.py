@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpsapf.formats import DatasetRecord
-from dpsapf.records import read_record
+from dpsapf.experiment.records import DatasetRecord
+from dpsapf.support.records import read_record
 from paper_figures.images import read_labels, read_rows
 from paper_figures.results import MissingStudy, Results, at_headline, with_labels
 from paper_figures.style import DPI

@@ -7,8 +7,8 @@ from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
 
-from dpsapf.formats import INTERVAL
-from dpsapf.runs import number
+from dpsapf.experiment.columns import INTERVAL
+from dpsapf.experiment.runs import number
 from paper_figures.style import WIDTH, Look
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpsapf.records import atomic, write_text
+from dpsapf.support.files import atomic, write_text
 from paper_figures import (
     contact_sheet,
     epsilon_curves,
@@ -28,7 +28,7 @@ from paper_figures.style import DPI, theme
 from paper_figures.tables import Table, latex, markdown
 
 if typing.TYPE_CHECKING:
-    from dpsapf.commands import DrawFigures
+    from dpsapf.experiment.stages import DrawFigures
 
 LOG = logging.getLogger("dpsapf")
 logging.getLogger("fontTools").setLevel(logging.WARNING)  # else a page of font subsetting per PDF

@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpsapf.runs import number
+from dpsapf.experiment.runs import number
 from paper_figures.curves import curve_figure, log_axis
 from paper_figures.results import GROUP, MissingStudy, Results, at_headline, floor_and_ceiling, rows_of, scores, with_labels
 from paper_figures.style import LOOKS, look_of

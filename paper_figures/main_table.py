@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dpsapf.formats import INTERVAL, SEEDS
+from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling, scores, with_labels
 from paper_figures.tables import NOTHING, Cell, Table, amount, decimals, plain
 

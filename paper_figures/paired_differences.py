@@ -3,7 +3,7 @@
 import pandas as pd
 
 from dpsapf.aggregation.aggregate import interval_factor
-from dpsapf.formats import INTERVAL, SEEDS
+from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.main_table import METRICS
 from paper_figures.results import GROUP, MissingStudy, Results, strictly, with_labels
 from paper_figures.style import look_of

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpsapf.runs import number
+from dpsapf.experiment.runs import number
 from paper_figures.curves import curve_figure, log_axis
 from paper_figures.results import Results
 from paper_figures.style import PALETTE, Look

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from dpsapf.formats import SPENT_PREFIX
+from dpsapf.experiment.columns import SPENT_PREFIX
 from paper_figures.results import GROUP, MissingStudy, Results, with_labels
 from paper_figures.tables import Cell, Table, amount, plain
 

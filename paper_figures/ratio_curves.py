@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpsapf.runs import number
+from dpsapf.experiment.runs import number
 from paper_figures.curves import curve_figure
 from paper_figures.results import GROUP, MissingStudy, Results, floor_and_ceiling, rows_of, scores, strictly, with_labels
 from paper_figures.style import LOOKS, look_of

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.errors import UserError
-from dpsapf.formats import INTERVAL, MEAN, SEEDS
-from dpsapf.runs import Layout, Study, number
+from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.runs import Study, number
+from dpsapf.support.errors import UserError
 from paper_figures.style import ORDER, look_of
 
 GROUP = ["dataset", "public_model"]
@@ -69,7 +70,7 @@ def _read(path: Path) -> pd.DataFrame:
 def _commonest(values: pd.Series, axis: str) -> float | str | None:
     counts = values.value_counts()
     tied = sorted(counts.index[counts == counts.max()])
-    default = getattr(Study, axis)[0]
+    default = Study.model_fields[axis].default[0]
     return default if default in tied or not tied else tied[0]
 
 

@@ -6,8 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpsapf.formats import AGREEMENT_COLUMNS, OVERLAP, RANK_CORRELATION
-from dpsapf.runs import number
+from dpsapf.experiment.columns import AGREEMENT_COLUMNS, OVERLAP, RANK_CORRELATION
+from dpsapf.experiment.runs import number
 from paper_figures.curves import legend, log_axis
 from paper_figures.results import GROUP, MissingStudy, Results
 from paper_figures.style import SCORES, WIDTH

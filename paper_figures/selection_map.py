@@ -9,8 +9,8 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure, SubFigure
 from matplotlib.image import AxesImage
 
-from dpsapf.formats import BLOCK, LAYER, MATRIX, PROJECTION, SCORE, SELECTED
-from dpsapf.runs import number
+from dpsapf.experiment.columns import BLOCK, LAYER, MATRIX, PROJECTION, SCORE, SELECTED
+from dpsapf.experiment.runs import number
 from paper_figures.results import GROUP, MissingStudy, Results, strictly
 from paper_figures.style import WIDTH
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import matplotlib as mpl
 import seaborn
 
-from dpsapf.methods import METHODS as KNOWN
+from dpsapf.experiment.methods import METHODS as KNOWN
 
 WIDTH = 7.0  # inches: the text width of a two-column page
 DPI = 200

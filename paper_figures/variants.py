@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator
 
-from dpsapf.formats import INTERVAL
-from dpsapf.runs import number
+from dpsapf.experiment.columns import INTERVAL
+from dpsapf.experiment.runs import number
 from paper_figures.results import GROUP, MissingStudy, Results, floor_and_ceiling, rows_of, scores, strictly, with_labels
 from paper_figures.style import ORDER, WIDTH, look_of
 

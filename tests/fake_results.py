@@ -1,16 +1,16 @@
 """A results folder as the workflow leaves it, with invented numbers: for tests of aggregation and figures."""
 
-import dataclasses
-
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
 
-from dpsapf.commands import Aggregate, CollectMetrics
-from dpsapf.formats import DatasetRecord, Fidelity, Ledger, Plan, Release, Spend, Timing, Utility
-from dpsapf.methods import METHODS, method
-from dpsapf.records import write_record
-from dpsapf.runs import Layout, RunSpec, Study, expand
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import METHODS, method
+from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.runs import RunSpec, Study, expand
+from dpsapf.experiment.stages import Aggregate, CollectMetrics
+from dpsapf.support.checked import replace
+from dpsapf.support.records import write_record
 
 PROTOCOL = "test-v1"
 DATASETS = {
@@ -150,9 +150,9 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         outside_the_guarantee=True,
         provenance={},
     )
-    ceiling = dataclasses.replace(utility, trained_on="real", accuracy=0.93)
-    utility = dataclasses.replace(utility, **{key: value for key, value in changes.items() if hasattr(utility, key)})
-    fidelity = dataclasses.replace(fidelity, **{key: value for key, value in changes.items() if hasattr(fidelity, key)})
+    ceiling = replace(utility, trained_on="real", accuracy=0.93)
+    utility = replace(utility, **{key: value for key, value in changes.items() if hasattr(utility, key)})
+    fidelity = replace(fidelity, **{key: value for key, value in changes.items() if hasattr(fidelity, key)})
     records = {
         "plan": plan,
         "ledger": ledger,

@@ -1,6 +1,5 @@
 """aggregate: tidy tables over all runs; records of different evaluation protocols are never mixed."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +7,7 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
-from dpsapf.commands import Aggregate
-from dpsapf.errors import UserError
-from dpsapf.formats import (
+from dpsapf.experiment.columns import (
     BLOCK,
     CLASSIFIER_PREFIX,
     INTERVAL,
@@ -24,14 +21,17 @@ from dpsapf.formats import (
     SELECTED,
     SPENT_PREFIX,
     SPREAD_METRICS,
-    Metrics,
 )
-from dpsapf.methods import method
-from dpsapf.records import atomic, read_record
-from dpsapf.runs import RunSpec
+from dpsapf.experiment.methods import method
+from dpsapf.experiment.records import Metrics
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.stages import Aggregate
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic
+from dpsapf.support.records import as_json, read_record
 
 LOG = logging.getLogger(__name__)
-AXES = [field.name for field in dataclasses.fields(RunSpec)]
+AXES = list(RunSpec.model_fields)
 SETTING = [axis for axis in AXES if axis != "seed"]
 SELECTION_COLUMNS = [MATRIX, LAYER, BLOCK, PROJECTION, SCORE, SELECTED]
 CONFIDENCE = 0.95
@@ -85,7 +85,7 @@ def run_table(records: Sequence[Metrics]) -> pd.DataFrame:
 
 
 def _run_row(record: Metrics) -> dict[str, object]:
-    fields = dataclasses.asdict(record)
+    fields = as_json(record)
     row = {"run_id": fields.pop("run_id"), **fields.pop("run")}
     prefixes = {"per_classifier": CLASSIFIER_PREFIX, "spent_epsilon": SPENT_PREFIX}
     for name, value in fields.items():
@@ -142,4 +142,4 @@ def selection_table(records: Sequence[Metrics], paths: Sequence[Path]) -> pd.Dat
 def _selection(record: Metrics, path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError("selection.csv", str(path), f"run {record.run_id} trains: its selection must stand beside its metrics")
-    return pd.read_csv(path).assign(run_id=record.run_id, **dataclasses.asdict(record.run))
+    return pd.read_csv(path).assign(run_id=record.run_id, **dict(record.run))

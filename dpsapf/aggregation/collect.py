@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.commands import CollectMetrics
-from dpsapf.errors import UserError
-from dpsapf.formats import MATRIX, SELECTED, Fidelity, Ledger, Metrics, Plan, Release, Spend, Timing, Utility
-from dpsapf.methods import method
-from dpsapf.records import read_record, write_record
-from dpsapf.runs import RunSpec
+from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.methods import method
+from dpsapf.experiment.records import Fidelity, Ledger, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.stages import CollectMetrics
 from dpsapf.saliency.select import candidates
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpsapf.records import atomic
+from dpsapf.support.files import atomic
 
 
 def write_archive(path: Path | str, arrays: dict[str, np.ndarray]) -> None:

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from dpsapf.config import DatasetEntry
 from dpsapf.datasets.images import LabelledImages, Parts, array_digest, check_digest, resize
+from dpsapf.experiment.registries import DatasetEntry
 
 MNIST_MARGIN = 2  # pixels of black around 28 x 28 give 32 x 32, as in LeCun et al. 1998
 DIGITS_MARGIN = 1  # pixel of black around 8 x 8: its strokes touch the edge

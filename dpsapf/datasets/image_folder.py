@@ -12,11 +12,11 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpsapf.config import DatasetEntry
 from dpsapf.datasets.images import LabelledImages, Parts, check_digest
-from dpsapf.errors import UserError
-from dpsapf.progress import track
-from dpsapf.records import sha256
+from dpsapf.experiment.registries import DatasetEntry
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
+from dpsapf.support.progress import track
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}

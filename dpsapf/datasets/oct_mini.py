@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpsapf.config import DatasetEntry
 from dpsapf.datasets.images import Parts
 from dpsapf.datasets.textures import CANVAS, render_dataset, smooth_noise
+from dpsapf.experiment.registries import DatasetEntry
 
 PER_CLASS = 1250
 NEOVASCULARISATION, MACULAR_OEDEMA, DRUSEN, NORMAL = range(4)

@@ -4,16 +4,18 @@ import logging
 
 import numpy as np
 
-from dpsapf.commands import PrepareDataset
-from dpsapf.config import DatasetEntry, entry
 from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, Parts
 from dpsapf.datasets.loaders import loader
 from dpsapf.datasets.preview import contact_sheet
 from dpsapf.datasets.splits import split
-from dpsapf.errors import UserError
-from dpsapf.formats import DatasetRecord
-from dpsapf.records import atomic, provenance, sha256, write_record
+from dpsapf.experiment.records import DatasetRecord
+from dpsapf.experiment.registries import DatasetEntry, entry
+from dpsapf.experiment.stages import PrepareDataset
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic, sha256
+from dpsapf.support.provenance import provenance
+from dpsapf.support.records import write_record
 
 LOG = logging.getLogger("dpsapf")
 

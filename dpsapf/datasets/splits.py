@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from dpsapf.config import DatasetEntry
 from dpsapf.datasets.images import LabelledImages, Parts
-from dpsapf.errors import UserError
-from dpsapf.formats import SPLITS
-from dpsapf.randomness import numpy_generator
+from dpsapf.experiment.columns import SPLITS
+from dpsapf.experiment.registries import DatasetEntry
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import numpy_generator
 
 
 def split(parts: Parts, entry: DatasetEntry) -> Parts:
@@ -16,7 +16,7 @@ def split(parts: Parts, entry: DatasetEntry) -> Parts:
     test images first, by a permutation seeded with the entry's ``split_seed``.
 
     Returns:
-        The three splits, in the order of `dpsapf.formats.SPLITS`; no image is in two of them.
+        The three splits, in the order of `dpsapf.experiment.records.SPLITS`; no image is in two of them.
 
     Raises:
         UserError: a held-out count is not 0 although the source has that split, or is 0 although it

@@ -5,10 +5,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dpsapf.config import DatasetEntry
 from dpsapf.datasets.images import LabelledImages, Parts, array_digest, check_digest, resize
-from dpsapf.progress import track
-from dpsapf.randomness import numpy_generator
+from dpsapf.experiment.registries import DatasetEntry
+from dpsapf.support.progress import track
+from dpsapf.support.randomness import numpy_generator
 
 CANVAS = 64  # side on which images are drawn before they are reduced, in pixels
 GENERATOR_SEED = 0  # the procedural datasets are fixed sets: only their split depends on the entry

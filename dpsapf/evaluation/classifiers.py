@@ -5,7 +5,7 @@ from collections.abc import Callable
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
-from dpsapf.errors import UserError
+from dpsapf.support.errors import UserError
 
 DEPTH = (1, 1, 1, 1)  # blocks of each stage
 

@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
-from dpsapf.commands import Evaluate
-from dpsapf.config import ProtocolEntry, entry
-from dpsapf.errors import UserError
-from dpsapf.formats import DatasetRecord, Fidelity, Utility
-from dpsapf.randomness import child_seed
-from dpsapf.records import provenance, read_record, write_record
+from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
+from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.stages import Evaluate
+from dpsapf.support.errors import UserError
+from dpsapf.support.provenance import provenance
+from dpsapf.support.randomness import child_seed
+from dpsapf.support.records import read_record, write_record
 
 
 def evaluate(options: Evaluate) -> None:

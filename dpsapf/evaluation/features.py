@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dpsapf.config import ProtocolEntry
-from dpsapf.errors import UserError
 from dpsapf.evaluation.network import load_feature_network
-from dpsapf.progress import track
+from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.errors import UserError
+from dpsapf.support.progress import track
 
 BATCH = 250
 Extractor = Callable[[torch.Tensor], torch.Tensor]

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from dpsapf.errors import UserError
-from dpsapf.records import sha256
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 
 FEATURES = 64
 

@@ -3,12 +3,13 @@
 import numpy as np
 import torch
 
-from dpsapf.commands import ReferenceFeatures
-from dpsapf.config import ProtocolEntry, entry
 from dpsapf.datasets.archive import write_archive
 from dpsapf.evaluation.features import extract_features
-from dpsapf.formats import DatasetRecord, Utility
-from dpsapf.records import provenance, read_record, write_record
+from dpsapf.experiment.records import DatasetRecord, Utility
+from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.stages import ReferenceFeatures
+from dpsapf.support.provenance import provenance
+from dpsapf.support.records import read_record, write_record
 
 
 def reference_features(options: ReferenceFeatures) -> None:

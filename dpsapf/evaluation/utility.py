@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from dpsapf.config import ProtocolEntry
 from dpsapf.evaluation.classifiers import build_classifier
-from dpsapf.progress import track
-from dpsapf.randomness import child_seed, numpy_generator, torch_generator
+from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.progress import track
+from dpsapf.support.randomness import child_seed, numpy_generator, torch_generator
 
 LOG = logging.getLogger(__name__)
 SHIFT = 2  # pixels of random translation; no flips, which would change a digit

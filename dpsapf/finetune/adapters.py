@@ -5,11 +5,11 @@ import typing
 import pandas as pd
 import torch
 
-from dpsapf.errors import UserError
-from dpsapf.formats import MATRIX, SELECTED
-from dpsapf.methods import Adapter, method
-from dpsapf.randomness import child_seed, torch_generator
-from dpsapf.runs import RunSpec
+from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.methods import Adapter, method
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import child_seed, torch_generator
 
 if typing.TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -78,10 +78,8 @@ def add_adapter(unet: torch.nn.Module, adapter: Adapter, selected: list[str], ra
         seed: of the initial values.
 
     Raises:
-        UserError: the adapter is unknown or has no exact per-image gradients on a selected convolution.
+        UserError: the adapter has no exact per-image gradients on a selected convolution.
     """
-    if adapter not in typing.get_args(Adapter):
-        raise UserError("adapter", adapter, f"must be one of {', '.join(typing.get_args(Adapter))}")
     for name in selected:
         if adapter not in ON_CONVOLUTIONS and isinstance(unet.get_submodule(name), torch.nn.Conv2d):
             remedy = f"has no exact per-image gradients on the convolution {name}; use {', '.join(ON_CONVOLUTIONS)}"

@@ -8,7 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from dpsapf.records import atomic
+from dpsapf.support.files import atomic
 
 
 @dataclass

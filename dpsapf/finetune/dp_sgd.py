@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
+from dpsapf.experiment.records import Release
 from dpsapf.finetune.parallel import ALONE, Processes
-from dpsapf.finetune.per_image import PerImageGradients
-from dpsapf.formats import Release
+from dpsapf.gradients.per_image import PerImageGradients
 from dpsapf.privacy.clipping import Clipping
 from dpsapf.privacy.noise import NoiseSource, add_gaussian_noise
 from dpsapf.public_models.latents import Pairs

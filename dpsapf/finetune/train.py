@@ -1,6 +1,5 @@
 """finetune: train a run's parameters with DP-SGD, exactly as its plan says."""
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -8,27 +7,31 @@ import math
 import time
 import typing
 import warnings
+from dataclasses import dataclass
 
 import pandas as pd
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.commands import Finetune
-from dpsapf.errors import UserError
+from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
+from dpsapf.experiment.stages import READS, WRITES, Finetune, paths
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
 from dpsapf.finetune.parallel import Processes, processes
-from dpsapf.finetune.per_image import PerImageGradients, per_image_gradients
-from dpsapf.formats import ModelRecord, Plan, Release, Spend
-from dpsapf.measure import peak_memory_mb
+from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
-from dpsapf.randomness import torch_generator
-from dpsapf.records import as_json, atomic, provenance, read_record, sha256, write_record
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic, sha256
+from dpsapf.support.measure import peak_memory_mb
+from dpsapf.support.progress import track
+from dpsapf.support.provenance import provenance
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import as_json, read_record, write_record
 
 if typing.TYPE_CHECKING:
     from diffusers import DDIMScheduler
@@ -36,7 +39,7 @@ if typing.TYPE_CHECKING:
 LOG = logging.getLogger(__name__)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Training:
     """What does not change while training."""
 
@@ -200,11 +203,9 @@ def _row(state: TrainingState, report: StepReport, rate: float, seconds: float) 
 def _identity(options: Finetune) -> str:
     """Digest what the result depends on: the contents of the inputs and the settings, not their paths."""
     settings = as_json(options)
-    for field in dataclasses.fields(options):
-        if field.metadata.get("reads"):
-            settings[field.name] = sha256(getattr(options, field.name))
-        elif field.metadata.get("writes"):
-            del settings[field.name]
+    settings |= {name: [sha256(file) for file in files] for name, files in paths(options, READS).items()}
+    for name in paths(options, WRITES):
+        del settings[name]
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
@@ -215,7 +216,7 @@ def _write(options: Finetune, plan: Plan, release: Release, state: TrainingState
     with atomic(options.training_log) as temporary:
         pd.DataFrame(state.log).to_csv(temporary, index=False)
     spend = Spend(
-        release=dataclasses.replace(release, steps=state.step),
+        release=replace(release, steps=state.step),
         images=plan.images,
         dataset_sha256=plan.dataset_sha256,
         realised_batches=tuple(int(row["images"]) for row in state.log),

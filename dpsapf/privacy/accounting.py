@@ -5,15 +5,15 @@ PLD and RDP are dp-accounting's, PRV and GDP are Opacus'. A release that is (e, 
 takes its d from the target delta (basic composition), under every accountant.
 """
 
-import dataclasses
 import logging
 import math
 import typing
 import warnings
 from collections.abc import Callable, Sequence
 
-from dpsapf.errors import UserError
-from dpsapf.formats import Release
+from dpsapf.experiment.records import Release
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     from dp_accounting import DpEvent
@@ -178,5 +178,5 @@ def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
     if not fixed or fixed[0].mechanism != "gaussian" or goal <= 0:
         return remedy
 
-    alone = calibrate(goal + MARGIN, delta, lambda sigma: [dataclasses.replace(fixed[0], noise_multiplier=sigma)])
+    alone = calibrate(goal + MARGIN, delta, lambda sigma: [replace(fixed[0], noise_multiplier=sigma)])
     return f"{remedy}, or sigma_s from {fixed[0].noise_multiplier:g} above {alone:.2f}"

@@ -1,16 +1,16 @@
 """audit-privacy: compose what was released, from the spend records, and let no image exist otherwise."""
 
-import dataclasses
 import logging
 from pathlib import Path
 
 import numpy as np
 
-from dpsapf.commands import AuditPrivacy
-from dpsapf.errors import UserError
-from dpsapf.formats import Ledger, Plan, Release, Spend
+from dpsapf.experiment.records import Ledger, Plan, Release, Spend
+from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
-from dpsapf.records import provenance, read_record, write_record
+from dpsapf.support.errors import UserError
+from dpsapf.support.provenance import provenance
+from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
 CERTIFIERS = ("pld", "prv")  # both must be within the target; rdp is looser, gdp no bound: reported only
@@ -72,7 +72,7 @@ def check_against_plan(plan: Plan, spends: list[Spend], paths: tuple[Path, ...])
 
 
 def _check_release(planned: Release, spent: Release, path: Path) -> None:
-    for key in (field.name for field in dataclasses.fields(Release)):
+    for key in Release.model_fields:
         if getattr(planned, key) != getattr(spent, key):
             raise UserError(f"{path}: {key}", getattr(spent, key), f"the plan has {getattr(planned, key)}; run the stage again")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpsapf.errors import UserError
-from dpsapf.formats import Release
+from dpsapf.experiment.records import Release
+from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     from dpsapf.privacy.noise import NoiseSource  # imports torch, which a plan does not need

@@ -11,8 +11,8 @@ import typing
 import numpy as np
 import torch
 
-from dpsapf.methods import NoiseMode
-from dpsapf.randomness import torch_generator
+from dpsapf.experiment.methods import NoiseMode
+from dpsapf.support.randomness import torch_generator
 
 _TWISTER = slice(24, 24 + 8 * 624)  # bytes of torch's CPU generator state, after its seed and two counters
 

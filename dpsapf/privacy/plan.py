@@ -1,21 +1,17 @@
-"""plan-privacy: fix every release of a run, and the noise that meets its target, before anything is computed."""
+"""The plan of a run: every release, and the noise that meets its target, before anything is computed."""
 
 import logging
 import math
 
-from dpsapf.commands import PlanPrivacy
-from dpsapf.errors import UserError
-from dpsapf.formats import DatasetRecord, Plan, Release
-from dpsapf.methods import AXES, method
+from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.records import DatasetRecord, Plan, Release
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, epsilon
-from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.records import provenance, read_record, write_record
-from dpsapf.runs import RunSpec
-from dpsapf.saliency.scores import Bounds
-from dpsapf.saliency.select import candidates, ranking
+from dpsapf.support.errors import UserError
+from dpsapf.support.provenance import provenance
 
 LOG = logging.getLogger(__name__)
-DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
 PUBLIC = (
     "N, the number of training images, and with it delta and the sampling rates",
     "the class names, their prompts and the number of classes",
@@ -24,33 +20,19 @@ PUBLIC = (
 )
 
 
-def plan_privacy(options: PlanPrivacy) -> None:
-    """Write plan.json: target, relation, unit, what is public, every release and its noise.
+def make_plan(run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy) -> Plan:
+    """Calibrate DP-SGD beside what is released before it; returns the plan without writing it.
 
     Args:
-        options: the run, DP-SGD's settings and the saliency release's.
-
-    Raises:
-        UserError: the target cannot be met, or an axis that the method needs is missing.
-    """
-    dataset = read_record(options.dataset, DatasetRecord)
-    defaults = {axis: value for axis, value in DEFAULT_AXES.items() if axis in method(options.method).uses}
-    given = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
-    run = RunSpec(
-        dataset=dataset.name, public_model=options.public_model, method=options.method, seed=options.seed, **(defaults | given)
-    )
-    check_axes(run)
-    write_record(options.out, make_plan(run, dataset, options))
-
-
-def make_plan(run: RunSpec, dataset: DatasetRecord, options: PlanPrivacy) -> Plan:
-    """Calibrate a run's releases; returns the plan without writing it.
+        run: what is planned.
+        dataset: its training images.
+        saliency: the saliency release as its own side describes it; empty for a method that does not select.
+        options: DP-SGD's settings.
 
     Raises:
         UserError: the target cannot be met.
     """
     row, delta = method(run.method), options.delta or default_delta(dataset.train)
-    saliency = [_saliency(run, dataset.train, delta, options)] if row.selects else []
     alone = _dp_sgd_noise([], run, dataset.train, delta, options)
     sigma = _dp_sgd_noise(saliency, run, dataset.train, delta, options) if saliency else alone
     releases = [*saliency, *([dp_sgd_release(sigma, dataset.train, options)] if row.trains else [])]
@@ -79,30 +61,6 @@ def make_plan(run: RunSpec, dataset: DatasetRecord, options: PlanPrivacy) -> Pla
 def default_delta(images: int) -> float:
     """Return the paper's delta, 1/(N ln N), for N training images (N >= 2)."""
     return 1 / (images * math.log(images))
-
-
-def saliency_release(
-    images: int, expected_batch_size: int, ranking: Ranking, mechanism_name: str, sigma_s: float | None, delta: float
-) -> Release:
-    """Describe the saliency release of a run: what is planned, and what score-saliency then does.
-
-    Args:
-        images: N.
-        expected_batch_size: B_s; the rate is this over N, at most 1.
-        ranking: units and sensitivities.
-        mechanism_name: key of the mechanism registry.
-        sigma_s: noise multiplier, or that of equal zCDP cost; None for mechanism ``none``.
-        delta: target delta of the run.
-    """
-    return mechanism(mechanism_name).plan(ranking, sigma_s, min(expected_batch_size / images, 1.0), delta)
-
-
-def _saliency(run: RunSpec, images: int, delta: float, options: PlanPrivacy) -> Release:
-    bounds = Bounds(clipping_norm=options.saliency_clipping_norm, votes=options.saliency_votes)
-    table = candidates(options.candidate_table, run.released_from)
-    whole = run.mechanism in (None, "gaussian")
-    units = ranking(table, None if whole else run.level, None if whole else run.ratio, run.score, bounds)
-    return saliency_release(images, options.saliency_expected_batch_size, units, run.mechanism or "none", run.sigma_s, delta)
 
 
 def dp_sgd_release(sigma: float | None, images: int, options: PlanPrivacy) -> Release:

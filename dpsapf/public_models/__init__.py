@@ -1,1 +1,5 @@
-"""public models: see the module names."""
+"""Public diffusion models in diffusers layout, and the images encoded by them.
+
+In: an entry of config/public_models.yaml; dataset.npz.
+Out: model.json, candidates.csv, latents.safetensors, the denoising loss. Open `prepare` first, then `latents`.
+"""

@@ -6,14 +6,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.commands import EncodeDataset
 from dpsapf.datasets.images import resize
-from dpsapf.formats import DatasetRecord, ModelRecord
-from dpsapf.progress import track
-from dpsapf.public_models.architecture import tokenise
+from dpsapf.experiment.records import DatasetRecord, ModelRecord
+from dpsapf.experiment.stages import EncodeDataset
 from dpsapf.public_models.latents import Latents
-from dpsapf.public_models.load import load_text, load_vae
-from dpsapf.records import atomic, read_record
+from dpsapf.public_models.load import load_text, load_vae, tokenise
+from dpsapf.support.files import atomic
+from dpsapf.support.progress import track
+from dpsapf.support.records import read_record
 
 LOG = logging.getLogger(__name__)
 

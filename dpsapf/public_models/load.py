@@ -1,10 +1,11 @@
 """Load the parts of a public model in diffusers' folder layout: safetensors only, fp32, evaluation mode."""
 
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
-from dpsapf.errors import UserError
-from dpsapf.formats import ModelRecord
+from dpsapf.experiment.records import ModelRecord
+from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     import torch
@@ -47,6 +48,12 @@ def load_text(record: ModelRecord, device: str = "cpu") -> "tuple[CLIPTokenizer,
 
     tokenizer = CLIPTokenizer.from_pretrained(record.path, subfolder="tokenizer")
     return tokenizer, _ready(CLIPTextModel, record.path, "text_encoder", device)
+
+
+def tokenise(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> "torch.Tensor":
+    """Tokenise as StableDiffusionPipeline does: padded and cut to the model's length, int64 [B, L]."""
+    length = tokenizer.model_max_length
+    return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
 def _ready(cls: type, path: str, subfolder: str, device: str) -> "torch.nn.Module":

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.commands import PreparePublicModel
-from dpsapf.config import ModelEntry, entry
-from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
-from dpsapf.methods import Candidates
-from dpsapf.records import atomic, provenance, sha256, write_record
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION
+from dpsapf.experiment.methods import Candidates
+from dpsapf.experiment.records import ModelRecord
+from dpsapf.experiment.registries import ModelEntry, entry
+from dpsapf.experiment.stages import PreparePublicModel
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic, sha256
+from dpsapf.support.provenance import provenance
+from dpsapf.support.records import write_record
 
 LOG = logging.getLogger(__name__)
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -121,7 +124,7 @@ def candidate_table(path: Path) -> tuple[pd.DataFrame, int]:
         path: model in diffusers layout.
 
     Returns:
-        One row per linear layer or convolution with the columns of `dpsapf.formats`, and the UNet's number of
+        One row per linear layer or convolution with the columns of `dpsapf.experiment.records`, and the UNet's number of
         parameters.
     """
     import torch

@@ -7,17 +7,19 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dpsapf.commands import CompareScores
-from dpsapf.formats import AGREEMENT_COLUMNS, MATRIX, SCORE, DatasetRecord, ModelRecord
+from dpsapf.experiment.columns import AGREEMENT_COLUMNS, MATRIX, SCORE
+from dpsapf.experiment.records import DatasetRecord, ModelRecord
+from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Latents, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
-from dpsapf.randomness import torch_generator
-from dpsapf.records import atomic, read_record
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
+from dpsapf.support.files import atomic
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record
 
 LOG = logging.getLogger(__name__)
 

@@ -9,22 +9,26 @@ from collections.abc import Iterator
 import pandas as pd
 import torch
 
-from dpsapf.commands import CompareScores, ScoreSaliency
-from dpsapf.errors import UserError
-from dpsapf.formats import MATRIX, SCORE, DatasetRecord, ModelRecord, Release, Spend
-from dpsapf.measure import peak_memory_mb
+from dpsapf.experiment.columns import MATRIX, SCORE
+from dpsapf.experiment.records import DatasetRecord, ModelRecord, Release, Spend
+from dpsapf.experiment.stages import CompareScores, ScoreSaliency
+from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.noise import noise_source, secret_generator
-from dpsapf.privacy.plan import default_delta, saliency_release
+from dpsapf.privacy.plan import default_delta
 from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
-from dpsapf.randomness import torch_generator
-from dpsapf.records import atomic, provenance, read_record, sha256, write_record
-from dpsapf.saliency.ghost import GhostNorms
+from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic, sha256
+from dpsapf.support.measure import peak_memory_mb
+from dpsapf.support.progress import track
+from dpsapf.support.provenance import provenance
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record, write_record
 
 if typing.TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -71,8 +75,7 @@ def _planned(options: ScoreSaliency, table: pd.DataFrame, images: int) -> tuple[
         raise UserError("--sigma-s", options.sigma_s, "give it together with --mechanism, or leave out both")
     units = ranking(table, options.level, options.ratio, options.score, bounds(options))
     delta = options.delta or default_delta(images)
-    rate_and_cost = (options.expected_batch_size, units, options.mechanism or "none", options.sigma_s, delta)
-    return units, saliency_release(images, *rate_and_cost)
+    return units, saliency_release(images, options, units, options.mechanism, options.sigma_s, delta)
 
 
 def bounds(options: ScoreSaliency) -> Bounds:

@@ -1,7 +1,7 @@
 """What one image contributes to the saliency scores, and how much that can be: the score registry.
 
 Every contribution is non-negative, so adding an image raises each score and lowers none. One image's
-squared gradient norms q_m over the M candidates, ||g||^2 = sum_m q_m, come from `dpsapf.saliency.ghost`.
+squared gradient norms q_m over the M candidates, ||g||^2 = sum_m q_m, come from `dpsapf.gradients.ghost_norms`.
 """
 
 import math
@@ -9,7 +9,7 @@ import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpsapf.errors import UserError
+from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     import torch

@@ -6,15 +6,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.commands import SelectMatrices
-from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED, Plan
-from dpsapf.methods import Candidates, Level, method
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.experiment.methods import Candidates, Level, method
+from dpsapf.experiment.records import Plan
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.privacy.mechanisms import Ranking
-from dpsapf.randomness import numpy_generator
-from dpsapf.records import atomic, read_record
-from dpsapf.runs import RunSpec
 from dpsapf.saliency.scores import Bounds, score
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic
+from dpsapf.support.randomness import numpy_generator
+from dpsapf.support.records import read_record
 
 LOG = logging.getLogger(__name__)
 UNITS: dict[str, str] = {"matrix": MATRIX, "layer": LAYER, "block": BLOCK}

@@ -10,19 +10,20 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from dpsapf.commands import Sample
 from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, resize
 from dpsapf.datasets.preview import contact_sheet
-from dpsapf.errors import UserError
+from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
+from dpsapf.experiment.stages import Sample
 from dpsapf.finetune.adapters import load_weights, trainable
-from dpsapf.formats import DatasetRecord, Ledger, ModelRecord, Timing
-from dpsapf.measure import peak_memory_mb
-from dpsapf.progress import track
 from dpsapf.public_models.latents import Latents
 from dpsapf.public_models.load import load_scheduler, load_unet, load_vae
-from dpsapf.randomness import torch_generator
-from dpsapf.records import atomic, read_record, sha256, write_record
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic, sha256
+from dpsapf.support.measure import peak_memory_mb
+from dpsapf.support.progress import track
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record, write_record
 
 if typing.TYPE_CHECKING:
     from diffusers import StableDiffusionPipeline

@@ -1,4 +1,3 @@
-import dataclasses
 import statistics
 
 import numpy as np
@@ -7,19 +6,21 @@ import pytest
 
 from dpsapf.aggregation.aggregate import aggregate, interval_factor, summary_table
 from dpsapf.aggregation.collect import collect_metrics
-from dpsapf.errors import UserError
-from dpsapf.formats import SPREAD_METRICS
-from dpsapf.runs import Layout, RunSpec
+from dpsapf.experiment.columns import SPREAD_METRICS
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 from tests.fake_results import aggregate_options, candidate_table, write_run
 
 FLOOR = RunSpec(dataset="digits", public_model="m", method="no-finetune")
 LORA = RunSpec(dataset="digits", public_model="m", method="dp-lora", epsilon=10.0)
-SAPF = dataclasses.replace(LORA, method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0)
+SAPF = replace(LORA, method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0)
 T_975 = {1: 12.7062047, 2: 4.3026527}  # Student's 97.5 % quantile by degrees of freedom, from a printed table
 
 
 def seeds(run, count):
-    return [dataclasses.replace(run, seed=seed) for seed in range(count)]
+    return [replace(run, seed=seed) for seed in range(count)]
 
 
 def tables(root, scores, **changes):
@@ -76,9 +77,9 @@ def test_interval_covers_the_true_mean_in_95_percent_and_a_normal_quantile_would
 def test_settings_are_grouped_apart_and_null_axes_kept(tmp_path):
     scores = {
         LORA: 0.5,
-        dataclasses.replace(LORA, epsilon=1.0): 0.4,
+        replace(LORA, epsilon=1.0): 0.4,
         SAPF: 0.6,
-        dataclasses.replace(SAPF, ratio=0.5): 0.58,
+        replace(SAPF, ratio=0.5): 0.58,
         FLOOR: 0.3,
     }
     runs, summary, _ = tables(tmp_path, scores)

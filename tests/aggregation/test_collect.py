@@ -1,13 +1,13 @@
-import dataclasses
-
 import pandas as pd
 import pytest
 
 from dpsapf.aggregation.collect import collect_metrics
-from dpsapf.errors import UserError
-from dpsapf.formats import Ledger, Metrics, Spend, Timing, Utility
-from dpsapf.records import read_record, write_record
-from dpsapf.runs import Layout, RunSpec
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.records import Ledger, Metrics, Spend, Timing, Utility
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
 from tests.fake_results import candidate_table, write_run
 
 SAPF = RunSpec(dataset="digits", public_model="m", method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0, epsilon=10.0)
@@ -21,7 +21,7 @@ def layout(tmp_path):
 
 
 def rewrite(path, cls, **changes):
-    write_record(path, dataclasses.replace(read_record(path, cls), **changes))
+    write_record(path, replace(read_record(path, cls), **changes))
 
 
 def collected(layout, run, **changes):
@@ -79,12 +79,12 @@ def test_mixed_protocols_are_refused(layout, record):
 
 def test_ceiling_and_utility_swapped_are_refused(layout):
     options = write_run(layout, LORA, candidate_table())
-    refused(dataclasses.replace(options, utility=options.ceiling, ceiling=options.utility), "trained on synthetic images")
+    refused(replace(options, utility=options.ceiling, ceiling=options.utility), "trained on synthetic images")
 
 
 def test_ledger_of_another_run_is_refused(layout):
     options = write_run(layout, LORA, candidate_table())
-    rewrite(options.ledger, Ledger, run=dataclasses.replace(LORA, seed=1))
+    rewrite(options.ledger, Ledger, run=replace(LORA, seed=1))
     refused(options, "is another run than the plan's")
 
 
@@ -93,7 +93,7 @@ def test_spend_that_was_not_audited_is_refused(layout, change):
     options = write_run(layout, LORA, candidate_table())
     if "release" in change:
         release = read_record(options.spend, Spend).release
-        change = {"release": dataclasses.replace(release, noise_multiplier=0.5)}
+        change = {"release": replace(release, noise_multiplier=0.5)}
     rewrite(options.spend, Spend, **change)
     refused(options, "is not what the ledger of .* audited")
 
@@ -101,7 +101,7 @@ def test_spend_that_was_not_audited_is_refused(layout, change):
 @pytest.mark.parametrize("missing", ["spend", "training_log"])
 def test_missing_record_of_training_is_refused(layout, missing):
     options = write_run(layout, LORA, candidate_table())
-    refused(dataclasses.replace(options, **{missing: None}), "method dp-lora trains")
+    refused(replace(options, **{missing: None}), "method dp-lora trains")
 
 
 def test_unfinished_training_log_is_refused(layout):

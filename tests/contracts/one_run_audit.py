@@ -14,23 +14,25 @@ import pandas as pd
 import torch
 from scipy import optimize, stats
 
+from dpsapf.experiment.columns import LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.experiment.records import Plan, Release
+from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState
 from dpsapf.finetune.parallel import ALONE
-from dpsapf.finetune.per_image import per_image_gradients
-from dpsapf.formats import LAYER, MATRIX, SCORE, SELECTED, Plan, Release
+from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.accounting import calibrate
 from dpsapf.privacy.clipping import clip_factors
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models import latents as encoded
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
-from dpsapf.randomness import numpy_generator, torch_generator
-from dpsapf.runs import RunSpec
 from dpsapf.saliency import score as saliency
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import chosen, ranking
+from dpsapf.support.checked import replace
+from dpsapf.support.randomness import numpy_generator, torch_generator
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 CANARIES, GUESSES, STEPS, DELTA = 200, 100, 12, 1e-4
@@ -71,7 +73,7 @@ def audit(target: float, seed: int, noisy: bool = True) -> tuple[int, float]:
     table = table.assign(**{SCORE: released})
     table[SELECTED] = chosen(table, run)
     strength = releases[1].noise_multiplier if noisy else 1e-3
-    normal, moment = observed(everyone, admitted, table, run, dataclasses.replace(releases[1], noise_multiplier=strength))
+    normal, moment = observed(everyone, admitted, table, run, replace(releases[1], noise_multiplier=strength))
     guesses = torch.linalg.solve(normal + 4 * strength**2 * torch.eye(CANARIES, dtype=torch.float64), moment)
     order = guesses.argsort()
     half = GUESSES // 2

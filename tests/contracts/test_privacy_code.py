@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dpsapf"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 # draws that are not privacy noise: the diffusion's own, and public training
-DRAWS = {"privacy/noise.py", "public_models/latents.py", "public_models/pretrain.py", "public_models/encode.py"}
+DRAWS = {"privacy/noise.py", "public_models/latents.py", "pretraining/pretrain.py", "public_models/encode.py"}
 
 
 def calls(path):
@@ -42,9 +42,9 @@ def test_what_must_not_be_called(forbidden):
     users = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if forbidden in set(calls(path))}
     forked = {
         "finetune/adapters.py",
-        "public_models/pretrain.py",
+        "pretraining/pretrain.py",
         "evaluation/utility.py",
-        "bench.py",
+        "bench/compare.py",
     }  # inside torch.random.fork_rng
     lent = {"evaluation/fidelity.py"}  # clean-fid's global draws: seeded for the call, then given back
     allowed = {"torch.manual_seed": forked, "np.random.seed": lent}

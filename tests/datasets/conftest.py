@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpsapf.config import DatasetEntry
+from dpsapf.experiment.registries import DatasetEntry
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ from PIL import Image
 
 from dpsapf.datasets import image_folder as module
 from dpsapf.datasets.image_folder import arrange, decode, image_folder
-from dpsapf.errors import UserError
-from dpsapf.records import sha256
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 
 
 def zipped(path, files):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from dpsapf.datasets.images import LabelledImages, array_digest, check_digest, resize
-from dpsapf.errors import UserError
+from dpsapf.support.errors import UserError
 
 
 def test_resize_keeps_pixels_of_the_right_size():

@@ -7,17 +7,19 @@ import pytest
 import yaml
 from PIL import Image
 
-from dpsapf.cli import main
-from dpsapf.commands import PrepareDataset
-from dpsapf.config import DatasetEntry, load_registry
+from dpsapf.cli.main import main
 from dpsapf.datasets import embedded
 from dpsapf.datasets.images import LabelledImages
 from dpsapf.datasets.loaders import LOADERS
 from dpsapf.datasets.prepare import as_rgb, check_classes, check_training_classes, prepare_dataset
 from dpsapf.datasets.preview import COLUMNS, contact_sheet
-from dpsapf.errors import UserError
-from dpsapf.formats import SPLITS, DatasetRecord
-from dpsapf.records import as_json, read_record, sha256
+from dpsapf.experiment.columns import SPLITS
+from dpsapf.experiment.records import DatasetRecord
+from dpsapf.experiment.registries import DatasetEntry, load_registry
+from dpsapf.experiment.stages import PrepareDataset
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
+from dpsapf.support.records import as_json, read_record
 
 REGISTRY = Path(__file__).parents[2] / "config" / "datasets.yaml"
 SIZES = {"cifar10": 10, "octmnist": 4, "celeba": 2, "camelyon17": 2, "mnist5k": 10, "digits": 10, "oct-mini": 4, "histo-mini": 2}
@@ -67,7 +69,7 @@ def test_the_registry_is_complete():
 
 def test_the_registry_explains_every_key():
     head = REGISTRY.read_text().split("\nmnist5k:")[0]
-    for key in DatasetEntry.__dataclass_fields__:
+    for key in DatasetEntry.model_fields:
         assert f"\n# {key} " in head
 
 

@@ -1,12 +1,11 @@
-import dataclasses
-
 import numpy as np
 import pytest
 
 from dpsapf.datasets import histo_mini, oct_mini
 from dpsapf.datasets.loaders import LOADERS, loader
 from dpsapf.datasets.textures import CANVAS, render_dataset, smooth_noise
-from dpsapf.errors import UserError
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 
 DRAW = {"oct-mini": (oct_mini.draw_scan, 4, 1), "histo-mini": (histo_mini.draw_patch, 2, 3)}
 
@@ -46,7 +45,7 @@ def test_each_image_has_its_own_seed(procedural):
 
 def test_the_other_resolution_shows_the_same_image(procedural):
     draw, entry = procedural
-    small, large = (render_dataset(dataclasses.replace(entry, resolution=side), draw, 2)["train"].images for side in (32, 64))
+    small, large = (render_dataset(replace(entry, resolution=side), draw, 2)["train"].images for side in (32, 64))
     shrunk = large.reshape(-1, 32, 2, 32, 2, entry.channels).mean((2, 4))
     assert np.abs(shrunk - small).mean() < 12  # of 255; Lanczos against box filter on speckle
 
@@ -61,7 +60,7 @@ def test_images_use_the_grey_scale(procedural):
 def test_a_wrong_digest_is_refused(procedural):
     draw, entry = procedural
     with pytest.raises(UserError, match="sha256"):
-        render_dataset(dataclasses.replace(entry, sha256="0" * 64), draw, 1)
+        render_dataset(replace(entry, sha256="0" * 64), draw, 1)
 
 
 def test_classes_overlap_but_carry_signal(procedural):

@@ -3,7 +3,7 @@ import pytest
 
 from dpsapf.datasets.images import LabelledImages
 from dpsapf.datasets.splits import class_quotas, split, stratified_holdout
-from dpsapf.errors import UserError
+from dpsapf.support.errors import UserError
 
 
 def numbered(sizes, start=0):

@@ -8,17 +8,17 @@ import yaml
 from PIL import Image
 from safetensors.torch import save_file
 
-from dpsapf.commands import Evaluate, ReferenceFeatures
-from dpsapf.config import ProtocolEntry
 from dpsapf.datasets.archive import write_archive
-from dpsapf.errors import UserError
 from dpsapf.evaluation import features as module
 from dpsapf.evaluation.evaluate import evaluate
 from dpsapf.evaluation.features import extract_features
 from dpsapf.evaluation.network import FeatureNetwork
 from dpsapf.evaluation.reference import reference_features
-from dpsapf.formats import Fidelity, Utility
-from dpsapf.records import read_record, write_record
+from dpsapf.experiment.records import Fidelity, Utility
+from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.experiment.stages import Evaluate, ReferenceFeatures
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.errors import UserError
 from dpsapf.evaluation.network import FEATURES, FeatureNetwork, load_feature_network, standardise
-from dpsapf.records import sha256
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 
 
 @pytest.fixture

@@ -1,15 +1,15 @@
 import copy
-import dataclasses
 
 import numpy as np
 import pytest
 import torch
 
-from dpsapf.config import ProtocolEntry
-from dpsapf.errors import UserError
 from dpsapf.evaluation import utility
 from dpsapf.evaluation.classifiers import CLASSIFIERS, build_classifier
 from dpsapf.evaluation.utility import accuracies, accuracy, train_classifier
+from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 
 PROTOCOL = ProtocolEntry(
     feature_network="package:x",
@@ -33,7 +33,7 @@ def images(count=120, seed=0):
 
 
 def run(train=None, test=None, **changes):
-    return accuracies(train or images(), test or images(60, 1), 2, dataclasses.replace(PROTOCOL, **changes), 0, "cpu")
+    return accuracies(train or images(), test or images(60, 1), 2, replace(PROTOCOL, **changes), 0, "cpu")
 
 
 @pytest.mark.parametrize("name", list(CLASSIFIERS))

@@ -4,11 +4,11 @@ import pandas as pd
 import pytest
 import torch
 
-from dpsapf.errors import UserError
+from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.methods import METHODS, Adapter
+from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune.adapters import load_weights, trainable
-from dpsapf.formats import MATRIX, SELECTED
-from dpsapf.methods import METHODS, Adapter
-from dpsapf.runs import RunSpec
+from dpsapf.support.errors import UserError
 from tests.tiny import candidates, tiny_unet
 
 ADAPTERS = typing.get_args(Adapter)
@@ -139,7 +139,7 @@ def test_bad_selections_and_adapters_are_refused():
         prepared("dp-lora", "lora", names=["nowhere"])
     with pytest.raises(UserError, match="must name matrices"):
         prepared("dp-lora", "lora", chosen=slice(0, 0))
-    with pytest.raises(UserError, match="must be one of lora, rslora"):
+    with pytest.raises(ValueError, match="'lora', 'rslora'"):
         prepared("dp-lora", "ia3")
 
 

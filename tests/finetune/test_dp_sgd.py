@@ -8,15 +8,16 @@ import pytest
 import torch
 from opacus.grad_sample import GradSampleModule
 
+from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.methods import Adapter
+from dpsapf.experiment.records import Release
+from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.dp_sgd import private_gradient
-from dpsapf.finetune.per_image import per_image_gradients
-from dpsapf.formats import MATRIX, SELECTED, Release
-from dpsapf.methods import Adapter
+from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
-from dpsapf.randomness import torch_generator
-from dpsapf.runs import RunSpec
+from dpsapf.support.randomness import torch_generator
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 BATCH = torch.arange(12)

@@ -1,4 +1,3 @@
-import dataclasses
 import functools
 import json
 import os
@@ -11,18 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpsapf.commands import Finetune
-from dpsapf.errors import UserError
+from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.records import ModelRecord, Spend
+from dpsapf.experiment.runs import normalise
+from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.parallel import Processes
-from dpsapf.formats import MATRIX, SELECTED, ModelRecord, Spend
 from dpsapf.privacy.noise import secret_generator
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
-from dpsapf.randomness import torch_generator
-from dpsapf.records import as_json, read_record, write_record
-from dpsapf.runs import normalise
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import as_json, read_record, write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 IMAGES = 12
@@ -35,8 +36,8 @@ def options(tmp_path, plan, monkeypatch):
     """Inputs of a four-step run on the tiny UNet."""
     monkeypatch.setattr(train, "load_unet", lambda record, device: tiny_unet())
     monkeypatch.setattr(train, "load_scheduler", lambda record: tiny_scheduler())
-    release = dataclasses.replace(plan.releases[1], sampling_rate=0.5, steps=4)
-    write_record(tmp_path / "plan.json", dataclasses.replace(plan, images=IMAGES, releases=(plan.releases[0], release)))
+    release = replace(plan.releases[1], sampling_rate=0.5, steps=4)
+    write_record(tmp_path / "plan.json", replace(plan, images=IMAGES, releases=(plan.releases[0], release)))
     record = ModelRecord(
         name="tiny",
         path="x",
@@ -102,8 +103,8 @@ def test_noise_and_pairs_are_drawn_anew_at_every_step(options, monkeypatch):
 
 def without_guarantee(options):
     record = read_record(options.plan, train.Plan)
-    exact = dataclasses.replace(record.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None)
-    write_record(options.plan, dataclasses.replace(record, clipping="none", releases=(record.releases[0], exact)))
+    exact = replace(record.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None)
+    write_record(options.plan, replace(record, clipping="none", releases=(record.releases[0], exact)))
     return record.run.seed
 
 
@@ -125,7 +126,7 @@ def plain_training(options, seed, rate=1e-2):
 
 def test_without_a_guarantee_it_is_plain_training(options):
     """Epsilon = infinity: the whole of DP-SGD must reduce to AdamW; its twin, with a guarantee, must not."""
-    settings = dataclasses.replace(options, ema_decay=0.0)
+    settings = replace(options, ema_decay=0.0)
     train.finetune(settings)
     private = weights(settings)
     seed = without_guarantee(settings)
@@ -145,7 +146,7 @@ class Killed(Exception):
 def test_resume_from_every_step_equals_an_uninterrupted_run(options, monkeypatch, step):
     train.finetune(options)
     expected = weights(options)
-    again = dataclasses.replace(options, weights=options.weights.with_name("again") / "weights.safetensors")
+    again = replace(options, weights=options.weights.with_name("again") / "weights.safetensors")
     original = train.train_step
 
     def killed(training, state):
@@ -167,7 +168,7 @@ def test_a_checkpoint_of_other_settings_is_not_used(options, monkeypatch):
     expected = weights(options)
     monkeypatch.setattr(pathlib.Path, "unlink", lambda path, missing_ok=False: None)
     checkpoint = options.weights.with_name("checkpoint.safetensors")
-    train.finetune(dataclasses.replace(options, learning_rate_lora=5e-2))
+    train.finetune(replace(options, learning_rate_lora=5e-2))
     assert checkpoint.exists()
     train.finetune(options)
     assert all(torch.equal(value, expected[name]) for name, value in weights(options).items())
@@ -175,21 +176,21 @@ def test_a_checkpoint_of_other_settings_is_not_used(options, monkeypatch):
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
 def test_the_learning_rate_follows_its_schedule(options, schedule):
-    train.finetune(dataclasses.replace(options, learning_rate_schedule=schedule))
+    train.finetune(replace(options, learning_rate_schedule=schedule))
     rates = pd.read_csv(options.training_log)["learning_rate"].tolist()
     expected = {"constant": [1, 1, 1, 1], "linear": [1, 0.75, 0.5, 0.25], "cosine": [1, 0.853553, 0.5, 0.146447]}
     assert rates == pytest.approx([1e-2 * factor for factor in expected[schedule]], rel=1e-5)  # six digits
 
 
 def test_a_falling_rate_survives_a_resume(options, monkeypatch):
-    settings = dataclasses.replace(options, learning_rate_schedule="cosine")
+    settings = replace(options, learning_rate_schedule="cosine")
     test_resume_from_every_step_equals_an_uninterrupted_run(settings, monkeypatch, 2)
 
 
 def test_bf16_differs_by_rounding_and_keeps_weights_in_fp32(options):
     train.finetune(options)
     expected = weights(options)
-    train.finetune(dataclasses.replace(options, precision="bf16"))
+    train.finetune(replace(options, precision="bf16"))
     rounded = weights(options)
     assert {value.dtype for value in rounded.values()} == {torch.float32}
     assert any(not torch.equal(value, expected[name]) for name, value in rounded.items())
@@ -200,7 +201,7 @@ def test_bf16_differs_by_rounding_and_keeps_weights_in_fp32(options):
 def test_gradient_checkpointing_differs_by_rounding(options):
     train.finetune(options)
     expected = weights(options)
-    train.finetune(dataclasses.replace(options, gradient_checkpointing=True))
+    train.finetune(replace(options, gradient_checkpointing=True))
     for name, value in weights(options).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)  # sums in another order, through Adam
 
@@ -209,7 +210,7 @@ def test_eight_bit_moments_differ_by_rounding_and_survive_a_resume(options, monk
     optim = pytest.importorskip("bitsandbytes", reason="bitsandbytes, an extra, is not installed").optim
     monkeypatch.setattr(optim, "AdamW8bit", functools.partial(optim.AdamW8bit, min_8bit_size=1))  # tiny tensors, too
     train.finetune(options)
-    expected, settings = weights(options), dataclasses.replace(options, optimizer="adamw-8bit")
+    expected, settings = weights(options), replace(options, optimizer="adamw-8bit")
     test_resume_from_every_step_equals_an_uninterrupted_run(settings, monkeypatch, 2)
     rounded = weights(settings)
     assert any(not torch.equal(value, expected[name]) for name, value in rounded.items())
@@ -220,12 +221,12 @@ def test_eight_bit_moments_differ_by_rounding_and_survive_a_resume(options, monk
 def test_an_optimizer_that_is_not_installed_is_named_with_its_remedy(options, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes.optim", None)
     with pytest.raises(UserError, match=r"--optimizer = 'adamw-8bit'.*8bit"):
-        train.finetune(dataclasses.replace(options, optimizer="adamw-8bit"))
+        train.finetune(replace(options, optimizer="adamw-8bit"))
 
 
 def test_system_noise_differs_every_time(options):
     record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, dataclasses.replace(record, noise="system"))
+    write_record(options.plan, replace(record, noise="system"))
     train.finetune(options)
     first = weights(options)
     train.finetune(options)
@@ -236,7 +237,7 @@ def test_system_noise_differs_every_time(options):
 def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, mode):
     """Pairs drawn by position from a public seed would change for all images behind one that is added."""
     record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, dataclasses.replace(record, noise=mode))
+    write_record(options.plan, replace(record, noise=mode))
     states = {"poisson_batch": [], "draw_pairs": []}
 
     def recording(name, function):
@@ -273,7 +274,7 @@ def test_two_processes_equal_one(options, tmp_path):
     train.finetune(options)
     expected, report = weights(options), pd.read_csv(options.training_log)
     words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    again = dataclasses.replace(options, weights=tmp_path / "two" / "weights.safetensors", training_log=tmp_path / "two.csv")
+    again = replace(options, weights=tmp_path / "two" / "weights.safetensors", training_log=tmp_path / "two.csv")
     (tmp_path / "options.json").write_text(json.dumps(as_json(again)))
     subprocess.run(
         [sys.executable, *words, str(tmp_path / "options.json")], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}
@@ -287,7 +288,7 @@ def test_another_seed_gives_other_weights(options, plan):
     train.finetune(options)
     first = weights(options)
     record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, dataclasses.replace(record, run=dataclasses.replace(record.run, seed=1)))
+    write_record(options.plan, replace(record, run=replace(record.run, seed=1)))
     train.finetune(options)
     assert any(not torch.equal(value, first[name]) for name, value in weights(options).items())
 
@@ -295,20 +296,20 @@ def test_another_seed_gives_other_weights(options, plan):
 def test_without_noise_and_clipping_loss_falls(options, plan):
     """Sanity of the optimisation itself: noiseless full training on a fixed batch reduces the loss."""
     record = train.read_record(options.plan, train.Plan)
-    release = dataclasses.replace(record.releases[1], noise_multiplier=1e-9, sampling_rate=1.0, steps=25)
-    run = normalise(dataclasses.replace(record.run, method="dp-full"))
-    write_record(options.plan, dataclasses.replace(record, run=run, releases=(release,)))
-    train.finetune(dataclasses.replace(options, learning_rate_full=5e-3))
+    release = replace(record.releases[1], noise_multiplier=1e-9, sampling_rate=1.0, steps=25)
+    run = normalise(replace(record.run, method="dp-full"))
+    write_record(options.plan, replace(record, run=run, releases=(release,)))
+    train.finetune(replace(options, learning_rate_full=5e-3))
     log = pd.read_csv(options.training_log)
     assert log["loss"].tail(5).mean() < log["loss"].head(5).mean()
 
 
 def test_wrong_inputs_are_refused(options):
     record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, dataclasses.replace(record, images=99))
+    write_record(options.plan, replace(record, images=99))
     with pytest.raises(UserError, match="the plan is for 99 images"):
         train.finetune(options)
-    write_record(options.plan, dataclasses.replace(record, releases=()))
+    write_record(options.plan, replace(record, releases=()))
     with pytest.raises(UserError, match="trains nothing"):
         train.finetune(options)
     assert not options.weights.parent.exists()

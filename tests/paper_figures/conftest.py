@@ -1,6 +1,6 @@
 import pytest
 
-from dpsapf.runs import Study, expand
+from dpsapf.experiment.runs import Study, expand
 from paper_figures.draw import draw_all
 from paper_figures.results import load_results
 from tests.fake_results import demo_runs, write_results

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpsapf.methods import METHODS, Level
+from dpsapf.experiment.methods import METHODS, Level
 from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
 from paper_figures.results import at_headline, label, series, strictly
 from paper_figures.style import LOOKS

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from dpsapf.commands import DrawFigures
-from dpsapf.errors import UserError
+from dpsapf.experiment.stages import DrawFigures
+from dpsapf.support.errors import UserError
 from paper_figures.__main__ import main
 from paper_figures.draw import ITEMS, draw_all, draw_figures
 from paper_figures.style import theme

@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpsapf.formats import AGREEMENT_COLUMNS
+from dpsapf.experiment.columns import AGREEMENT_COLUMNS
 from paper_figures import saliency_agreement
 from paper_figures.draw import draw_all
 from paper_figures.results import MissingStudy

@@ -1,11 +1,11 @@
-import dataclasses
 import math
 
 import pytest
 
-from dpsapf.errors import UserError
-from dpsapf.formats import Release
+from dpsapf.experiment.records import Release
 from dpsapf.privacy.accounting import ACCOUNTANTS, calibrate, epsilon
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 
 N = 45_000
 DELTA = 1 / (N * math.log(N))
@@ -86,7 +86,7 @@ def test_whole_releases_add_their_epsilon_and_take_their_delta(name):
     steps = [dp_sgd(2.0, steps=50)]
     assert epsilon(name, [whole], DELTA) == 0.3
     assert epsilon(name, [whole, *steps], DELTA) == pytest.approx(0.3 + epsilon(name, steps, 0.75 * DELTA))
-    assert math.isinf(epsilon(name, [dataclasses.replace(whole, delta=DELTA), *steps], DELTA))
+    assert math.isinf(epsilon(name, [replace(whole, delta=DELTA), *steps], DELTA))
 
 
 def test_calibration_counts_whole_releases():

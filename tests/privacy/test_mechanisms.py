@@ -18,7 +18,7 @@ from dpsapf.privacy.noise import (
     secret_generator,
 )
 from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.randomness import torch_generator
+from dpsapf.support.randomness import torch_generator
 
 
 def naive_clipped_sum(gradients, bound, clipping):

@@ -1,19 +1,22 @@
-import dataclasses
 import math
 
 import pandas as pd
 import pytest
 
-from dpsapf.commands import AuditPrivacy, PlanPrivacy
-from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, CANDIDATES, LAYER, MATRIX, Ledger, Plan
-from dpsapf.methods import AXES
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX
+from dpsapf.experiment.methods import AXES
+from dpsapf.experiment.records import Ledger, Plan
+from dpsapf.experiment.settings import SaliencyConfig
+from dpsapf.experiment.stages import AuditPrivacy, PlanPrivacy
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.audit import audit_privacy
-from dpsapf.privacy.plan import default_delta, plan_privacy
+from dpsapf.privacy.plan import default_delta
 from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.randomness import torch_generator
-from dpsapf.records import read_record, write_record
+from dpsapf.saliency.plan import plan_privacy
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record, write_record
 
 UNUSED = dict.fromkeys(AXES)
 LORA = UNUSED | {"method": "dp-lora", "candidates": "attention", "adapter": "lora", "epsilon": 10.0}
@@ -55,7 +58,7 @@ def test_plan_holds_every_release_and_meets_the_target(tmp_path, dataset_record)
 
 
 def test_saliency_sensitivity_is_the_square_of_the_bound(tmp_path, dataset_record):
-    plan_privacy(options(tmp_path, dataset_record, saliency_clipping_norm=0.5))
+    plan_privacy(options(tmp_path, dataset_record, saliency=SaliencyConfig(clipping_norm=0.5)))
     assert read_record(tmp_path / "plan.json", Plan).releases[0].sensitivity == 0.25
 
 
@@ -92,7 +95,7 @@ def test_refused_plans_leave_nothing(tmp_path, dataset_record, changes, message)
 
 @pytest.mark.parametrize(("score", "sensitivity"), [("energy", 0.25), ("norm", 0.5), ("vote", 2.0), ("share", 1.0)])
 def test_sensitivity_of_every_score_is_planned(tmp_path, dataset_record, score, sensitivity):
-    plan_privacy(options(tmp_path, dataset_record, score=score, saliency_clipping_norm=0.5, saliency_votes=4))
+    plan_privacy(options(tmp_path, dataset_record, score=score, saliency=SaliencyConfig(clipping_norm=0.5, votes=4)))
     assert read_record(tmp_path / "plan.json", Plan).releases[0].sensitivity == sensitivity
 
 
@@ -139,7 +142,7 @@ def test_audit_passes_what_was_planned(tmp_path, plan, spends):
 
 def changed(spends, index, **changes):
     spends = list(spends)
-    spends[index] = dataclasses.replace(spends[index], release=dataclasses.replace(spends[index].release, **changes))
+    spends[index] = replace(spends[index], release=replace(spends[index].release, **changes))
     return spends
 
 
@@ -154,11 +157,11 @@ def changed(spends, index, **changes):
         (lambda spends: changed(spends, 1, sampling_rate=0.2), "sampling_rate"),
         (lambda spends: changed(spends, 0, sensitivity=0.5), "sensitivity"),
         (
-            lambda spends: [spends[0], dataclasses.replace(spends[1], realised_batches=(340, 371, 349))],
+            lambda spends: [spends[0], replace(spends[1], realised_batches=(340, 371, 349))],
             "must have 4 realised batches",
         ),
-        (lambda spends: [spends[0], dataclasses.replace(spends[1], dataset_sha256="f" * 64)], "made on other data"),
-        (lambda spends: [spends[0], dataclasses.replace(spends[1], images=100)], "made on other data"),
+        (lambda spends: [spends[0], replace(spends[1], dataset_sha256="f" * 64)], "made on other data"),
+        (lambda spends: [spends[0], replace(spends[1], images=100)], "made on other data"),
     ],
 )
 def test_audit_refuses_what_was_not_planned(tmp_path, plan, spends, tamper, message):
@@ -170,31 +173,31 @@ def test_audit_refuses_what_was_not_planned(tmp_path, plan, spends, tamper, mess
 @pytest.mark.parametrize("batches", [(350, 350, 350, 350), (500, 490, 510, 505), (10, 700, 5, 685)])
 def test_audit_refuses_batches_that_are_no_poisson_sample(tmp_path, plan, spends, batches):
     """Fixed size, too large a rate, too wide a spread; the honest sizes of the fixture pass."""
-    many = dataclasses.replace(spends[1].release, steps=40)
-    plan = dataclasses.replace(plan, releases=(spends[0].release, many))
-    spends = [spends[0], dataclasses.replace(spends[1], release=many, realised_batches=batches * 10)]
+    many = replace(spends[1].release, steps=40)
+    plan = replace(plan, releases=(spends[0].release, many))
+    spends = [spends[0], replace(spends[1], release=many, realised_batches=batches * 10)]
     with pytest.raises(UserError, match="no Poisson sample"):
         audit(tmp_path, plan, spends)
 
 
 def test_audit_passes_a_poisson_samplers_batches(tmp_path, plan, spends):
-    many = dataclasses.replace(spends[1].release, steps=40, noise_multiplier=2.0)
+    many = replace(spends[1].release, steps=40, noise_multiplier=2.0)
     sizes = [len(poisson_batch(3500, many.sampling_rate, torch_generator(0, step))) for step in range(40)]
-    plan = dataclasses.replace(plan, releases=(spends[0].release, many))
-    audit(tmp_path, plan, [spends[0], dataclasses.replace(spends[1], release=many, realised_batches=tuple(sizes))])
+    plan = replace(plan, releases=(spends[0].release, many))
+    audit(tmp_path, plan, [spends[0], replace(spends[1], release=many, realised_batches=tuple(sizes))])
     assert (tmp_path / "ledger.json").exists()
 
 
 def test_audit_without_a_guarantee_certifies_nothing(tmp_path, plan, spends):
-    exact = [dataclasses.replace(s.release, mechanism="none", noise_multiplier=None, sensitivity=None) for s in spends]
-    spends = [dataclasses.replace(spend, release=release) for spend, release in zip(spends, exact, strict=True)]
-    audit(tmp_path, dataclasses.replace(plan, target_epsilon=None, releases=tuple(exact)), spends)
+    exact = [replace(s.release, mechanism="none", noise_multiplier=None, sensitivity=None) for s in spends]
+    spends = [replace(spend, release=release) for spend, release in zip(spends, exact, strict=True)]
+    audit(tmp_path, replace(plan, target_epsilon=None, releases=tuple(exact)), spends)
     assert read_record(tmp_path / "ledger.json", Ledger).spent_epsilon == {}
     with pytest.raises(UserError, match="exceeds the target"):
-        audit(tmp_path, dataclasses.replace(plan, releases=tuple(exact)), spends)
+        audit(tmp_path, replace(plan, releases=tuple(exact)), spends)
 
 
 def test_audit_refuses_a_spend_above_the_target_even_if_planned(tmp_path, plan, spends):
     with pytest.raises(UserError, match="exceeds the target 2.0"):
-        audit(tmp_path, dataclasses.replace(plan, target_epsilon=2.0), spends)
+        audit(tmp_path, replace(plan, target_epsilon=2.0), spends)
     assert not (tmp_path / "ledger.json").exists()

@@ -5,10 +5,11 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dpsapf.errors import UserError
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.noise import SeededNoise
-from dpsapf.randomness import torch_generator
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import torch_generator
 
 DELTA = 1e-5
 SCORES = np.array([10.0, 1.0, 7.0, 4.0, 0.0, 2.0])
@@ -89,7 +90,7 @@ def test_ptr_refuses_and_says_what_it_cost():
 
 def test_ptr_hardly_ever_releases_an_unstable_set():
     """At a gap of exactly D the test passes with probability delta."""
-    loose = dataclasses.replace(mechanism("ptr").plan(ranking(kept=1), 5.0, 1.0, 1.0), delta=0.1)
+    loose = replace(mechanism("ptr").plan(ranking(kept=1), 5.0, 1.0, 1.0), delta=0.1)
     scores = np.array([1.0, 0, 0, 0, 0, 0])
     passed = 0
     for seed in range(2000):

@@ -1,14 +1,13 @@
-import dataclasses
-
 import numpy as np
 import pytest
 import torch
 
-from dpsapf.commands import EncodeDataset
+from dpsapf.experiment.stages import EncodeDataset
 from dpsapf.public_models.encode import embed_prompts, encode_dataset
 from dpsapf.public_models.latents import Latents
 from dpsapf.public_models.load import load_vae
-from dpsapf.records import write_record
+from dpsapf.support.checked import replace
+from dpsapf.support.records import write_record
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8)
 
@@ -50,7 +49,7 @@ def test_latents_are_the_scaled_posterior_of_the_resized_image(latents, model_re
 
 
 def test_micro_batch_changes_nothing_but_rounding(latents, options):
-    encode_dataset(dataclasses.replace(options, micro_batch=5))
+    encode_dataset(replace(options, micro_batch=5))
     assert torch.allclose(Latents.load(options.out).mean, latents.mean, atol=1e-5)  # fp32 rounding
 
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from dpsapf.config import ModelEntry, ProtocolEntry, entry
 from dpsapf.evaluation.network import load_feature_network
+from dpsapf.experiment.registries import ModelEntry, ProtocolEntry, entry
 from dpsapf.public_models.prepare import candidate_table
-from dpsapf.records import sha256
+from dpsapf.support.files import sha256
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / "dpsapf" / "public_models" / "public-mini"

@@ -5,13 +5,15 @@ import pytest
 import torch
 import yaml
 
-from dpsapf.commands import PreparePublicModel
-from dpsapf.config import ModelEntry, load_registry
-from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION, ModelRecord
-from dpsapf.public_models.architecture import build_unet
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION
+from dpsapf.experiment.records import ModelRecord
+from dpsapf.experiment.registries import ModelEntry, load_registry
+from dpsapf.experiment.stages import PreparePublicModel
+from dpsapf.pretraining.architecture import build_unet
 from dpsapf.public_models.prepare import DOWNLOADED, DOWNLOADED_VAE, SKIPPED, prepare_public_model, resolve
-from dpsapf.records import read_record, sha256
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
+from dpsapf.support.records import read_record
 
 COMMIT = "0123456789" * 4
 

@@ -3,12 +3,13 @@ import pandas as pd
 import pytest
 import torch
 
-from dpsapf.commands import CompareScores
-from dpsapf.formats import AGREEMENT_COLUMNS, BLOCK, CANDIDATES, LAYER, MATRIX, ModelRecord
+from dpsapf.experiment.columns import AGREEMENT_COLUMNS, BLOCK, CANDIDATES, LAYER, MATRIX
+from dpsapf.experiment.records import ModelRecord
+from dpsapf.experiment.stages import CompareScores
 from dpsapf.public_models.latents import draw_pairs
-from dpsapf.randomness import torch_generator
-from dpsapf.records import write_record
 from dpsapf.saliency import agreement
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import write_record
 from tests.tiny import tiny_latents, tiny_scheduler
 
 M = 20

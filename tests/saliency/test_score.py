@@ -6,17 +6,19 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.commands import PlanPrivacy, ScoreSaliency
-from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, ModelRecord, Plan, Spend
-from dpsapf.privacy.plan import plan_privacy
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE
+from dpsapf.experiment.records import ModelRecord, Plan, Spend
+from dpsapf.experiment.settings import SaliencyConfig
+from dpsapf.experiment.stages import PlanPrivacy, ScoreSaliency
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
-from dpsapf.randomness import torch_generator
-from dpsapf.records import read_record, write_record
 from dpsapf.saliency import score
+from dpsapf.saliency.plan import plan_privacy
 from dpsapf.saliency.score import saliency_scores
 from dpsapf.saliency.scores import SCORES, Bounds
 from dpsapf.saliency.select import top_units
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record, write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 EVERYONE = torch.arange(12)
@@ -143,7 +145,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
             public_model="tiny",
             steps=3,
             expected_batch_size=350,
-            saliency_expected_batch_size=batch,
+            saliency=SaliencyConfig(expected_batch_size=batch),
         )
         plan_privacy(plan)
         whole = mechanism in ("exponential", "ptr")

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpsapf.errors import UserError
 from dpsapf.saliency.scores import SCORES, Bounds, score
+from dpsapf.support.errors import UserError
 
 BOUNDS = Bounds(clipping_norm=0.7, votes=3)
 

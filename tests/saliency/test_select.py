@@ -1,14 +1,13 @@
-import dataclasses
-
 import pandas as pd
 import pytest
 
-from dpsapf.commands import SelectMatrices
-from dpsapf.errors import UserError
-from dpsapf.formats import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
-from dpsapf.records import write_record
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, kept, random_units, ranking, select_matrices, top_units
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import write_record
 
 
 def table():
@@ -78,8 +77,8 @@ def test_selection_file(tmp_path, plan):
 
 
 def test_dp_lora_selects_everything_without_scores(tmp_path, plan):
-    run = dataclasses.replace(plan.run, method="dp-lora", level=None, ratio=None, score=None, mechanism=None, sigma_s=None)
-    select_matrices(options(tmp_path, dataclasses.replace(plan, run=run), scores=None))
+    run = replace(plan.run, method="dp-lora", level=None, ratio=None, score=None, mechanism=None, sigma_s=None)
+    select_matrices(options(tmp_path, replace(plan, run=run), scores=None))
     written = pd.read_csv(tmp_path / "selection.csv")
     assert written[SELECTED].all() and written[SCORE].isna().all()
 

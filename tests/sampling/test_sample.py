@@ -1,4 +1,3 @@
-import dataclasses
 import hashlib
 
 import numpy as np
@@ -6,12 +5,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.commands import Sample
-from dpsapf.errors import UserError
-from dpsapf.formats import Ledger, ModelRecord, Timing
-from dpsapf.records import read_record, write_record
-from dpsapf.runs import normalise
+from dpsapf.experiment.records import Ledger, ModelRecord, Timing
+from dpsapf.experiment.runs import normalise
+from dpsapf.experiment.stages import Sample
 from dpsapf.sampling import sample as stage
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
 
@@ -48,7 +48,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
         provenance={},
     )
     write_record(tmp_path / "model.json", record)
-    write_record(tmp_path / "dataset.json", dataclasses.replace(dataset_record, resolution=8))
+    write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8))
     write_record(tmp_path / "ledger.json", ledger(plan, None))
     names = {"ledger": "ledger.json", "dataset": "dataset.json", "model": "model.json", "latents": "latents.safetensors"}
     names |= {"archive": "samples.npz", "contact_sheet": "sheet.png", "timing": "timing.json"}
@@ -56,7 +56,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
 
 
 def ledger(plan, digest):
-    run = normalise(dataclasses.replace(plan.run, method="dp-full"))
+    run = normalise(replace(plan.run, method="dp-full"))
     return Ledger(
         run=run,
         target_epsilon=10.0,
@@ -89,14 +89,14 @@ def test_writes_balanced_grey_images_at_the_datasets_resolution(options):
 def test_batch_size_does_not_change_an_image(options):
     stage.sample(options)
     expected, _ = images(options)
-    stage.sample(dataclasses.replace(options, micro_batch=1))
+    stage.sample(replace(options, micro_batch=1))
     assert np.abs(images(options)[0].astype(int) - expected).max() <= 1  # fp32 sums may round a pixel the other way
 
 
 def test_guidance_and_prompt_change_the_images(options):
     stage.sample(options)
     expected, _ = images(options)
-    stage.sample(dataclasses.replace(options, guidance_scale=7.0))
+    stage.sample(replace(options, guidance_scale=7.0))
     assert (images(options)[0] != expected).any()
     assert (expected[0] != expected[3]).any()
 
@@ -104,7 +104,7 @@ def test_guidance_and_prompt_change_the_images(options):
 def test_unaudited_weights_are_refused(options, tmp_path, plan):
     save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="--weights.*audit again"):
-        stage.sample(dataclasses.replace(options, weights=tmp_path / "weights.safetensors"))
+        stage.sample(replace(options, weights=tmp_path / "weights.safetensors"))
     assert not options.archive.exists()
 
 
@@ -113,7 +113,7 @@ def test_audited_weights_of_another_selection_are_refused(options, tmp_path, pla
     digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     write_record(tmp_path / "ledger.json", ledger(plan, digest))
     (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
-    changed = dataclasses.replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv")
+    changed = replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv")
     with pytest.raises(UserError, match="of different runs"):
         stage.sample(changed)
 
@@ -126,5 +126,5 @@ def test_trained_weights_change_the_images(options, tmp_path, plan):
     digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
     write_record(tmp_path / "ledger.json", ledger(plan, digest))
     (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
-    stage.sample(dataclasses.replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv"))
+    stage.sample(replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv"))
     assert (images(options)[0] != expected).any()

@@ -6,9 +6,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpsapf.config import PrivacyConfig, SamplingConfig, load_yaml
-from dpsapf.runs import Layout, normalise
-from dpsapf.workflow import code_digest, entry_digest, flags, given, spend_records, trained_files
+from dpsapf.cli.rules import code_digest, entry_digest, flags, given, spend_records, trained_files
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.registries import load_yaml
+from dpsapf.experiment.runs import normalise
+from dpsapf.experiment.settings import PrivacyConfig, SamplingConfig
+from dpsapf.support.checked import replace
 
 ROOT = Path(__file__).parents[2]
 
@@ -46,30 +49,29 @@ def test_a_bad_config_ends_in_one_line_before_any_rule(tmp_path):
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
     result = dry_run("--configfile", str(tmp_path / "config.yaml"))
     assert result.returncode != 0
-    assert "Additional properties are not allowed ('step' was unexpected)" in result.stdout + result.stderr
+    assert "privacy.step = 3: unknown key" in result.stdout + result.stderr
     assert not (ROOT / "results" / "never-run").exists()
 
 
 def test_flags_leave_nulls_out():
     assert flags(SamplingConfig(count=10)) == "--count 10 --steps 25 --guidance-scale 7.0"
-    text = flags(PrivacyConfig(steps=1, expected_batch_size=2), only=("steps", "delta"), prefix="x_")
-    assert text == "--x-steps 1"
+    text = flags(PrivacyConfig(steps=1, expected_batch_size=2), only=("steps", "delta"), prefix="x.")
+    assert text == "--x.steps 1"
 
 
 def test_inputs_of_a_run_depend_on_its_method(run):
-    import dataclasses
 
     layout = Layout(Path("r"))
     assert spend_records(layout, run) == [f"r/cache/scores/{run.scores_id}/spend.json", f"r/runs/{run.id}/spend.json"]
-    lora = normalise(dataclasses.replace(run, method="dp-lora"))
+    lora = normalise(replace(run, method="dp-lora"))
     assert spend_records(layout, lora) == [f"r/runs/{lora.id}/spend.json"]
-    public = normalise(dataclasses.replace(run, method="no-finetune"))
+    public = normalise(replace(run, method="no-finetune"))
     assert spend_records(layout, public) == [] and trained_files(layout, public, "weights") == {}
     assert trained_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}
 
 
 def test_an_entrys_digest_ignores_other_entries(tmp_path):
-    from dpsapf.config import ProtocolEntry
+    from dpsapf.experiment.registries import ProtocolEntry
 
     data = load_yaml(ROOT / "config" / "protocols.yaml")
     file = tmp_path / "protocols.yaml"

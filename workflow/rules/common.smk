@@ -3,19 +3,12 @@
 import sys
 from pathlib import Path
 
-from dpsapf.config import DatasetEntry, ModelEntry, ProtocolEntry, parse_config
-from dpsapf.errors import UserError
-from dpsapf.methods import AXES, method
-from dpsapf.runs import Layout
-from dpsapf.workflow import (
-    code_digest,
-    entry_digest,
-    flags,
-    given,
-    score_flags,
-    spend_records,
-    trained_files,
-)
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry
+from dpsapf.experiment.settings import parse_config
+from dpsapf.support.errors import UserError
+from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.layout import Layout
+from dpsapf.cli.rules import code_digest, entry_digest, flags, given, score_flags, spend_records, trained_files
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))

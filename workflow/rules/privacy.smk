@@ -18,7 +18,7 @@ rule plan_privacy:
     params:
         run=lambda w: flags(RUNS[w.run], only=("public_model", "method", "seed", *AXES)),
         options=flags(CONFIG.privacy),
-        saliency=flags(CONFIG.saliency, prefix="saliency_"),
+        saliency=flags(CONFIG.saliency, prefix="saliency."),
         code=code_digest("privacy"),
     shell:
         "python -m dpsapf plan-privacy --dataset {input.dataset} --candidate-table {input.candidate_table}"

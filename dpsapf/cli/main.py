@@ -1,0 +1,114 @@
+"""One sub-command per rule: parse, check, call one function, write. Heavy imports wait for the call."""
+
+import importlib
+import json
+import logging
+import sys
+import typing
+from collections.abc import Callable
+from pathlib import Path
+
+from cyclopts import App, CycloptsError, Parameter
+from pydantic import ValidationError
+
+import dpsapf
+from dpsapf.cli.commands import COMMANDS, Command
+from dpsapf.experiment.stages import READS, WRITES, paths
+from dpsapf.support.checked import Checked, mistakes
+from dpsapf.support.errors import UserError, UserErrors
+from dpsapf.support.files import write_text
+from dpsapf.support.provenance import provenance
+from dpsapf.support.records import as_json
+
+LOG = logging.getLogger("dpsapf")
+Flag = typing.Annotated[bool, Parameter(negative=())]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one sub-command; return 0, or 2 after an error on standard error, a line for every mistake."""
+    words = sys.argv[1:] if arguments is None else arguments
+    try:
+        return application()(words, exit_on_error=False, print_error=False) or 0
+    except CycloptsError as error:
+        print(_prefixed(words, str(_told(words, error))), file=sys.stderr)
+    except UserError as error:
+        LOG.error("%s", _prefixed(words, str(error)))
+    return 2
+
+
+def application() -> App:
+    """Build the command line from the options' classes."""
+    shared = Parameter(consume_multiple=True, negative_iterable=())
+    app = App("dpsapf", help=dpsapf.__doc__, version=dpsapf.__version__, default_parameter=shared, result_action="return_value")
+    app.help_format = "plaintext"
+    for place, command in enumerate(COMMANDS.values()):
+        app.command(_entry(command), name=command.name, help=command.help, sort_key=place)
+    return app
+
+
+def _entry(command: Command) -> Callable[..., int]:
+    def entry(*, options: Checked, dry_run: Flag = False, log: Path | None = None, quiet: Flag = False) -> int:
+        """Run the command.
+
+        Args:
+            options: its options.
+            dry_run: say what would be read and written, then stop
+            log: also write the log to this file
+            quiet: warnings and errors only
+        """
+        _start_log(None if dry_run else log, quiet)
+        _check_inputs(options)
+        if dry_run:
+            print(_describe(command, options))
+            return 0
+        getattr(importlib.import_module(command.module), command.name.replace("-", "_"))(options)
+        _save_options(command, options)
+        return 0
+
+    entry.__annotations__["options"] = typing.Annotated[command.options, Parameter(name="*")]
+    return entry
+
+
+def _told(words: list[str], error: CycloptsError) -> UserError | CycloptsError:
+    """Return every mistake in the values, or cyclopts' line on an unknown option or command."""
+    if isinstance(error.__cause__, ValidationError):
+        return UserErrors(mistakes(COMMANDS[words[0]].options, error.__cause__, _option))
+    return error
+
+
+def _option(loc: tuple[int | str, ...]) -> str:
+    return "--" + ".".join(str(name).replace("_", "-") for name in loc if isinstance(name, str))
+
+
+def _prefixed(words: list[str], lines: str) -> str:
+    name = " ".join(["dpsapf", *(word for word in words[:1] if word in COMMANDS)])
+    return "\n".join(f"{name}: {line}" for line in lines.splitlines())
+
+
+def _check_inputs(options: Checked) -> None:
+    absent = [(name, path) for name, files in paths(options, READS).items() for path in files if not path.exists()]
+    if absent:
+        remedy = "does not exist; run the stage that writes it first"
+        raise UserErrors([UserError("--" + name.replace("_", "-"), str(path), remedy) for name, path in absent])
+
+
+def _describe(command: Command, options: Checked) -> str:
+    lines = [f"dpsapf {command.name} (dry run)"]
+    reads, writes = paths(options, READS), paths(options, WRITES)
+    lines += [f"  reads   {path}" for files in reads.values() for path in files]
+    lines += [f"  writes  {path}" for files in writes.values() for path in files]
+    return "\n".join(lines + [f"  {key} = {value}" for key, value in as_json(options).items() if key not in reads | writes])
+
+
+def _save_options(command: Command, options: Checked) -> None:
+    folder = next(iter(paths(options, WRITES).values()))[0].parent
+    record = {"command": command.name, "options": as_json(options), "provenance": provenance()}
+    write_text(folder / f"{command.name}.options.json", json.dumps(record, indent=2) + "\n")
+
+
+def _start_log(file: Path | None, quiet: bool) -> None:
+    handlers: list[logging.Handler] = [logging.StreamHandler()]
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers.append(logging.FileHandler(file, mode="w"))
+    logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", handlers=handlers, force=True)

@@ -1,0 +1,92 @@
+"""What the Snakefile asks of the package: command-line options of config sections, digests of a stage's code."""
+
+import hashlib
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import method
+from dpsapf.experiment.registries import entry
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.support.checked import Checked
+
+SHARED = ("experiment", "support")
+CODE: dict[str, tuple[str, ...]] = {
+    "datasets": ("datasets",),
+    "public_models": ("public_models", "datasets"),
+    "pretraining": ("pretraining", "evaluation", "public_models", "datasets"),
+    "privacy": ("privacy", "saliency"),
+    "saliency": ("saliency", "gradients", "public_models", "privacy"),
+    "finetune": ("finetune", "gradients", "public_models", "privacy"),
+    "sampling": ("sampling", "finetune", "public_models", "datasets"),
+    "evaluation": ("evaluation",),
+    "aggregation": ("aggregation", "saliency"),
+    "paper_figures": ("../paper_figures",),
+}
+
+
+def flags(*sections: Checked, only: tuple[str, ...] = (), prefix: str = "") -> str:
+    """Write settings as command-line options; null values are left out.
+
+    Args:
+        sections: config sections or a run.
+        only: field names to keep; all if empty.
+        prefix: put before every option's name, e.g. ``saliency.``.
+    """
+    words = []
+    for section in sections:
+        for key, value in section:
+            if value is None or (only and key not in only):
+                continue
+            name = prefix + key.replace("_", "-")
+            if isinstance(value, bool):
+                words.append(f"--{name}" if value else f"--no-{name}")
+            else:
+                words += [f"--{name}", str(value)]
+    return shlex.join(words)
+
+
+def score_flags(run: RunSpec) -> str:
+    """Write the options of the saliency release that a run uses; a release of noisy scores serves every ratio."""
+    names = ["score", "mechanism", "sigma_s", "seed"]
+    if run.mechanism not in (None, "gaussian"):
+        names += ["level", "ratio"]
+    return f"--candidates {run.released_from} {flags(run, only=tuple(names))}"
+
+
+def given(files: Mapping[str, object]) -> str:
+    """Write a rule's named inputs as options; a list becomes several values, an empty one nothing."""
+    words: list[str] = []
+    for name, value in files.items():
+        paths = [str(value)] if isinstance(value, str) else [str(path) for path in value]
+        words += ["--" + name.replace("_", "-"), *paths] if paths else []
+    return shlex.join(words)
+
+
+def code_digest(stage: str) -> str:
+    """Digest the source of a stage and of what its results depend on, so that an edit re-runs it."""
+    digest = hashlib.sha256()
+    for folder in (*CODE[stage], *SHARED):
+        for path in sorted((Path(__file__).parents[1] / folder).rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def entry_digest(file: str, name: str, cls: type[Checked]) -> str:
+    """Digest one entry of a registry, so that adding or changing another entry re-runs nothing."""
+    return hashlib.sha256(entry(file, name, cls).model_dump_json().encode()).hexdigest()[:16]
+
+
+def spend_records(layout: Layout, run: RunSpec) -> list[str]:
+    """List the spend records that a run's audit needs, one per release."""
+    row = method(run.method)
+    scores = [layout.scores(run.scores_id, "spend.json")] if row.selects else []
+    return scores + ([layout.run(run.id, "spend.json")] if row.trains else [])
+
+
+def trained_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
+    """Map input names to files that only a run that trains has: ``selection``, ``weights`` and so on."""
+    files = {"selection": "selection.csv", "weights": "weights.safetensors"}
+    files |= {"spend": "spend.json", "training_log": "training_log.csv"}
+    return {name: layout.run(run.id, files[name]) for name in names} if method(run.method).trains else {}

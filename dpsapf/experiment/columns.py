@@ -1,0 +1,31 @@
+"""Names of columns and array members that one stage leaves for another, each with its meaning.
+
+Image archives are ``.npz`` files without pickles: ``images`` uint8 [N, H, W, 3] and ``labels`` int64 [N].
+"""
+
+SPLITS = ("train", "validation", "test")
+
+# selection.csv and candidates.csv, one row per candidate matrix
+MATRIX = "matrix"  # dotted module name in the UNet
+LAYER = "layer"  # dotted name of the module that holds it, e.g. an attention module
+BLOCK = "block"  # e.g. down_blocks.0
+PROJECTION = "projection"  # to_q, to_k, to_v or to_out.0; the module's own name if it is no attention projection
+CANDIDATES = "candidates"  # smallest candidate set that has it: attention, attention+ffn or all-params
+PARAMETERS = "parameters"  # entries of the matrix
+LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix; a convolution's columns are inputs x kernel
+SCORE = "noisy_score"  # released score; empty if nothing was released
+SELECTED = "selected"  # True if the run trains on it
+
+# runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:
+CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>
+SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
+
+# summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
+SPREAD_METRICS = ("accuracy", "fid", "kid", "precision", "recall")
+SEEDS = "n"  # runs in the group
+MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1
+
+# saliency_agreement.csv: one row per score, noise, ratio and draw of the noise; computed outside the guarantee
+RANK_CORRELATION = "rank_correlation"  # Spearman's, of the noisy with the noiseless order
+OVERLAP = "overlap"  # share of the noiseless top k that is in the noisy top k
+AGREEMENT_COLUMNS = ("dataset", "public_model", "score", "sigma_s", "ratio", "seed", RANK_CORRELATION, OVERLAP)

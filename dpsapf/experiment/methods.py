@@ -1,0 +1,92 @@
+"""The methods under comparison, as data: what chooses the matrices, what is trained, under which guarantee."""
+
+import typing
+from dataclasses import dataclass
+
+from pydantic import Field
+
+from dpsapf.support.errors import UserError, one_of
+
+MethodName = typing.Literal[
+    "dp-sapf", "dp-lora", "dp-full", "dp-ldm", "random", "noisy", "no-lora", "all-params", "no-dp", "no-finetune"
+]
+Level = typing.Literal["matrix", "layer", "block"]
+Candidates = typing.Literal["attention", "attention+ffn", "all-params"]
+Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora"]
+ScoreName = typing.Literal["energy", "norm", "vote", "share"]
+MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
+NoiseMode = typing.Literal["seed", "system"]
+Ratio = typing.Annotated[float, Field(gt=0, le=1)]
+Positive = typing.Annotated[float, Field(gt=0)]
+Seed = typing.Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the paper's method table.
+
+    Attributes:
+        selection: ``saliency`` (released scores choose), ``random`` (a data-free draw of as many) or ``all``.
+        trained: an ``adapter`` on the chosen matrices, the chosen ``weights`` themselves, every parameter of the
+            ``attention`` modules, every parameter of the ``unet``, or ``nothing``.
+        private: False for the one method without noise and clipping, whose epsilon is infinite.
+        candidates: the only candidate set of the method; None if the run says which.
+        randomises_rest: True if the candidates that were not chosen are replaced by random values.
+    """
+
+    selection: typing.Literal["saliency", "random", "all"]
+    trained: typing.Literal["adapter", "weights", "attention", "unet", "nothing"]
+    private: bool = True
+    candidates: Candidates | None = None
+    randomises_rest: bool = False
+
+    @property
+    def selects(self) -> bool:
+        """True if saliency scores of the private images choose the matrices."""
+        return self.selection == "saliency"
+
+    @property
+    def trains(self) -> bool:
+        """True if anything is trained at all."""
+        return self.trained != "nothing"
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Axes of a run that change this method's result, besides dataset, public model and seed."""
+        axes = {
+            "level": self.selection != "all",
+            "ratio": self.selection != "all",
+            "score": self.selects,
+            "mechanism": self.selects and self.private,
+            "sigma_s": self.selects and self.private,
+            "candidates": self.trained in ("adapter", "weights") and self.candidates is None,
+            "adapter": self.trained == "adapter",
+            "epsilon": self.trains and self.private,
+        }
+        return frozenset(axis for axis, used in axes.items() if used)
+
+
+METHODS: dict[str, Method] = {
+    "dp-sapf": Method(selection="saliency", trained="adapter"),
+    "dp-lora": Method(selection="all", trained="adapter"),
+    "dp-full": Method(selection="all", trained="unet"),
+    "dp-ldm": Method(selection="all", trained="attention"),
+    "random": Method(selection="random", trained="adapter"),
+    "noisy": Method(selection="saliency", trained="adapter", randomises_rest=True),
+    "no-lora": Method(selection="saliency", trained="weights"),
+    "all-params": Method(selection="saliency", trained="weights", candidates="all-params"),
+    "no-dp": Method(selection="saliency", trained="adapter", private=False),
+    "no-finetune": Method(selection="all", trained="nothing"),
+}
+AXES = frozenset().union(*(row.uses for row in METHODS.values()))
+
+
+def method(name: str) -> Method:
+    """Look a method up.
+
+    Raises:
+        UserError: the name is not registered; names the known ones.
+    """
+    if name not in METHODS:
+        raise UserError("method", name, one_of(name, METHODS))
+    return METHODS[name]

@@ -1,0 +1,180 @@
+"""Every JSON record that one stage leaves for another; `dpsapf.support.records` writes and reads them."""
+
+import typing
+
+from pydantic import Field
+
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.support.checked import Checked
+
+
+class DatasetRecord(Checked):
+    """What prepare-dataset made: dataset.json beside dataset.npz."""
+
+    name: str
+    loader: str
+    source: str
+    licence: str
+    procedural: bool
+    classes: tuple[str, ...]
+    prompts: tuple[str, ...]
+    resolution: int
+    channels: int
+    train: int
+    validation: int
+    test: int
+    train_per_class: tuple[int, ...]
+    sha256: str  # of dataset.npz
+    provenance: dict
+
+
+class ModelRecord(Checked):
+    """What prepare-public-model resolved: model.json."""
+
+    name: str
+    path: str  # folder in diffusers layout
+    vae_path: str
+    resolution: int
+    licence: str
+    sha256: str | None
+    unet_parameters: int
+    candidates: int
+    provenance: dict
+
+
+class Release(Checked):
+    """One release of private information, under adding or removing one image.
+
+    ``gaussian``: each step adds N(0, (noise_multiplier x sensitivity)^2) to a sum over a Poisson sample, in which one
+    image's contribution has an L2 norm of at most ``sensitivity``; steps compose numerically.
+    ``exponential``, ``ptr``: the whole release is (epsilon, delta)-DP; what amplification by sampling would save is
+    not claimed. ``none``: exact, without any guarantee.
+    """
+
+    name: typing.Literal["saliency", "dp-sgd"]
+    mechanism: typing.Literal["gaussian", "exponential", "ptr", "none"] = "gaussian"
+    noise_multiplier: float | None = Field(None, description="gaussian: noise standard deviation over sensitivity", gt=0)
+    sensitivity: float | None = Field(description="bound on one image's contribution; null: unbounded", gt=0)
+    sampling_rate: float = Field(description="Poisson rate", gt=0, le=1)
+    steps: int = Field(description="releases made", ge=1)
+    epsilon: float | None = Field(None, description="exponential, ptr: epsilon of the whole release", gt=0)
+    delta: float | None = Field(None, description="exponential, ptr: delta of the whole release", gt=0, le=1)
+
+
+class Plan(Checked):
+    """plan.json: everything that a run will release, before any of it is computed."""
+
+    run: RunSpec
+    images: int  # N, training images; treated as public
+    target_epsilon: float | None  # null: without a guarantee (epsilon infinite), or nothing is trained
+    delta: float
+    relation: str
+    unit: str
+    public: tuple[str, ...]  # what is treated as public
+    clipping: str
+    clipping_norm: float
+    noise: str  # seed: reproducible; system: drawn from the operating system, no seed exists
+    releases: tuple[Release, ...]
+    planned_epsilon: dict[str, float]  # accountant -> epsilon
+    selection_epsilon: float | None  # PLD epsilon of the saliency release alone
+    dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection
+    dataset_sha256: str
+    provenance: dict
+
+
+class Spend(Checked):
+    """What a stage did release: scores/.../spend.json or runs/.../spend.json."""
+
+    release: Release
+    images: int
+    dataset_sha256: str
+    realised_batches: tuple[int, ...]  # images drawn at each step: private, never published with the weights
+    digest: str  # SHA-256 of the released file
+    trainable_parameters: int  # 0 for the saliency release
+    seconds: float
+    peak_memory_mb: float
+    provenance: dict
+
+
+class Ledger(Checked):
+    """ledger.json: the audit's verdict; exists only if the spend is within the target."""
+
+    run: RunSpec
+    target_epsilon: float | None
+    delta: float
+    relation: str
+    unit: str
+    noise: str
+    releases: tuple[Release, ...]
+    spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
+    weights_digest: str | None
+    provenance: dict
+
+
+class Timing(Checked):
+    """timing.json: what sampling cost."""
+
+    seconds: float
+    peak_memory_mb: float
+
+
+class Fidelity(Checked):
+    """fidelity.json. Computed on private training images, outside the guarantee."""
+
+    protocol: str
+    fid: float
+    kid: float
+    precision: float
+    recall: float
+    synthetic_images: int
+    real_images: int
+    outside_the_guarantee: bool
+    provenance: dict
+
+
+class Utility(Checked):
+    """utility.json. Tested on private test images, outside the guarantee."""
+
+    protocol: str
+    trained_on: typing.Literal["synthetic", "real"]
+    accuracy: float  # mean over classifiers, in [0, 1]
+    per_classifier: dict[str, float]
+    train_images: int
+    test_images: int
+    outside_the_guarantee: bool
+    provenance: dict
+
+
+class Metrics(Checked):
+    """metrics.json: one run, complete."""
+
+    run_id: str
+    run: RunSpec
+    protocol: str
+    accuracy: float
+    per_classifier: dict[str, float]
+    fid: float
+    kid: float
+    precision: float
+    recall: float
+    ceiling_accuracy: float  # the same classifiers trained on real images
+    target_epsilon: float | None
+    delta: float | None
+    spent_epsilon: dict[str, float]
+    selection_epsilon: float | None  # PLD epsilon of the saliency release alone
+    noise_multiplier: float | None
+    noise_multiplier_without_selection: float | None  # what DP-SGD alone would have needed
+    trainable_parameters: int
+    selected_matrices: int
+    finetune_seconds: float | None
+    sample_seconds: float
+    peak_memory_mb: float
+    outside_the_guarantee: tuple[str, ...] = (
+        "accuracy",
+        "per_classifier",
+        "fid",
+        "kid",
+        "precision",
+        "recall",
+        "ceiling_accuracy",
+    )

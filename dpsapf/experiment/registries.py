@@ -1,0 +1,105 @@
+"""The registries: sensitive datasets, public models, evaluation protocols, by name."""
+
+import typing
+from pathlib import Path
+
+import yaml
+from pydantic import Field
+
+from dpsapf.support.checked import Checked, parse
+from dpsapf.support.errors import UserError, UserErrors, one_of
+
+
+class DatasetEntry(Checked):
+    """One sensitive dataset of config/datasets.yaml."""
+
+    loader: str = Field(description="a loader of dpsapf.datasets.loaders")
+    source: str = Field(description="where the images come from; a path for loader image-folder")
+    licence: str = Field(description="licence of the images")
+    classes: tuple[str, ...] = Field(description="class names, in label order")
+    prompts: tuple[str, ...] = Field(description="one prompt per class, treated as public")
+    resolution: int = Field(description="side of the square images [pixels]", ge=8)
+    channels: typing.Literal[1, 3] = Field(description="1: grey, 3: RGB")
+    validation: int = Field(description="images held out for validation; 0 if the source has its own split [images]", ge=0)
+    test: int = Field(description="images held out for test; 0 if the source has its own split [images]", ge=0)
+    split_seed: int = Field(0, description="seed of the split", ge=0)
+    sha256: str | None = Field(None, description="digest of the source (file, or folder contents); null: not checked")
+    procedural: bool = Field(False, description="True if the images are generated, not recorded")
+
+
+class ModelEntry(Checked):
+    """One public model of config/public_models.yaml."""
+
+    path: str | None = Field(None, description="folder in diffusers layout; `package:NAME` for one that ships with dpsapf")
+    hub_id: str | None = Field(None, description="repository on the Hugging Face hub, if there is no path")
+    revision: str | None = Field(None, description="pinned commit of the hub repository")
+    vae: str | None = Field(None, description="folder or hub repository of a VAE that replaces the model's own")
+    vae_revision: str | None = Field(None, description="pinned commit of the VAE's hub repository")
+    resolution: int = Field(description="side of the images that the model is given [pixels]", ge=8)
+    licence: str = Field(description="licence of the weights")
+    sha256: str | None = Field(None, description="digest of the folder; null: not checked")
+
+
+class ProtocolEntry(Checked):
+    """One evaluation protocol of config/protocols.yaml: records that differ in it are never mixed."""
+
+    feature_network: str = Field(description="`package:NAME` or `clean-fid:inception`")
+    feature_sha256: str | None = Field(None, description="digest of a packaged feature network's weights; null: not checked")
+    feature_resolution: int = Field(description="side of the images that the feature network is given [pixels]", ge=8)
+    resize: typing.Literal["lanczos", "bicubic"] = Field(
+        description="filter for images that have another size than feature_resolution"
+    )
+    neighbours: int = Field(5, description="k of precision and recall", ge=1)
+    kid_subsets: int = Field(50, description="subsets of the KID estimate", ge=1)
+    kid_subset_size: int = Field(200, description="images per KID subset [images]", ge=2)
+    classifiers: tuple[str, ...] = Field(description="utility classifiers, names of dpsapf.evaluation.classifiers")
+    classifier_steps: int = Field(description="steps of each classifier, whatever the number of images [steps]", ge=1)
+    classifier_batch: int = Field(64, description="batch of each classifier [images]", ge=1)
+    classifier_learning_rate: float = Field(2e-3, description="peak learning rate of each classifier", gt=0)
+    synthetic_validation: float = Field(0.1, description="share of the training images that selects the best state", gt=0, le=0.5)
+
+
+def load_yaml(path: str | Path) -> dict:
+    """Parse a YAML mapping.
+
+    Raises:
+        UserError: the file is missing, is not YAML, or is not a mapping.
+    """
+    try:
+        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError("config file", str(path), "does not exist") from error
+    except yaml.YAMLError as error:
+        raise UserError(str(path), "not YAML", str(error).replace("\n", " ")) from error
+    if not isinstance(data, dict):
+        raise UserError(str(path), data, "must be a mapping of keys to values")
+    return data
+
+
+def load_registry(path: str | Path, cls: type[Checked]) -> dict[str, typing.Any]:
+    """Read a registry: a mapping of names to entries of ``cls``, each checked.
+
+    Raises:
+        UserErrors: a line for every mistake of every entry.
+    """
+    entries, errors = {}, []
+    for name, data in load_yaml(path).items():
+        try:
+            entries[name] = parse(cls, data, f"{path}: {name}")
+        except UserErrors as error:
+            errors += error.errors
+    if errors:
+        raise UserErrors(errors)
+    return entries
+
+
+def entry(path: str | Path, name: str, cls: type[Checked]) -> typing.Any:  # noqa: ANN401
+    """Return one entry of a registry file.
+
+    Raises:
+        UserError: the registry has no such name.
+    """
+    registry = load_registry(path, cls)
+    if name not in registry:
+        raise UserError(f"entry of {path}", name, one_of(name, registry))
+    return registry[name]

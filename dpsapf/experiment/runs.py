@@ -1,0 +1,114 @@
+"""Studies expand to runs; a run has a readable, stable id. The only place that knows ids."""
+
+import itertools
+import typing
+
+from pydantic import Field
+
+from dpsapf.experiment.methods import (
+    AXES,
+    Adapter,
+    Candidates,
+    Level,
+    MechanismName,
+    MethodName,
+    Positive,
+    Ratio,
+    ScoreName,
+    Seed,
+    method,
+)
+from dpsapf.support.checked import Checked, replace
+
+Value = typing.TypeVar("Value")
+Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
+class _OnDataset(Checked):
+    dataset: str = Field(description="sensitive dataset, a key of config/datasets.yaml")
+
+
+class Treatment(Checked):
+    """What is done to a dataset. Axes that the method ignores are null."""
+
+    public_model: str = Field(description="public diffusion model, a key of config/public_models.yaml")
+    method: MethodName = Field(description="what is selected and trained")
+    level: Level | None = Field(None, description="what is ranked: matrices, attention modules or blocks")
+    ratio: Ratio | None = Field(None, description="fraction of the ranked units that is kept")
+    score: ScoreName | None = Field(None, description="what an image contributes to the saliency scores")
+    mechanism: MechanismName | None = Field(None, description="how the scores, or what they select, are released")
+    sigma_s: Positive | None = Field(None, description="noise multiplier of the saliency release, or that of equal zCDP cost")
+    candidates: Candidates | None = Field(None, description="matrices to choose from")
+    adapter: Adapter | None = Field(None, description="adapter that is trained on the chosen matrices")
+    epsilon: Positive | None = Field(None, description="target epsilon; null if nothing is trained, or without a guarantee")
+    seed: Seed = Field(0, description="seed of everything random in the run")
+
+
+class RunSpec(Treatment, _OnDataset):
+    """One run: what differs between the rows of a table."""
+
+    @property
+    def id(self) -> str:
+        """Readable, stable name, e.g. ``mnist5k--public-mini--dp-sapf-matrix-r30-share-s10--eps10--seed0``."""
+        ranked = [self.level, self.ratio and f"r{number(100 * self.ratio)}"]
+        changed = [self.candidates != "attention" and self.candidates, self.adapter != "lora" and self.adapter]
+        name = "-".join(filter(None, [self.method, *ranked, *self._scored, *changed]))
+        epsilon = [f"eps{number(self.epsilon)}"] if self.epsilon is not None else []
+        return "--".join([self.dataset, self.public_model, name, *epsilon, f"seed{self.seed}"])
+
+    @property
+    def scores_id(self) -> str:
+        """Name of the saliency release that the run uses; a ratio or epsilon sweep shares noisy scores."""
+        parts = [self.released_from, *self._scored]
+        if self.mechanism not in (None, "gaussian"):
+            parts += [self.level, f"r{number(100 * self.ratio)}"]
+        return "--".join([self.dataset, self.public_model, "-".join(filter(None, parts)), f"seed{self.seed}"])
+
+    @property
+    def released_from(self) -> Candidates:
+        """Candidate set that scores are computed over."""
+        return self.candidates or method(self.method).candidates or "attention"
+
+    @property
+    def _scored(self) -> list[str | None]:
+        noise = f"s{number(self.sigma_s)}" if self.sigma_s is not None else None
+        mechanism = self.mechanism if self.mechanism != "gaussian" else None
+        return [self.score, mechanism, noise]
+
+
+def number(value: float) -> str:
+    """Write a number for a file name: ``10.0`` as ``10``, ``0.5`` as ``0.5``; 12 significant digits."""
+    return f"{value:.12g}"
+
+
+class Study(Checked):
+    """Axes whose product is a set of runs; a method ignores the axes that cannot change its result."""
+
+    dataset: Axis[str] = Field(description="sensitive datasets")
+    public_model: Axis[str] = Field(("public-mini",), description="public models")
+    method: Axis[MethodName] = Field(description="methods")
+    level: Axis[Level] = Field(("matrix",), description="selection levels")
+    ratio: Axis[Ratio] = Field((0.3,), description="selection ratios in (0, 1]")
+    score: Axis[ScoreName] = Field(("energy",), description="saliency scores")
+    mechanism: Axis[MechanismName] = Field(("gaussian",), description="mechanisms of the saliency release")
+    sigma_s: Axis[Positive] = Field((5.0,), description="noise multipliers of the saliency release")
+    candidates: Axis[Candidates] = Field(("attention",), description="candidate sets")
+    adapter: Axis[Adapter] = Field(("lora",), description="adapters")
+    epsilon: Axis[Positive] = Field((10.0,), description="target epsilons")
+    seed: Axis[Seed] = Field((0,), description="seeds")
+
+
+def normalise(spec: RunSpec) -> RunSpec:
+    """Set the axes that the run's method ignores to null, so that equal runs have equal ids."""
+    return replace(spec, **dict.fromkeys(AXES - method(spec.method).uses))
+
+
+def expand(studies: dict[str, Study]) -> list[RunSpec]:
+    """Expand studies to their runs: ordered as written, each run once however many studies share it."""
+    runs: dict[str, RunSpec] = {}
+    for study in studies.values():
+        axes = dict(study)
+        for values in itertools.product(*axes.values()):
+            spec = normalise(RunSpec(**dict(zip(axes, values, strict=True))))
+            runs[spec.id] = spec
+    return list(runs.values())

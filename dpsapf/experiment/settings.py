@@ -1,0 +1,157 @@
+"""Every setting of a config file: one class per section, each key's type, range, unit and meaning declared once.
+
+Privacy settings (they change the guarantee) stand in `PrivacyConfig` and `SaliencyConfig`;
+`ComputeConfig` holds what changes only speed and memory.
+"""
+
+import functools
+import typing
+
+from pydantic import Field
+
+from dpsapf.experiment.methods import NoiseMode
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
+from dpsapf.experiment.runs import RunSpec, Study, expand
+from dpsapf.support.checked import Checked, parse
+from dpsapf.support.errors import UserError, UserErrors, one_of
+
+
+class PrivacyConfig(Checked):
+    """DP-SGD's and the plan's settings that enter the accounting."""
+
+    steps: int = Field(description="DP-SGD steps [steps]", ge=1)
+    expected_batch_size: int = Field(description="expected Poisson batch; the rate is this over N, at most 1 [images]", ge=1)
+    clipping: typing.Literal["flat", "automatic"] = Field(
+        "automatic", description="flat: g min(1, C/||g||); automatic: C g/(||g|| + 0.01)"
+    )
+    clipping_norm: float = Field(1.0, description="C, the bound on one image's contribution to a step", gt=0)
+    delta: float | None = Field(None, description="target delta; null: 1/(N ln N)", gt=0, le=0.1)
+    noise: NoiseMode = Field(
+        "seed", description="seed: reproducible, for research; system: from the operating system's generator, for a release"
+    )
+
+
+class SaliencyConfig(Checked):
+    """The noisy saliency release."""
+
+    clipping_norm: float = Field(
+        1.0, description="C_s, bound on one image's gradient over all candidates; scores energy, norm", gt=0
+    )
+    votes: int = Field(16, description="matrices that an image votes for; score vote [matrices]", ge=1)
+    expected_batch_size: int = Field(
+        50000, description="B_s, expected Poisson batch; the rate is this over N, at most 1 [images]", ge=1
+    )
+
+
+class FinetuneConfig(Checked):
+    """DP-SGD's settings that do not enter the accounting."""
+
+    learning_rate_lora: float = Field(description="AdamW learning rate for LoRA", gt=0)
+    learning_rate_full: float = Field(description="AdamW learning rate when weights themselves are trained", gt=0)
+    optimizer: typing.Literal["adamw", "adamw-8bit"] = Field(
+        "adamw", description="AdamW; with 8-bit moments for tensors of 4,096 numbers or more (needs bitsandbytes)"
+    )
+    learning_rate_schedule: typing.Literal["constant", "linear", "cosine"] = Field(
+        "constant", description="constant, or falling from the peak to 0 over the steps"
+    )
+    precision: typing.Literal["fp32", "bf16"] = Field(
+        "fp32", description="of the forward pass; trained parameters, clipping, sums and noise are fp32"
+    )
+    gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
+    lora_rank: int = Field(4, description="LoRA rank", ge=1)
+    lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
+    noise_multiplicity: int = Field(1, description="(timestep, noise) pairs averaged per image before clipping", ge=1)
+    ema_decay: float = Field(0.0, description="decay of the weight average that is released; 0: none", ge=0, le=0.9999)
+    checkpoint_every: int = Field(50, description="steps between checkpoints [steps]", ge=1)
+
+
+class SamplingConfig(Checked):
+    """How synthetic images are drawn."""
+
+    count: int = Field(description="synthetic images, balanced over classes [images]", ge=2)
+    steps: int = Field(25, description="sampler steps [steps]", ge=1)
+    guidance_scale: float = Field(7.0, description="classifier-free guidance; 1: none", ge=1)
+
+
+class EvaluationConfig(Checked):
+    """How synthetic images are judged."""
+
+    protocol: str = Field(description="a key of config/protocols.yaml")
+
+
+class ComputeConfig(Checked):
+    """Speed and memory only: no setting here may change a result beyond rounding."""
+
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
+    micro_batch: int = Field(64, description="images per forward pass; memory grows with it [images]", ge=1)
+    threads: int = Field(1, description="CPU threads of a torch process [threads]", ge=1)
+
+
+class ResourcesConfig(Checked):
+    """What a rule with a torch process asks Snakemake, and so a cluster, for."""
+
+    gpus: int = Field(0, description="GPUs", ge=0)
+    memory_mb: int = Field(4000, description="memory [MB]", ge=1)
+    runtime_min: int = Field(60, description="run time [minutes]", ge=1)
+
+
+class Config(Checked):
+    """A whole experiment: config/*.yaml."""
+
+    name: str = Field(description="results go to results/<name>", pattern=r"^[A-Za-z0-9][\w.-]*$")
+    studies: dict[str, Study] = Field(description="named axes; their products are the runs")
+    privacy: PrivacyConfig = Field(description="DP-SGD and the target")
+    saliency: SaliencyConfig = Field(description="the saliency release")
+    finetune: FinetuneConfig = Field(description="training settings outside the accounting")
+    sampling: SamplingConfig = Field(description="sampling")
+    evaluation: EvaluationConfig = Field(description="evaluation")
+    compute: ComputeConfig = Field(description="speed and memory")
+    resources: ResourcesConfig = Field(description="what torch processes ask a cluster for")
+    datasets_file: str = Field("config/datasets.yaml", description="registry of sensitive datasets")
+    public_models_file: str = Field("config/public_models.yaml", description="registry of public models")
+    protocols_file: str = Field("config/protocols.yaml", description="registry of evaluation protocols")
+
+    @functools.cached_property
+    def runs(self) -> list[RunSpec]:
+        """The runs of all studies, each once."""
+        return expand(self.studies)
+
+
+def parse_config(data: dict, where: str = "config") -> Config:
+    """Check a parsed config against its closed model and its registries, and expand its runs.
+
+    Raises:
+        UserErrors: a line for every unknown or missing key, value out of range, and name that no registry has.
+    """
+    errors: list[UserError] = []
+    try:
+        config = parse(Config, data, where)
+    except UserErrors as error:
+        errors += error.errors
+    errors += [UserError(f"{where}: {key}", name, one_of(name, known)) for key, name, known in _names(data) if name not in known]
+    if errors:
+        raise UserErrors(errors)
+    if not config.runs:
+        raise UserError(f"{where}: studies", {}, "no runs: name at least one study with a dataset and a method")
+    return config
+
+
+def _names(data: dict) -> typing.Iterator[tuple[str, object, list[str]]]:
+    """List the names in a config that a registry must have, with their keys and that registry's names."""
+    datasets, models, protocols = (_registry(data, field, cls) for field, cls in REGISTRIES.items())
+    studies = data.get("studies")
+    for study, axes in studies.items() if isinstance(studies, dict) else ():
+        for axis, known in (("dataset", datasets), ("public_model", models)):
+            values = axes.get(axis) if isinstance(axes, dict) else None
+            for index, name in enumerate(values if isinstance(values, list) else ()):
+                yield f"studies.{study}.{axis}.{index}", name, known
+    evaluation = data.get("evaluation")
+    if isinstance(evaluation, dict) and "protocol" in evaluation:
+        yield "evaluation.protocol", evaluation["protocol"], protocols
+
+
+def _registry(data: dict, field: str, cls: type[Checked]) -> list[str]:
+    return list(load_registry(data.get(field, Config.model_fields[field].default), cls))
+
+
+REGISTRIES = {"datasets_file": DatasetEntry, "public_models_file": ModelEntry, "protocols_file": ProtocolEntry}

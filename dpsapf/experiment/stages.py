@@ -1,0 +1,255 @@
+"""The options of every stage, without a heavy import: what it reads, what sets it, what it writes."""
+
+import typing
+from pathlib import Path
+
+from pydantic import Field
+
+from dpsapf.experiment.methods import (
+    Candidates,
+    Level,
+    MechanismName,
+    NoiseMode,
+    Positive,
+    Ratio,
+    ScoreName,
+    Seed,
+)
+from dpsapf.experiment.runs import Treatment
+from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig
+from dpsapf.support.checked import Checked
+
+READS, WRITES = {"role": "reads"}, {"role": "writes"}
+
+
+def source(help: str, default: object = ...) -> typing.Any:  # noqa: ANN401 - a field takes the type of its annotation
+    """Declare a file or folder that a stage reads; it must exist when given."""
+    return Field(default, description=help, json_schema_extra=READS)
+
+
+def target(help: str, default: object = ...) -> typing.Any:  # noqa: ANN401
+    """Declare a file or folder that a stage writes."""
+    return Field(default, description=help, json_schema_extra=WRITES)
+
+
+def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:
+    """Map the fields of a stage's options that it reads (`READS`) or writes (`WRITES`) to their paths; given ones only."""
+    named = {
+        name: getattr(options, name) for name, field in type(options).model_fields.items() if field.json_schema_extra == role
+    }
+    return {name: list(value) if isinstance(value, tuple) else [value] for name, value in named.items() if value is not None}
+
+
+class PrepareDataset(Checked):
+    """Load, check and split a sensitive dataset."""
+
+    name: str = Field(description="key of the dataset in the registry")
+    registry: Path = source("registry of datasets", Path("config/datasets.yaml"))
+    archive: Path = target("images, labels and splits (.npz)")
+    record: Path = target("dataset.json")
+    preview: Path = target("contact sheet of training images (.png)")
+
+
+class PreparePublicModel(Checked):
+    """Resolve a public model, list its candidate matrices."""
+
+    name: str = Field(description="key of the model in the registry")
+    registry: Path = source("registry of public models", Path("config/public_models.yaml"))
+    record: Path = target("model.json")
+    candidates: Path = target("candidate matrices (.csv)")
+
+
+class PretrainPublicModel(Checked):
+    """Train public-mini on public images."""
+
+    out: Path = target("folder of the public model, in diffusers layout; must not exist")
+    feature_network: Path = target("weights of the demo protocol's feature network (.safetensors)")
+    images: int = Field(150000, description="public images drawn [images]", ge=64)
+    autoencoder_steps: int = Field(5000, description="steps of the VAE [steps]", ge=1)
+    unet_steps: int = Field(20000, description="steps of UNet and text encoder [steps]", ge=1)
+    feature_steps: int = Field(2500, description="steps of the feature network [steps]", ge=1)
+    minutes: float | None = Field(
+        None, description="end UNet and text encoder after this time, if steps are left [minutes]", gt=0
+    )
+    batch: int = Field(512, description="images per step [images]", ge=2)
+    learning_rate: float = Field(1e-3, description="peak AdamW learning rate", gt=0)
+    seed: Seed = Field(0, description="seed")
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where to train")
+    threads: int = Field(2, description="CPU threads and drawing processes [threads]", ge=1)
+
+
+class EncodeDataset(ComputeConfig):
+    """VAE latents and prompt embeddings, once per dataset and model."""
+
+    archive: Path = source("dataset.npz")
+    dataset: Path = source("dataset.json")
+    model: Path = source("model.json")
+    out: Path = target("latents and prompt embeddings (.safetensors)")
+
+
+class PlanPrivacy(Treatment, PrivacyConfig):
+    """Plan every release of a run and calibrate its noise."""
+
+    dataset: Path = source("dataset.json")
+    candidate_table: Path = source("candidates.csv")
+    saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
+    out: Path = target("plan.json")
+
+
+class ScoreSaliency(SaliencyConfig, ComputeConfig):
+    """Release noisy saliency scores of the candidate matrices."""
+
+    dataset: Path = source("dataset.json")
+    model: Path = source("model.json")
+    candidate_table: Path = source("candidates.csv")
+    latents: Path = source("latents.safetensors")
+    candidates: Candidates = Field("attention", description="matrices that are scored")
+    score: ScoreName = Field("energy", description="what an image contributes")
+    mechanism: MechanismName | None = Field(
+        None, description="how the scores are released; omitted: exactly, without a guarantee"
+    )
+    sigma_s: Positive | None = Field(None, description="noise multiplier, or that of equal zCDP cost; given with a mechanism")
+    level: Level | None = Field(None, description="what is ranked; for exponential and ptr")
+    ratio: Ratio | None = Field(None, description="fraction that is kept; for exponential and ptr")
+    delta: float | None = Field(None, description="target delta of the run; omitted: 1/(N ln N)", gt=0, le=0.1)
+    noise: NoiseMode = Field("seed", description="where privacy noise is drawn from")
+    seed: Seed = Field(0, description="seed of timesteps, noise and release")
+    scores: Path = target("noisy scores (.csv)")
+    spend: Path = target("spend.json")
+
+
+class CompareScores(SaliencyConfig, ComputeConfig):
+    """How far noise changes each score's order (outside the guarantee)."""
+
+    dataset: Path = source("dataset.json")
+    model: Path = source("model.json")
+    candidate_table: Path = source("candidates.csv")
+    latents: Path = source("latents.safetensors")
+    candidates: Candidates = Field("attention", description="matrices that are scored")
+    score: tuple[ScoreName, ...] = Field(("energy", "norm", "vote", "share"), description="scores to compare")
+    sigma_s: tuple[Positive, ...] = Field((1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0), description="noise multipliers")
+    ratio: float = Field(0.3, description="fraction of matrices whose selection is compared", gt=0, le=1)
+    draws: int = Field(20, description="draws of the noise", ge=1)
+    seed: Seed = Field(0, description="seed of timesteps and noise")
+    out: Path = target("saliency_agreement.csv")
+
+
+class SelectMatrices(Checked):
+    """Select matrices from released scores (post-processing)."""
+
+    plan: Path = source("plan.json")
+    candidate_table: Path = source("candidates.csv")
+    scores: Path | None = source("noisy scores, for methods that select", None)
+    out: Path = target("selection.csv")
+
+
+class Finetune(FinetuneConfig, ComputeConfig):
+    """Fine-tune with DP-SGD; resumes from its checkpoint."""
+
+    plan: Path = source("plan.json")
+    model: Path = source("model.json")
+    selection: Path = source("selection.csv")
+    latents: Path = source("latents.safetensors")
+    weights: Path = target("trained parameters (.safetensors)")
+    training_log: Path = target("per-step log (.csv)")
+    spend: Path = target("spend.json")
+
+
+class AuditPrivacy(Checked):
+    """Compose what was released; fail if it exceeds the plan."""
+
+    plan: Path = source("plan.json")
+    spends: tuple[Path, ...] = source("spend records of the run", ())
+    out: Path = target("ledger.json")
+
+
+class Sample(SamplingConfig, ComputeConfig):
+    """Draw synthetic images from an audited run."""
+
+    ledger: Path = source("ledger.json; without a passed audit nothing is sampled")
+    dataset: Path = source("dataset.json")
+    model: Path = source("model.json")
+    latents: Path = source("latents.safetensors, for its prompt embeddings only")
+    selection: Path | None = source("selection.csv, for methods that train", None)
+    weights: Path | None = source("trained parameters, for methods that train", None)
+    archive: Path = target("synthetic images and labels (.npz)")
+    lora_rank: int = Field(4, description="LoRA rank of the weights", ge=1)
+    lora_alpha: float = Field(4.0, description="LoRA alpha of the weights", gt=0)
+    contact_sheet: Path = target("contact sheet (.png)")
+    timing: Path = target("seconds and peak memory (.json)")
+
+
+class ReferenceFeatures(Checked):
+    """Features of real images; classifiers trained on real images."""
+
+    archive: Path = source("dataset.npz")
+    dataset: Path = source("dataset.json")
+    protocol: str = Field(description="key of the protocol in the registry")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    seed: Seed = Field(0, description="seed of the classifiers")
+    threads: int = Field(1, description="CPU threads [threads]", ge=1)
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
+    features: Path = target("features of the real training images (.npz)")
+    ceiling: Path = target("utility of classifiers trained on real images (.json)")
+
+
+class Evaluate(Checked):
+    """Fidelity and utility of synthetic images (outside the guarantee)."""
+
+    what: tuple[typing.Literal["fidelity", "utility"], ...] = Field(("fidelity", "utility"), description="what to compute")
+    synthetic: Path = source("synthetic images (.npz)")
+    archive: Path = source("dataset.npz")
+    dataset: Path = source("dataset.json")
+    features: Path = source("features of the real training images (.npz)")
+    protocol: str = Field(description="key of the protocol in the registry")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    seed: Seed = Field(0, description="seed of the classifiers")
+    threads: int = Field(1, description="CPU threads [threads]", ge=1)
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
+    fidelity: Path | None = target("fidelity.json", None)
+    utility: Path | None = target("utility.json", None)
+
+
+class CollectMetrics(Checked):
+    """Gather one run's records."""
+
+    plan: Path = source("plan.json")
+    ledger: Path = source("ledger.json")
+    candidate_table: Path = source("candidates.csv")
+    selection: Path | None = source("selection.csv, for methods that train", None)
+    spend: Path | None = source("spend.json of DP-SGD, for methods that train", None)
+    training_log: Path | None = source("per-step log, for methods that train", None)
+    timing: Path = source("seconds and peak memory of sampling")
+    fidelity: Path = source("fidelity.json")
+    utility: Path = source("utility.json")
+    ceiling: Path = source("utility of classifiers trained on real images")
+    out: Path = target("metrics.json")
+
+
+class Aggregate(Checked):
+    """Tidy tables over all runs."""
+
+    metrics: tuple[Path, ...] = source("metrics.json of every run")
+    runs: Path = target("one row per run (.csv)")
+    summary: Path = target("mean, spread and interval over seeds (.csv)")
+    selections: Path = target("one row per run and candidate matrix (.csv)")
+
+
+class DrawFigures(Checked):
+    """Tables and figures from the tidy tables."""
+
+    results: Path = source("folder of one config's results, with tables/ in it")
+    figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from")
+
+
+class Bench(Checked):
+    """Time saliency and DP-SGD against plain training; needs no data."""
+
+    architecture: typing.Literal["public-mini", "sd-v1-5"] = Field(
+        "public-mini", description="packaged weights at 32x32, or Stable Diffusion v1-5's UNet with random weights at 256x256"
+    )
+    batch: int = Field(64, description="images per micro-batch [images]", ge=1)
+    repeats: int = Field(9, description="pairs of timings per comparison", ge=1)
+    threads: int = Field(2, description="CPU threads [threads]", ge=1)
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where to run")
+    out: Path = target("one row per comparison (.csv)")

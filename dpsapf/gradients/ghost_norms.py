@@ -1,0 +1,247 @@
+"""Per-image squared gradient norms of layers from one batched backward pass.
+
+For a linear layer with inputs a [B, T, I] and output gradients g [B, T, O], image b's weight gradient
+is G_b = sum_t g_bt a_bt^T. Its squared norm needs either G_b itself or the two Gram matrices
+(Goodfellow 2015, arXiv 1510.01799; Li et al. 2022, arXiv 2110.05679): whichever is cheaper. A convolution
+is a linear layer on patches, its output positions being the tokens (Bu et al. 2022, arXiv 2205.10683).
+"""
+
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import torch
+import torch.nn.functional as F
+
+from dpsapf.support.errors import UserError
+
+MATRIX_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
+NORM_LAYERS = (torch.nn.GroupNorm, torch.nn.LayerNorm)
+CHUNK_FLOATS = 2**24  # images are taken in chunks whose patches and products need about this many numbers
+
+Receiver = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+def squared_norms(
+    layer: torch.nn.Module, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
+) -> torch.Tensor:
+    """Return the squared L2 norm of each image's weight gradient, fp32 [B].
+
+    Where the tokens' gradients cancel, rounding in the Gram form is relative to (sum_t ||a_t|| ||g_t||)^2.
+
+    Args:
+        layer: a ``Linear`` or ``Conv2d``.
+        inputs: a, rows of adjacent pairs of one image, [B K, ..., I] or [B K, I, H, W].
+        output_gradients: g of the sum of row losses, [B K, ..., O] or [B K, O, H', W'].
+        multiplicity: K; the K gradients of an image are averaged before the norm.
+    """
+    images = len(inputs) // multiplicity
+    chunk = max(1, CHUNK_FLOATS * images // _workspace(layer, images, output_gradients))
+    parts = zip(inputs.split(chunk * multiplicity), output_gradients.split(chunk * multiplicity), strict=True)
+    with torch.autocast(inputs.device.type, enabled=False):
+        squared = [_squared_norms(layer, *part, multiplicity) for part in parts]
+    return torch.cat(squared) / multiplicity**2
+
+
+def _workspace(layer: torch.nn.Module, images: int, output_gradients: torch.Tensor) -> int:
+    """Count the numbers in all images' patches and weight gradients."""
+    positions = output_gradients.numel() // len(layer.weight)
+    groups = getattr(layer, "groups", 1)
+    return positions * groups * layer.weight[0].numel() + images * layer.weight.numel()
+
+
+def _squared_norms(layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch.Tensor, multiplicity: int) -> torch.Tensor:
+    a, g = _tokens(layer, _patches(layer, inputs.float()), multiplicity), _tokens(layer, gradients.float(), multiplicity)
+    if gram_is_cheaper(a.shape[3], a.shape[2], g.shape[2]):
+        return ((a.mT @ a) * (g.mT @ g)).sum((1, 2, 3)).clamp_min(0)
+    return torch.linalg.vector_norm(g @ a.mT, dim=(1, 2, 3)).square()
+
+
+def _tokens(layer: torch.nn.Module, values: torch.Tensor, multiplicity: int) -> torch.Tensor:
+    """Arrange rows as [B, groups, features, K tokens]; a view, except for a convolution with K > 1."""
+    images = len(values) // multiplicity
+    if isinstance(layer, torch.nn.Linear):
+        return values.reshape(images, 1, -1, values.shape[-1]).mT
+    by_group = values.flatten(2).reshape(images, multiplicity, layer.groups, -1, values[0, 0].numel())
+    return by_group.movedim(1, 3).flatten(3)
+
+
+def _patches(layer: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """Unfold a convolution's inputs to [rows, I k k, positions], without a copy for 1x1 kernels."""
+    if isinstance(layer, torch.nn.Linear):
+        return inputs
+    windows = padded(layer, inputs)
+    for axis in (0, 1):
+        span = layer.dilation[axis] * (layer.kernel_size[axis] - 1) + 1
+        windows = windows.unfold(2 + axis, span, layer.stride[axis])
+    windows = windows[..., :: layer.dilation[0], :: layer.dilation[1]]
+    return windows.permute(0, 1, 4, 5, 2, 3).flatten(4).flatten(1, 3)
+
+
+def padded(layer: torch.nn.Conv2d, inputs: torch.Tensor) -> torch.Tensor:
+    """Pad as the convolution does, whatever its ``padding`` and ``padding_mode``: [rows, I, H, W] to [rows, I, H+, W+]."""
+    sides = [side for axis in (1, 0) for side in _sides(layer, axis)]
+    if not any(sides):
+        return inputs
+    return F.pad(inputs, sides, mode="constant" if layer.padding_mode == "zeros" else layer.padding_mode)
+
+
+def _sides(layer: torch.nn.Conv2d, axis: int) -> tuple[int, int]:
+    if layer.padding == "valid":
+        return 0, 0
+    if layer.padding == "same":
+        total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+        return total // 2, total - total // 2
+    return layer.padding[axis], layer.padding[axis]
+
+
+def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
+    """Compare multiplications per image: T^2 (I + O + 1) for Gram matrices, (T + 1) I O for the product."""
+    return tokens * tokens * (inputs + outputs + 1) < (tokens + 1) * inputs * outputs
+
+
+def row_gradients(layer: torch.nn.Module, kind: str, inputs: torch.Tensor, output_gradients: torch.Tensor) -> torch.Tensor:
+    """Return each row's gradient of a bias or of a normalisation's weight, fp32 [rows, *shape].
+
+    Args:
+        layer: a ``Linear``, ``Conv2d``, ``GroupNorm`` or ``LayerNorm``.
+        kind: ``bias``, or for the two normalisations also ``weight``.
+        inputs: what the layer was called with.
+        output_gradients: gradient of the sum of row losses with respect to its output.
+    """
+    values = output_gradients
+    if kind == "weight":
+        values = values.float() * _normalised(layer, inputs.float())
+    if isinstance(layer, torch.nn.Conv2d | torch.nn.GroupNorm):
+        return values.reshape(*values.shape[:2], -1).sum(2, dtype=torch.float32)
+    return values.reshape(len(values), -1, *getattr(layer, kind).shape).sum(1, dtype=torch.float32)
+
+
+def _normalised(layer: torch.nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    if isinstance(layer, torch.nn.GroupNorm):
+        return F.group_norm(inputs, layer.num_groups, eps=layer.eps)
+    return F.layer_norm(inputs, layer.normalized_shape, eps=layer.eps)
+
+
+class Tap(torch.autograd.Function):
+    """The identity, which hands over a kept tensor and the gradient that comes back: ``Tap.apply(output, kept, receive)``.
+
+    The tensor is kept as autograd keeps its own, so that gradient checkpointing recomputes it, too.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        output: torch.Tensor,
+        kept: torch.Tensor,
+        receive: Callable[[torch.Tensor, torch.Tensor], None],
+    ) -> torch.Tensor:
+        """Return the output; ``receive`` is called with ``kept`` and the output's gradient in the backward pass."""
+        ctx.save_for_backward(kept)
+        ctx.receive = receive
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """Pass the gradient on."""
+        ctx.receive(*ctx.saved_tensors, gradient)
+        return gradient, None, None
+
+
+class LayerHooks:
+    """Hooks that hand over layers' inputs and output gradients during a backward pass.
+
+    Gradients reach a layer's output even if nothing before it requires one. Passes without autograd are ignored.
+
+    Args:
+        model: holds the layers; its parameters may be frozen.
+        names: dotted names of the layers; each is called once per forward pass, with its rows first.
+        kinds: the types of layer that are handled.
+        receive: is called with name, inputs and output gradient of each layer when that gradient is there.
+
+    Raises:
+        UserError: a name is not in the model, or names another type of module; during a backward pass, a
+            module gets a second gradient before `finish`.
+    """
+
+    def __init__(self, model: torch.nn.Module, names: Sequence[str], kinds: tuple[type, ...], receive: Receiver) -> None:
+        self._received: set[str] = set()
+        self._receive = receive
+        modules = dict(model.named_modules())
+        self.layers = {name: _checked(name, modules.get(name), kinds) for name in names}
+        self._handles = [layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()]
+
+    def finish(self) -> None:
+        """Allow the next forward pass.
+
+        Raises:
+            UserError: a layer got no gradient.
+        """
+        for name in self.layers:
+            if name not in self._received:
+                raise UserError("module", name, "got no gradient: run a backward pass of a loss that depends on it first")
+        self._received.clear()
+
+    def close(self) -> None:
+        """Remove the hooks."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, name: str):  # noqa: ANN202 - torch's hook signature
+        def forward_hook(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            if not torch.is_grad_enabled():
+                return None
+            if not output.requires_grad:
+                output.requires_grad_()
+            return Tap.apply(output, inputs[0].detach(), lambda *kept: self._hand_over(name, *kept))
+
+        return forward_hook
+
+    def _hand_over(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        if name in self._received:
+            raise UserError("module", name, "is called twice before its norms are taken: they need one call per pass")
+        self._received.add(name)
+        self._receive(name, inputs, gradients)
+
+
+def _checked(name: str, layer: torch.nn.Module | None, kinds: tuple[type, ...]) -> torch.nn.Module:
+    """Return the layer; subclasses are refused, since their forward pass may differ."""
+    if type(layer) not in kinds:
+        found = "not in the model" if layer is None else type(layer).__name__
+        raise UserError("module", name, f"is {found}: per-image norms are known for {', '.join(kind.__name__ for kind in kinds)}")
+    return layer
+
+
+class GhostNorms:
+    """Collect squared gradient norms of named layers' weights during a backward pass.
+
+    Args:
+        model: holds the layers; everything in it may be frozen.
+        names: dotted names of ``Linear`` or ``Conv2d`` modules, M of them; each is called once per forward pass.
+
+    Raises:
+        UserError: see `LayerHooks`.
+    """
+
+    def __init__(self, model: torch.nn.Module, names: list[str]) -> None:
+        self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._hooks = LayerHooks(model, names, MATRIX_LAYERS, lambda name, *kept: self._kept.update({name: kept}))
+
+    def __enter__(self) -> "GhostNorms":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._hooks.close()
+        self._kept.clear()
+
+    def take(self, multiplicity: int = 1) -> torch.Tensor:
+        """Return the squared norms of the last backward pass, fp32 [B, M] in the order of ``names``, and forget them.
+
+        Args:
+            multiplicity: K, adjacent rows that are averaged into one image.
+
+        Raises:
+            UserError: a layer got no gradient.
+        """
+        self._hooks.finish()
+        layers = self._hooks.layers.items()
+        return torch.stack([squared_norms(layer, *self._kept.pop(name), multiplicity) for name, layer in layers], dim=1)

@@ -1,0 +1,59 @@
+"""plan-privacy: describe the saliency release of a run, and hand it to `dpsapf.privacy.plan` for the rest."""
+
+from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.records import DatasetRecord, Release
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import SaliencyConfig
+from dpsapf.experiment.stages import PlanPrivacy
+from dpsapf.privacy.mechanisms import Ranking, mechanism
+from dpsapf.privacy.plan import check_axes, default_delta, make_plan
+from dpsapf.saliency.scores import Bounds
+from dpsapf.saliency.select import candidates, ranking
+from dpsapf.support.records import read_record, write_record
+
+DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
+
+
+def plan_privacy(options: PlanPrivacy) -> None:
+    """Write plan.json: target, relation, unit, what is public, every release and its noise.
+
+    Args:
+        options: the run, DP-SGD's settings and the saliency release's.
+
+    Raises:
+        UserError: the target cannot be met, or an axis that the method needs is missing.
+    """
+    dataset = read_record(options.dataset, DatasetRecord)
+    defaults = {axis: value for axis, value in DEFAULT_AXES.items() if axis in method(options.method).uses}
+    given = {axis: getattr(options, axis) for axis in AXES if getattr(options, axis) is not None}
+    fixed = {"public_model": options.public_model, "method": options.method, "seed": options.seed}
+    run = RunSpec(dataset=dataset.name, **fixed, **(defaults | given))
+    check_axes(run)
+    releases = [_planned(run, dataset.train, options)] if method(run.method).selects else []
+    write_record(options.out, make_plan(run, dataset, releases, options))
+
+
+def saliency_release(
+    images: int, settings: SaliencyConfig, units: Ranking, mechanism_name: str | None, sigma_s: float | None, delta: float
+) -> Release:
+    """Describe the saliency release of a run: what is planned, and what score-saliency then does.
+
+    Args:
+        images: N.
+        settings: expected batch B_s; the rate is this over N, at most 1.
+        units: what is ranked, and its sensitivities.
+        mechanism_name: key of the mechanism registry; None: exact, without a guarantee.
+        sigma_s: noise multiplier, or that of equal zCDP cost; None without a mechanism.
+        delta: target delta of the run.
+    """
+    rate = min(settings.expected_batch_size / images, 1.0)
+    return mechanism(mechanism_name or "none").plan(units, sigma_s, rate, delta)
+
+
+def _planned(run: RunSpec, images: int, options: PlanPrivacy) -> Release:
+    bounds = Bounds(clipping_norm=options.saliency.clipping_norm, votes=options.saliency.votes)
+    table = candidates(options.candidate_table, run.released_from)
+    whole = run.mechanism in (None, "gaussian")
+    units = ranking(table, None if whole else run.level, None if whole else run.ratio, run.score, bounds)
+    delta = options.delta or default_delta(images)
+    return saliency_release(images, options.saliency, units, run.mechanism, run.sigma_s, delta)

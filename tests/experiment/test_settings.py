@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry, load_yaml
+from dpsapf.experiment.schemas import schemas
+from dpsapf.experiment.settings import parse_config
+from dpsapf.support.errors import UserError, UserErrors
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def demo():
+    return load_yaml("config/config.yaml")
+
+
+def test_demo_has_fifteen_trained_runs_on_four_datasets():
+    runs = parse_config(demo()).runs
+    trained = [run for run in runs if run.epsilon is not None]
+    assert len(trained) == 15 and len(runs) == 19
+    assert {run.dataset for run in runs} == {"mnist5k", "digits", "oct-mini", "histo-mini"}
+
+
+@pytest.mark.parametrize("file", sorted(path.name for path in (ROOT / "config").glob("*.yaml")))
+def test_every_config_file_is_valid(file):
+    registries = {"datasets.yaml": DatasetEntry, "public_models.yaml": ModelEntry, "protocols.yaml": ProtocolEntry}
+    registries["my-datasets.yaml"] = DatasetEntry
+    if file in registries:
+        assert load_registry(f"config/{file}", registries[file])
+    else:
+        assert parse_config(load_yaml(f"config/{file}")).runs
+
+
+@pytest.mark.parametrize("name", list(schemas()))
+def test_schema_files_are_those_of_the_classes(name):
+    written = json.loads((ROOT / "workflow" / "schemas" / f"{name}.schema.json").read_text())
+    assert written == json.loads(json.dumps(schemas()[name])), "run: python -m dpsapf.experiment.settings"
+
+
+def changed(path, value):
+    data = demo()
+    *parents, last = path.split(".")
+    section = data
+    for parent in parents:
+        section = section[parent]
+    if value is None:
+        del section[last]
+    else:
+        section[last] = value
+    return data
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("privacy.step", 10, "privacy.step = 10: unknown key: must be one of steps, .*; did you mean steps?"),
+        ("privacy.steps", None, "privacy.steps = None: is required: DP-SGD steps"),
+        ("privacy.steps", 0, "privacy.steps = 0: must be at least 1"),
+        ("privacy.steps", "ten", "privacy.steps = 'ten': must be a valid integer"),
+        ("privacy.clipping", "none", "privacy.clipping = 'none': must be one of flat, automatic"),
+        ("sampling.guidance_scale", 0.5, "sampling.guidance_scale = 0.5"),
+        (
+            "studies.main.dataset",
+            ["mnist"],
+            "studies.main.dataset.0 = 'mnist': must be one of mnist5k, .*; did you mean mnist5k?",
+        ),
+        ("studies.main.method", ["dp-lara"], "studies.main.method.0 = 'dp-lara': must be one of .*; did you mean dp-lora?"),
+        ("studies.main.epsilon", [0], "studies.main.epsilon.0 = 0"),
+        ("studies.main.epsilon", [], "studies.main.epsilon = \\[\\]: needs at least one value"),
+        ("studies.main.ratio", [30], "studies.main.ratio.0 = 30: must be at most 1"),
+        ("studies.main.public_model", ["sd-v9"], "studies.main.public_model.0 = 'sd-v9': must be one of public-mini"),
+        ("evaluation.protocol", "demo-v0", "evaluation.protocol = 'demo-v0': must be one of demo-v1, .*; did you mean demo-v1?"),
+        ("compute.device", "tpu", "compute.device = 'tpu'"),
+        ("studies", {}, "studies = {}: no runs: name at least one study"),
+        ("name", "../x", "name = '../x': must match pattern"),
+    ],
+)
+def test_a_bad_key_is_named_with_value_and_remedy(path, value, message):
+    with pytest.raises(UserError, match=message) as caught:
+        parse_config(changed(path, value), "my.yaml")
+    assert "\n" not in str(caught.value) and str(caught.value).startswith("my.yaml: ")
+
+
+def test_all_mistakes_of_a_file_come_at_once_names_included():
+    data = changed("privacy.steps", 0)
+    data["studies"]["main"]["dataset"] = ["mnist"]
+    data["studies"]["ratios"]["ratio"] = [2]
+    with pytest.raises(UserErrors) as caught:
+        parse_config(data)
+    assert [error.value for error in caught.value.errors] == [2, 0, "mnist"]
+
+
+def test_all_mistakes_of_a_registry_come_at_once(tmp_path):
+    data = load_yaml("config/public_models.yaml")
+    data["sd-v1-5"]["resolution"] = 4
+    data["prompt2med"]["licence"] = 7
+    (tmp_path / "models.yaml").write_text(yaml.safe_dump(data))
+    with pytest.raises(UserErrors) as caught:
+        load_registry(tmp_path / "models.yaml", ModelEntry)
+    assert {error.value for error in caught.value.errors} == {4, 7}
+
+
+def test_files_that_are_no_mapping(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_yaml(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="must be a mapping"):
+        load_yaml(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        load_yaml(tmp_path / "bad.yaml")
+
+
+def test_integers_become_floats_where_the_field_is_a_float():
+    data = demo()
+    data["studies"] = {"s": {"dataset": ["digits"], "method": ["dp-lora"], "epsilon": [3]}}
+    assert parse_config(data).runs[0].epsilon == 3.0
+    assert yaml.safe_dump(data)

@@ -1,0 +1,246 @@
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dpsapf.gradients import ghost_norms
+from dpsapf.gradients.ghost_norms import GhostNorms, LayerHooks, gram_is_cheaper, row_gradients, squared_norms
+from dpsapf.support.errors import UserError
+from tests.tiny import tiny_unet
+
+MATRIX, NORM = (torch.nn.Linear, torch.nn.Conv2d), (torch.nn.GroupNorm, torch.nn.LayerNorm)
+few = st.integers(1, 4)
+pairs = st.tuples(st.integers(1, 3), st.integers(1, 3))
+
+
+@st.composite
+def linear(draw):
+    layer = torch.nn.Linear(draw(st.integers(1, 12)), draw(st.integers(1, 12)))
+    return layer, (*draw(st.lists(few, max_size=2)), layer.in_features)
+
+
+@st.composite
+def conv(draw):
+    groups, kernel, dilation = draw(few), draw(pairs), draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    padding = draw(st.one_of(st.tuples(st.integers(0, 2), st.integers(0, 2)), st.sampled_from(["same", "valid"])))
+    stride = (1, 1) if padding == "same" else draw(pairs)
+    mode = draw(st.sampled_from(["zeros", "reflect", "replicate", "circular"]))
+    channels = groups * draw(few), groups * draw(few)
+    settings_of = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups, "padding_mode": mode}
+    return torch.nn.Conv2d(*channels, kernel, **settings_of), (channels[0], draw(st.integers(5, 7)), draw(st.integers(5, 7)))
+
+
+@st.composite
+def group_norm(draw):
+    groups = draw(few)
+    layer = torch.nn.GroupNorm(groups, groups * draw(few))
+    return layer, (layer.num_channels, *draw(st.lists(st.integers(2, 4), min_size=1, max_size=2)))
+
+
+@st.composite
+def layer_norm(draw):
+    shape = draw(st.lists(st.integers(2, 5), min_size=1, max_size=2))
+    return torch.nn.LayerNorm(shape), (*draw(st.lists(few, max_size=2)), *shape)
+
+
+def data(layer, shape, rows, seed=0, dtype=torch.float32):
+    """Inputs, and a factor for every output that makes the loss; rounded to a dtype."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(rows, *shape, generator=generator).to(dtype)
+    with torch.no_grad():
+        output = layer(inputs.float())
+    return inputs, torch.randn(output.shape, generator=generator).to(dtype)
+
+
+def oracle(layer, kind, inputs, factors, multiplicity):
+    """Squared gradient norm of each image: one backward pass per image in double precision."""
+    layer, norms = copy.deepcopy(layer).double(), []
+    for rows, weights in zip(inputs.double().split(multiplicity), factors.double().split(multiplicity), strict=True):
+        (gradient,) = torch.autograd.grad((layer(rows) * weights).sum() / multiplicity, getattr(layer, kind))
+        norms.append(gradient.square().sum())
+    return torch.stack(norms).float()
+
+
+def batched_norms(layer, kind, inputs, factors, multiplicity):
+    """The same from one batched backward pass through hooks, with every parameter frozen."""
+    received = {}
+    hooks = LayerHooks(layer.requires_grad_(False), [""], MATRIX + NORM, lambda name, *kept: received.update({name: kept}))
+    (layer(inputs) * factors).sum().backward()
+    hooks.close()
+    layer.requires_grad_(True)
+    if kind == "weight" and isinstance(layer, MATRIX):
+        return squared_norms(layer, *received[""], multiplicity)
+    return row_gradients(layer, kind, *received[""]).unflatten(0, (-1, multiplicity)).mean(1).flatten(1).square().sum(1)
+
+
+def check(layer, shape, images, multiplicity, seed=0):
+    inputs, factors = data(layer, shape, images * multiplicity, seed)
+    for kind in ("weight", "bias"):
+        computed = batched_norms(layer, kind, inputs, factors, multiplicity)
+        expected = oracle(layer, kind, inputs, factors, multiplicity)
+        torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)  # fp32 sums of numbers of order 1 to 1000
+
+
+@pytest.mark.parametrize("layers", [linear(), conv(), group_norm(), layer_norm()], ids=["linear", "conv", "group", "layer"])
+def test_equals_the_batch_of_one_loop(layers):
+    @settings(max_examples=60, deadline=None)
+    @given(layer=layers, images=st.integers(1, 4), multiplicity=st.integers(1, 3), seed=st.integers(0, 99))
+    def run(layer, images, multiplicity, seed):
+        check(*layer, images, multiplicity, seed)
+
+    run()
+
+
+@pytest.mark.parametrize("kind", ["weight", "bias"])
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (torch.nn.Linear(20, 30), (8, 20)),
+        (torch.nn.Linear(20, 3), (40, 20)),
+        (torch.nn.Conv2d(4, 6, 3, padding=1, groups=2), (4, 6, 6)),
+        (torch.nn.GroupNorm(2, 6), (6, 9)),
+        (torch.nn.LayerNorm(6), (30, 6)),
+    ],
+)
+def test_sums_are_fp32_whatever_the_activations(layer, shape, kind):
+    inputs, factors = data(layer, shape, 6, dtype=torch.bfloat16)
+    if kind == "weight" and isinstance(layer, MATRIX):
+        computed = squared_norms(layer, inputs, factors, 2)
+    else:
+        computed = row_gradients(layer, kind, inputs, factors).unflatten(0, (3, 2)).mean(1).square().sum(1)
+    expected = oracle(layer, kind, inputs, factors, 2)
+    torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)  # bf16 sums would be off by 1e-2
+
+
+SHAPES = {
+    "gram": (torch.nn.Linear(50, 60), (4, 50)),
+    "product": (torch.nn.Linear(8, 8), (64, 8)),
+    "conv gram": (torch.nn.Conv2d(32, 32, 3, padding=1, padding_mode="reflect"), (32, 3, 3)),
+    "conv product": (torch.nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect", groups=2), (4, 6, 6)),
+}
+
+
+def test_the_cheaper_form_is_chosen():
+    assert gram_is_cheaper(4, 50, 60) and gram_is_cheaper(9, 288, 32)
+    assert not gram_is_cheaper(64, 8, 8) and not gram_is_cheaper(36, 18, 3)
+
+
+def without_cross_terms(layer, inputs, gradients, multiplicity):
+    """Gram form without the products of different tokens: the product form without the sum over tokens."""
+    a = ghost_norms._tokens(layer, ghost_norms._patches(layer, inputs), multiplicity)
+    return (a.square().sum(2) * ghost_norms._tokens(layer, gradients, multiplicity).square().sum(2)).sum((1, 2))
+
+
+def each_row(layer, inputs, gradients, multiplicity):
+    """Norms of the K rows of an image, summed."""
+    return WORKING(layer, inputs, gradients, 1).reshape(-1, multiplicity).sum(1)
+
+
+def not_averaged(layer, inputs, gradients, multiplicity):
+    return WORKING(layer, inputs, gradients, multiplicity) * multiplicity
+
+
+WORKING = ghost_norms._squared_norms
+
+
+@pytest.mark.parametrize("wrong", [without_cross_terms, each_row, not_averaged])
+@pytest.mark.parametrize("form", SHAPES)
+def test_a_wrong_formula_is_noticed(form, wrong, monkeypatch):
+    check(*SHAPES[form], 3, 2)
+    monkeypatch.setattr(ghost_norms, "_squared_norms", wrong)
+    with pytest.raises(AssertionError, match="not close"):
+        check(*SHAPES[form], 3, 2)
+
+
+@pytest.mark.parametrize("form", ["conv gram", "conv product"])
+def test_a_wrong_padding_is_noticed(form, monkeypatch):
+    monkeypatch.setattr(ghost_norms, "padded", lambda layer, inputs: torch.nn.functional.pad(inputs, [1] * 4))
+    with pytest.raises(AssertionError, match="not close"):
+        check(*SHAPES[form], 3, 2)
+
+
+@pytest.mark.parametrize("layer", [torch.nn.GroupNorm(2, 6), torch.nn.LayerNorm([6, 3])])
+def test_a_normalisation_that_is_not_undone_is_noticed(layer, monkeypatch):
+    check(layer, (6, 3), 3, 2)
+    monkeypatch.setattr(ghost_norms, "_normalised", lambda layer, inputs: inputs)
+    with pytest.raises(AssertionError, match="not close"):
+        check(layer, (6, 3), 3, 2)
+
+
+def test_chunks_of_images_do_not_change_the_norms(monkeypatch):
+    monkeypatch.setattr(ghost_norms, "CHUNK_FLOATS", 1)
+    for layer, shape in SHAPES.values():
+        check(layer, shape, 3, 2)
+
+
+@pytest.fixture(scope="module")
+def frozen_pass():
+    """Every linear layer and convolution of a UNet: norms of 4 rows in one pass, nothing requiring a gradient before."""
+    unet = tiny_unet().requires_grad_(False)
+    names = [name for name, layer in unet.named_modules() if isinstance(layer, MATRIX)]
+    generator = torch.Generator().manual_seed(0)
+    latents, prompts = (torch.randn(shape, generator=generator) for shape in ((4, 4, 4, 4), (4, 3, 8)))
+    rows = latents, torch.tensor([3, 500, 700, 9]), prompts
+    norms = {}
+    with GhostNorms(unet, names) as ghosts:
+        for dtype in (torch.float32, torch.bfloat16):
+            with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+                output = unet(*rows, return_dict=False)[0]
+            output.float().square().flatten(1).mean(1).sum().backward()
+            norms[dtype] = ghosts.take(multiplicity=2)
+    return unet, names, rows, norms
+
+
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"),
+    [(torch.float32, 1e-4), (torch.bfloat16, 0.2)],  # fp32 passes of a whole UNet; bf16 has 8 bits, and squares double errors
+)
+def test_a_frozen_unet(frozen_pass, dtype, tolerance):
+    unet, names, rows, norms = frozen_pass
+    assert all(parameter.grad is None for parameter in unet.parameters())
+    copied = copy.deepcopy(unet).requires_grad_(True)
+    weights = [copied.get_submodule(name).weight for name in names]
+    for image in range(2):
+        output = copied(*(part[2 * image : 2 * image + 2] for part in rows), return_dict=False)[0]
+        gradients = torch.autograd.grad(output.square().flatten(1).mean(1).mean(), weights)
+        expected = torch.stack([gradient.square().sum() for gradient in gradients])
+        torch.testing.assert_close(norms[dtype][image], expected, rtol=tolerance, atol=1e-9)
+
+
+def test_hooks_leave_with_the_context_and_forward_passes_without_autograd_are_ignored():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)).requires_grad_(False)
+    inputs = torch.randn(5, 3)
+    with GhostNorms(model, ["0", "1"]) as norms:
+        with torch.no_grad():
+            model(inputs)
+        model(inputs).square().sum().backward()
+        assert norms.take().shape == (5, 2)
+    assert not model[0]._forward_hooks
+
+
+def test_a_layer_called_twice_is_refused():
+    layer = torch.nn.Linear(3, 3)
+    with GhostNorms(torch.nn.Sequential(layer), ["0"]), pytest.raises(UserError, match="'0'.*called twice"):
+        layer(layer(torch.randn(2, 3))).sum().backward()
+
+
+def test_norms_without_a_backward_pass_are_refused():
+    model = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    with GhostNorms(model, ["0"]) as norms:
+        model(torch.randn(2, 3))
+        with pytest.raises(UserError, match="'0'.*no gradient"):
+            norms.take()
+
+
+class Doubled(torch.nn.Linear):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize("name", ["embedding", "doubled", "missing"])
+def test_other_modules_are_refused_by_name(name):
+    model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(3, 3), "doubled": Doubled(3, 3)})
+    with pytest.raises(UserError, match=f"'{name}'.*Linear, Conv2d"):
+        GhostNorms(model, [name])
