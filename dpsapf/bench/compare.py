@@ -18,7 +18,8 @@ from dpsapf.experiment.stages import Bench
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.gradients.ghost_norms import GhostNorms
-from dpsapf.gradients.per_image import OpacusGradients, PerImageGradients, per_image_gradients
+from dpsapf.gradients.per_image import PerImageGradients, averaged, per_image_gradients
+from dpsapf.privacy.clipping import Clipping, clipped_sum
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Pairs, denoising_loss
 from dpsapf.public_models.load import packaged_unet
@@ -47,10 +48,25 @@ class Subject:
     device: str
 
     def loss(self, model: torch.nn.Module) -> torch.Tensor:
-        """Sum the loss of the batch, whose latents take a gradient as in DP-SGD."""
-        rows = self.pairs.rows(0, len(self.pairs), self.device)
-        rows.latents.requires_grad_()
-        return denoising_loss(model, self.scheduler, rows).sum()
+        """Sum the loss of the batch."""
+        return denoising_loss(model, self.scheduler, self.pairs.rows(0, len(self.pairs), self.device)).sum()
+
+
+class OpacusGradients:
+    """Per-sample gradients by Opacus' hooks (Yousefpour et al. 2021) on each layer that holds a trained parameter."""
+
+    def __init__(self, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:
+        from opacus.grad_sample import GradSampleModule
+
+        self.model = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=False)
+        self._parameters = list(parameters.values())
+
+    def clipped_sum(self, bound: float, clipping: Clipping, multiplicity: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """See `PerImageGradients`."""
+        gradients = [averaged(parameter.grad_sample, multiplicity) for parameter in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad_sample = parameter.grad = None
+        return clipped_sum(gradients, bound, clipping)
 
 
 def bench(options: Bench) -> None:

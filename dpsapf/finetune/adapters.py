@@ -37,7 +37,7 @@ def trainable(
         UserError: nothing is selected, a selected name is not in the UNet, or the adapter cannot be put on a module.
     """
     row = method(run.method)
-    unet.requires_grad_(False).train()  # Opacus looks at layers in training mode only; there is no dropout
+    unet.requires_grad_(False).train()  # diffusers checkpoints in training mode only; there is no dropout
     names = selection.loc[selection[SELECTED], MATRIX].tolist()
     _check_selected(unet, names)
     if row.randomises_rest:

@@ -71,7 +71,7 @@ def private_gradient(
     totals = torch.zeros(3, device=device)  # images, losses, norms
     images = processes.shard(len(pairs) // multiplicity)
     for chunk in images.split(micro_batch) if len(images) else ():
-        loss = loss_function(_with_gradient(pairs.images(chunk, multiplicity, device)))
+        loss = loss_function(pairs.images(chunk, multiplicity, device))
         loss.sum().backward()
         clipped, norms = gradients.clipped_sum(release.sensitivity or math.inf, clipping, multiplicity)
         torch._foreach_add_(sums, clipped)
@@ -89,9 +89,3 @@ def _released(total: torch.Tensor, release: Release, noise: NoiseSource, process
         total = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise)
     processes.agree([total])
     return total
-
-
-def _with_gradient(pairs: Pairs) -> Pairs:
-    """Let the latents require a gradient: Opacus' hook on the first layer fires once only if its input does."""
-    pairs.latents.requires_grad_()
-    return pairs

@@ -6,7 +6,6 @@ import logging
 import math
 import time
 import typing
-import warnings
 from dataclasses import dataclass
 
 import pandas as pd
@@ -61,7 +60,6 @@ def finetune(options: Finetune) -> None:
         UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images.
     """
     torch.set_num_threads(options.threads)
-    warnings.filterwarnings("ignore", "Full backward hook is firing")  # the latents need no gradient: as intended
     plan, release = _planned(options)
     latents = Latents.load(options.latents)
     if len(latents) != plan.images:
@@ -102,7 +100,7 @@ def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMSched
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    gradients = per_image_gradients(unet, parameters, plan.run.adapter, checkpointing=options.gradient_checkpointing)
+    gradients = per_image_gradients(unet, parameters, plan.run.adapter)
     return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average)
 
 

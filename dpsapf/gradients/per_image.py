@@ -5,10 +5,11 @@ import typing
 import torch
 
 from dpsapf.experiment.methods import Adapter
+from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.gradients.ghost_norms import Tap
 from dpsapf.privacy.clipping import Clipping, clipped_sum
 
-OPACUS_ADAPTERS = ("lora", "rslora", "ffa-lora")  # made of linear layers and convolutions
+FUNCTIONAL = ("dora", "loha", "lokr")  # adapters whose parameters sit in no layer of their own
 
 
 class PerImageGradients(typing.Protocol):
@@ -34,46 +35,15 @@ class PerImageGradients(typing.Protocol):
 
 
 def per_image_gradients(
-    model: torch.nn.Module,
-    parameters: dict[str, torch.nn.Parameter],
-    adapter: Adapter | None,
-    *,
-    checkpointing: bool = False,
+    model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], adapter: Adapter | None
 ) -> PerImageGradients:
-    """Choose how: Opacus for adapters made of layers, functional for the others, ghost clipping for weights.
-
-    Under gradient checkpointing, which calls modules again in the backward pass and so confuses Opacus' hooks,
-    adapters made of layers go by ghost clipping too.
-    """
-    if adapter in OPACUS_ADAPTERS and not checkpointing:
-        return OpacusGradients(model, parameters)
-    if adapter is not None and adapter not in OPACUS_ADAPTERS:
-        return FunctionalGradients(model, parameters)
-    from dpsapf.gradients.ghost_clipping import GhostClipping
-
-    return GhostClipping(model, parameters)
+    """Choose how: ghost clipping for weights and for adapters that are made of layers, functional for the others."""
+    return (FunctionalGradients if adapter in FUNCTIONAL else GhostClipping)(model, parameters)
 
 
-def _averaged(rows: torch.Tensor, multiplicity: int) -> torch.Tensor:
+def averaged(rows: torch.Tensor, multiplicity: int) -> torch.Tensor:
     """Average the K adjacent rows of each image: [B K, *shape] to fp32 [B, *shape]."""
     return rows.float().unflatten(0, (-1, multiplicity)).mean(1)
-
-
-class OpacusGradients:
-    """Per-sample gradients by Opacus' hooks (Yousefpour et al. 2021) on each layer that holds a trained parameter."""
-
-    def __init__(self, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:
-        from opacus.grad_sample import GradSampleModule
-
-        self.model = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=False)
-        self._parameters = list(parameters.values())
-
-    def clipped_sum(self, bound: float, clipping: Clipping, multiplicity: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """See `PerImageGradients`."""
-        gradients = [_averaged(parameter.grad_sample, multiplicity) for parameter in self._parameters]
-        for parameter in self._parameters:
-            parameter.grad_sample = parameter.grad = None
-        return clipped_sum(gradients, bound, clipping)
 
 
 class FunctionalGradients:
@@ -96,7 +66,7 @@ class FunctionalGradients:
         """See `PerImageGradients`."""
         by_name: dict[str, torch.Tensor] = {}
         for name, layer in self._layers.items():
-            images = _averaged(self._gradients.pop(name), multiplicity)
+            images = averaged(self._gradients.pop(name), multiplicity)
             by_name |= {f"{name}.{key}": value for key, value in _pulled_back(layer, images).items()}
         self.model.zero_grad()
         return clipped_sum([by_name[name] for name in self._names], bound, clipping)

@@ -61,7 +61,7 @@ def gradient(
     unet, parameters = prepared(kind, modules)
     if checkpointing:
         unet.enable_gradient_checkpointing()
-    per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None, checkpointing=checkpointing)
+    per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)
     scheduler = tiny_scheduler()
     pairs = draw_pairs(tiny_latents(), batch, multiplicity, 1000, torch_generator(0, "pairs"))
     report = private_gradient(
