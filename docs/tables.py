@@ -1,0 +1,358 @@
+"""Tables and numbers of the documentation, out of the records in results/reference.
+
+``python docs/tables.py`` rewrites them; ``--check`` changes nothing, and fails if a text and the records differ, or
+if somebody typed a result. In a text, a table and a number stand between markers that a reader does not see::
+
+    <!-- table: NAME -->
+    ...
+    <!-- end -->
+
+    It took <!-- n:NAME -->21<!-- /n --> minutes.
+
+`TABLES` and `NUMBERS` say what a name means. Markers in fenced code are left alone: they would be seen there.
+"""
+
+import argparse
+import json
+import math
+import re
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pandas as pd
+import yaml
+
+from paper_figures.tables import Cell, Table, amount, markdown
+
+ROOT = Path(__file__).parents[1]
+TEXTS = ("README.md", "docs/*.md", "results/reference/README.md")
+
+FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"(?P<start><!-- table: (?P<name>\S+) -->\n)(?P<value>.*?)(?P<end><!-- end -->)", re.DOTALL)
+NUMBER = re.compile(r"(?P<start><!-- n:(?P<name>\S+) -->)(?P<value>.*?)(?P<end><!-- /n -->)")
+LEFT_OVER = re.compile(r"<!-- (?:table:|end|n:|/n).*?-->")
+
+# A decimal number outside markers and fences is a result that somebody typed, unless it is one of these.
+ALLOWED = (
+    r"Python \d\.\d+(?: (?:or|and) \d\.\d+)?",  # versions
+    r"(?:arXiv[: ]|arxiv\.org/abs/)\d{4}\.\d{4,5}",  # papers
+    r"`[\w. ]+(?:=|:) ?[\d.e-]+`",  # a setting with its name, such as `C = 0.1` or `ema_decay: 0.8`
+)
+TYPED = re.compile(r"(?<![\w.])\d+\.\d+")
+
+
+class Records:
+    """The files below a checkout that numbers come from.
+
+    Args:
+        root: the checkout.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.folder = root / "results" / "reference"
+
+    def table(self, path: str) -> pd.DataFrame:
+        """Read a CSV of results/reference."""
+        return pd.read_csv(self.folder / path)
+
+    def pipe_table(self, path: str) -> list[list[str]]:
+        """Read a Markdown table of results/reference: its header, its rule and its rows, each a list of cells."""
+        lines = (self.folder / path).read_text(encoding="utf-8").splitlines()
+        return [line.strip("| ").split(" | ") for line in lines if line.startswith("|")]
+
+    def measured(self, what: str) -> dict:
+        """Return the entry of measured.json on one command, as docs/measure.py wrote it."""
+        entries = json.loads((self.folder / "measured.json").read_text(encoding="utf-8"))
+        return next(entry for entry in entries if entry["what"] == what)
+
+    def kept(self, name: str) -> str:
+        """Return a number whose table was not kept."""
+        return pd.read_csv(self.folder / "kept_numbers.csv", dtype=str).set_index("name")["value"][name]
+
+    def test_images(self, dataset: str) -> int:
+        """Return the number of test images that a dataset's entry in config/datasets.yaml holds out."""
+        return yaml.safe_load((self.root / "config" / "datasets.yaml").read_text(encoding="utf-8"))[dataset]["test"]
+
+
+def cut(path: str, drop: tuple[str, ...], records: Records) -> str:
+    """Copy a table that paper_figures drew, without some of its columns."""
+    rows = records.pipe_table(path)
+    kept = [column for column, name in enumerate(rows[0]) if name not in drop]
+    return "".join("| " + " | ".join(row[column] for column in kept) + " |\n" for row in rows)
+
+
+def pipes(header: list[str], rows: list[list[str]]) -> str:
+    """Write rows of text as a Markdown table."""
+    return markdown(Table(tuple(header), tuple(tuple(map(Cell, row)) for row in rows)))
+
+
+def differences(records: Records) -> str:
+    """Subtract DP-LoRA from DP-SAPF in the demo, at the ratio and level of its main study, for each epsilon and dataset."""
+    summary = records.table("demo/tables/summary.csv")
+    datasets = list(summary["dataset"].unique())
+    rows = []
+    for epsilon in sorted(summary["epsilon"].dropna().unique(), reverse=True):
+        pairs = {dataset: _pair(summary, dataset, epsilon) for dataset in datasets}
+        for metric, name, scale, places in (("accuracy_mean", "accuracy (points)", 100, 1), ("fid_mean", "FID", 1, 2)):
+            values = [pair and f"{scale * (pair[0][metric] - pair[1][metric]):+.{places}f}" for pair in pairs.values()]
+            rows.append([f"{name}, ε = {epsilon:g}", *(value or "—" for value in values)])
+    errors = [amount(_standard_error(summary, dataset, records.test_images(dataset)), 1) for dataset in datasets]
+    rows.append(["standard error of an accuracy difference, from the number of test images alone (points)", *errors])
+    return pipes(["DP-SAPF minus DP-LoRA", *datasets], rows)
+
+
+def _pair(summary: pd.DataFrame, dataset: str, epsilon: float) -> tuple[pd.Series, pd.Series] | None:
+    rows = summary[(summary["dataset"] == dataset) & (summary["epsilon"] == epsilon)]
+    ours = rows[(rows["method"] == "dp-sapf") & (rows["level"] == "matrix") & (rows["ratio"] == 0.3)]
+    theirs = rows[rows["method"] == "dp-lora"]
+    return (ours.iloc[0], theirs.iloc[0]) if len(ours) and len(theirs) else None
+
+
+def _standard_error(summary: pd.DataFrame, dataset: str, images: int) -> float:
+    """Return the binomial standard error of the difference of two accuracies on independent images, in points."""
+    pair = _pair(summary, dataset, 10)
+    return 100 * math.sqrt(sum(row["accuracy_mean"] * (1 - row["accuracy_mean"]) for row in pair) / images)
+
+
+def agreement(records: Records) -> str:
+    """Lay out how much of the noiseless selection survives the noise: scores down, sigma_s across."""
+    table = records.table("demo/tables/saliency_agreement.csv")
+    shown = [1, 5, 10, 20, 100]
+    overlap = table.groupby(["score", "sigma_s", "dataset"])["overlap"].mean().mul(100)
+    cells = {
+        score: [" / ".join(f"{overlap[score, sigma, name]:.0f}" for name in ("mnist5k", "histo-mini")) for sigma in shown]
+        for score in sorted(table["score"].unique())
+    }
+    return pipes(["score", *(f"sigma_s = {sigma}" for sigma in shown)], [[score, *row] for score, row in cells.items()])
+
+
+def bench(records: Records) -> str:
+    """Lay out bench.csv: how often the time and the memory of the thing that it is compared with."""
+    rows = [[row["comparison"], f"{row['ratio']:.2f}", f"{row['memory_ratio']:.2f}"] for _, row in _bench(records).iterrows()]
+    return pipes(["", "time", "peak memory"], rows)
+
+
+def _bench(records: Records) -> pd.DataFrame:
+    table = records.table("bench.csv")
+    loop = table["comparison"] == "saliency pass against the batch-of-one loop"  # read the other way round
+    table.loc[loop, ["ratio", "memory_ratio"]] = 1 / table.loc[loop, ["ratio", "memory_ratio"]]
+    table.loc[loop, "comparison"] = "batch-of-one loop against the saliency pass"
+    return table
+
+
+def measured(records: Records) -> str:
+    """Lay out measured.json."""
+    entries = json.loads((records.folder / "measured.json").read_text(encoding="utf-8"))
+    rows = [
+        [
+            f"`{entry['command']}`",
+            amount(entry["seconds"] / 60),
+            str(entry["cores"]),
+            "—" if entry["peak_memory_mb"] is None else amount(entry["peak_memory_mb"]),
+            entry["commit"] or "—",
+        ]
+        for entry in entries
+    ]
+    # backticks are code here, not text to escape
+    return pipes(["command", "minutes", "cores", "largest process (MB)", "commit"], rows).replace("\\`", "`").replace("\\_", "_")
+
+
+TABLES: dict[str, Callable[[Records], str]] = {
+    "demo-main": partial(cut, "demo/figures/main_table.md", ("public model", "seeds")),
+    "demo-differences": differences,
+    "demo-privacy-cost": partial(
+        cut, "demo/figures/privacy_cost.md", ("public model", "spent ε, RDP", "spent ε, GDP", "share of target (%)")
+    ),
+    "demo-resources": partial(cut, "demo/figures/resources.md", ("public model",)),
+    "demo-full-main": partial(cut, "demo-full/figures/main_table.md", ("public model", "target ε", "seeds")),
+    "demo-full-differences": partial(cut, "demo-full/figures/paired_differences.md", ("public model",)),
+    "variants-differences": partial(cut, "variants/figures/paired_differences.md", ("public model",)),
+    "agreement": agreement,
+    "bench": bench,
+    "measured": measured,
+}
+
+
+def minutes(what: str, records: Records) -> str:
+    """Return how long a command took, in whole minutes."""
+    return f"{records.measured(what)['seconds'] / 60:.0f}"
+
+
+def gigabytes(what: str, records: Records) -> str:
+    """Return the largest process of a command, in GB."""
+    return f"{records.measured(what)['peak_memory_mb'] / 1000:.1f}"
+
+
+def field(what: str, key: str, records: Records) -> str:
+    """Return one entry of measured.json as it is."""
+    return str(records.measured(what)[key])
+
+
+def trained(records: Records) -> pd.DataFrame:
+    """Return the demo's runs that train, with the accuracy and FID of the public model as it is beside theirs."""
+    runs = records.table("demo/tables/runs.csv")
+    floor = runs[runs["method"] == "no-finetune"].set_index("dataset")
+    rows = runs[runs["trainable_parameters"] > 0]
+    return rows.assign(**{f"floor_{name}": rows["dataset"].map(floor[name]) for name in ("accuracy", "fid")})
+
+
+def below_floor_fid(records: Records) -> str:
+    """Count the trained runs whose FID is below the floor's."""
+    rows = trained(records)
+    return f"{(rows['fid'] < rows['floor_fid']).sum()} of {len(rows)}"
+
+
+def above_floor_accuracy(records: Records) -> str:
+    """Count the trained runs whose accuracy is above the floor's, and name the others."""
+    rows = trained(records)
+    others = rows[rows["accuracy"] <= rows["floor_accuracy"]]
+    names = [f"{row['method']} on {row['dataset']}" + _ratio(row["ratio"]) for _, row in others.iterrows()]
+    return f"{len(rows) - len(others)} of {len(rows)}" + (f" (not {', '.join(names)})" if names else "")
+
+
+def _ratio(ratio: float) -> str:
+    return "" if pd.isna(ratio) else f" at ratio {100 * ratio:g} %"
+
+
+def behind_in_fid(records: Records) -> str:
+    """Count the pairs of `differences` in which DP-SAPF has the higher FID."""
+    summary = records.table("demo/tables/summary.csv")
+    keys = summary[summary["method"] == "dp-lora"][["dataset", "epsilon"]].itertuples(index=False)
+    pairs = [pair for pair in (_pair(summary, *key) for key in keys) if pair]
+    return f"{sum(ours['fid_mean'] > theirs['fid_mean'] for ours, theirs in pairs)} of {len(pairs)}"
+
+
+def parameters(method: str, records: Records) -> str:
+    """Return what a method trains in the demo."""
+    runs = records.table("demo/tables/runs.csv")
+    return amount(runs.loc[runs["method"] == method, "trainable_parameters"].iloc[0])
+
+
+def parameter_share(records: Records) -> str:
+    """Return what DP-SAPF by matrices at the demo's main ratio trains, over what DP-LoRA trains, in %."""
+    runs = records.table("demo/tables/runs.csv")
+    ours = runs[(runs["method"] == "dp-sapf") & (runs["level"] == "matrix") & (runs["ratio"] == 0.3)]["trainable_parameters"]
+    share = 100 * ours / runs.loc[runs["method"] == "dp-lora", "trainable_parameters"].iloc[0]
+    return f"{share.min():.0f} to {share.max():.0f} %"
+
+
+def time_ratio(comparison: str, records: Records) -> str:
+    """Return how often the time of what it is compared with something takes."""
+    return f"{_bench(records).set_index('comparison')['ratio'][comparison]:.1f}"
+
+
+def kept(name: str, records: Records) -> str:
+    """Return one entry of kept_numbers.csv."""
+    return records.kept(name)
+
+
+KEPT = (
+    "own-images-dp-sapf-accuracy",
+    "own-images-dp-sapf-fid",
+    "own-images-dp-lora-accuracy",
+    "own-images-dp-lora-fid",
+    "own-images-floor-accuracy",
+    "own-images-floor-fid",
+    "own-images-ceiling-accuracy",
+    "energy-kept-1",
+    "energy-kept-5",
+    "energy-kept-10",
+    "energy-kept-20",
+    "bench-runs",
+    "bench-saliency-least",
+    "bench-saliency-largest",
+    "bench-loop-least",
+    "bench-loop-largest",
+)
+NUMBERS: dict[str, Callable[[Records], str]] = {
+    **{f"{what}-minutes": partial(minutes, what) for what in ("demo", "test", "demo-full-cut", "variants", "own-images")},
+    "demo-memory-gb": partial(gigabytes, "demo"),
+    "demo-cores": partial(field, "demo", "cores"),
+    "demo-commit": partial(field, "demo", "commit"),
+    "demo-runs": lambda records: str(len(trained(records))),
+    "demo-fid-below-floor": below_floor_fid,
+    "demo-accuracy-above-floor": above_floor_accuracy,
+    "demo-fid-behind": behind_in_fid,
+    "lora-parameters": partial(parameters, "dp-lora"),
+    "unet-parameters": partial(parameters, "dp-full"),
+    "parameter-share": parameter_share,
+    "bench-saliency": partial(time_ratio, "saliency pass against plain forward + backward"),
+    "bench-lora-30": partial(time_ratio, "DP-LoRA step, 30 % of the matrices"),
+    "bench-lora-all": partial(time_ratio, "DP-LoRA step, all attention"),
+    **{name: partial(kept, name) for name in KEPT},
+}
+
+
+def rewrite(text: str, records: Records) -> str:
+    """Put the records' tables and numbers between the markers of a text.
+
+    Raises:
+        SystemExit: a marker has a name that is not known, or no end.
+    """
+
+    def fill(known: dict[str, Callable[[Records], str]], match: re.Match) -> str:
+        if match["name"] not in known:
+            raise SystemExit(f"unknown marker {match['name']}; known: {', '.join(known)}")
+        return match["start"] + known[match["name"]](records) + match["end"]
+
+    def outside(part: str) -> str:
+        filled = NUMBER.sub(partial(fill, NUMBERS), TABLE.sub(partial(fill, TABLES), part))
+        if stray := LEFT_OVER.search(without_marked(filled)):
+            raise SystemExit(f"marker without its other half: {stray[0]}")
+        return filled
+
+    return _between_fences(text, outside)
+
+
+def without_marked(text: str) -> str:
+    """Remove what stands between markers, and the markers."""
+    return NUMBER.sub("", TABLE.sub("", text))
+
+
+def typed(text: str) -> list[str]:
+    """List the results that somebody typed: decimal numbers outside markers and fenced code that are not `ALLOWED`."""
+    prose = without_marked(FENCE.sub("", text))
+    for pattern in ALLOWED:
+        prose = re.sub(pattern, "", prose)
+    return [line.strip() for line in prose.splitlines() if TYPED.search(line)]
+
+
+def _between_fences(text: str, change: Callable[[str], str]) -> str:
+    parts, start = [], 0
+    for fence in FENCE.finditer(text):
+        parts += [change(text[start : fence.start()]), fence[0]]
+        start = fence.end()
+    return "".join([*parts, change(text[start:])])
+
+
+def texts(root: Path) -> list[Path]:
+    """List the texts of a checkout whose numbers come from records."""
+    return [path for pattern in TEXTS for path in sorted(root.glob(pattern))]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rewrite or check every text; return 0, or 1 after a line on standard error for every mistake."""
+    parser = argparse.ArgumentParser(prog="python docs/tables.py", description="tables and numbers of the docs, from the records")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail if texts and records differ")
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (default: this one)")
+    options = parser.parse_args(arguments)
+    records, wrong = Records(options.root), []
+    for path in texts(options.root):
+        text, name = path.read_text(encoding="utf-8"), path.relative_to(options.root)
+        wrong += [f"{name}: a typed result, put it between markers: {line}" for line in typed(text)]
+        filled = rewrite(text, records)
+        if filled != text and options.check:
+            changed = [new for old, new in zip(text.splitlines(), filled.splitlines(), strict=False) if old != new]
+            wrong.append(f"{name}: differs from the records, run `python docs/tables.py`: {(changed or ['length'])[0]}")
+        elif filled != text:
+            path.write_text(filled, encoding="utf-8")
+    for line in wrong:
+        print(line, file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
