@@ -24,6 +24,12 @@ include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/paper_figures.smk"
 
 
+if STARTS_WARM:
+
+    onstart:
+        warm.start()
+
+
 rule all:
     default_target: True
     input:

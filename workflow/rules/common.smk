@@ -3,12 +3,21 @@
 import sys
 from pathlib import Path
 
+from dpsapf.cli import warm
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry
 from dpsapf.experiment.settings import parse_config
 from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, method
 from dpsapf.experiment.layout import Layout
-from dpsapf.cli.rules import code_digest, entry_digest, flags, given, score_flags, spend_records, trained_files
+from dpsapf.cli.rules import (
+    code_digest,
+    entry_digest,
+    flags,
+    given,
+    score_flags,
+    spend_records,
+    trained_files,
+)
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
@@ -38,6 +47,8 @@ ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")
 USES_CONDA = "conda" in {
     str(method) for method in workflow.deployment_settings.deployment_method
 }
+# stages on this machine's CPU are forked from one process that has imported torch and diffusers
+STARTS_WARM = workflow.local_exec and not USES_CONDA and CONFIG.compute.device == "cpu"
 PATH = "" if USES_CONDA else f'export PATH="{Path(sys.executable).parent}:$PATH"; '
 shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; {PATH}')
 

@@ -1,0 +1,174 @@
+"""A process that has imported everything, and forks one child for each stage.
+
+Importing torch and diffusers takes longer than many of the demo's stages.
+
+The Snakefile starts it where stages run on this machine's CPU (`start`), and names its socket in ``DPSAPF_WARM``;
+``python -m dpsapf`` then hands its words, its folder and its outputs over and waits (`ask`). Without the variable, or without an
+answer, a stage imports for itself. Every stage has a process of its own, which is killed when its client is gone.
+"""
+
+import array
+import contextlib
+import gc
+import importlib
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+import typing
+from pathlib import Path
+
+SOCKET = "DPSAPF_WARM"
+LAZY = (
+    "cleanfid.fid",
+    "cleanfid.resize",
+    "dpsapf.evaluation.features",
+    "dpsapf.evaluation.fidelity",
+    "dpsapf.evaluation.utility",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.schedulers.scheduling_ddim",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "dp_accounting.pld.pld_privacy_accountant",
+    "dp_accounting.rdp.rdp_privacy_accountant",
+    "dp_accounting.mechanism_calibration",
+    "opacus.accountants",
+    "opacus.utils.uniform_sampler",
+    "peft",
+    "timm.models.resnet",
+    "transformers.models.clip.modeling_clip",
+    "transformers.models.clip.tokenization_clip",
+)  # what the stages import when they run
+PATIENCE = 1.0  # seconds between looks at whether the parent still lives
+
+
+def start() -> None:
+    """Start the warm process, as a child of this one, and name its socket to this process and its children."""
+    folder = Path(tempfile.mkdtemp(prefix="dpsapf-"))
+    path = folder / "warm"
+    process = subprocess.Popen([sys.executable, "-m", "dpsapf.cli.warm", str(path)], stdin=subprocess.DEVNULL)
+    while not path.exists() and process.poll() is None:
+        time.sleep(0.02)
+    os.environ[SOCKET] = str(path)
+
+
+def ask(words: list[str]) -> int | None:
+    """Let the warm process run a command line; return its exit code, or None if there is no warm process."""
+    path = os.environ.get(SOCKET)
+    if not path or not Path(path).exists():
+        return None
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(path)
+        except OSError:
+            return None
+        message = json.dumps({"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
+        outputs = array.array("i", [1, 2])
+        connection.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, outputs)])
+        connection.sendall(message)
+        answer = connection.recv(1)
+    return answer[0] if answer else 1
+
+
+def serve(path: str) -> None:
+    """Answer until the parent process is gone and no child is left.
+
+    Args:
+        path: of the socket, in a folder that only this user may enter; both are removed at the end.
+    """
+    parent = os.getppid()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        try:
+            _preload()
+            _loop(listener, parent)
+        finally:
+            shutil.rmtree(Path(path).parent, ignore_errors=True)
+
+
+def _preload() -> None:
+    from dpsapf.cli.commands import MODULES
+
+    for module in (*MODULES.values(), *LAZY):
+        if not module.startswith(("dpsapf.pretraining", "dpsapf.bench")):
+            importlib.import_module(module)
+    gc.freeze()
+
+
+def _loop(listener: socket.socket, parent: int) -> None:
+    children: dict[int, socket.socket] = {}
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while os.getppid() == parent or children:
+            for key, _ in selector.select(0.05 if children else PATIENCE):
+                if key.fileobj is listener:
+                    connection, _ = listener.accept()
+                    children[_fork(connection)] = connection
+                    selector.register(connection, selectors.EVENT_READ)
+                else:  # a client says nothing after its request: it has gone
+                    os.kill(next(pid for pid, served in children.items() if served is key.fileobj), signal.SIGKILL)
+            for pid, code in _ended(children):
+                connection = children.pop(pid)
+                selector.unregister(connection)
+                with contextlib.suppress(OSError):
+                    connection.send(bytes([code]))
+                connection.close()
+
+
+def _ended(children: dict[int, socket.socket]) -> list[tuple[int, int]]:
+    found = []
+    for pid in list(children):
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            found.append((pid, os.waitstatus_to_exitcode(status) % 256))
+    return found
+
+
+def _fork(connection: socket.socket) -> int:
+    request, outputs = _received(connection)
+    pid = os.fork()
+    if pid == 0:
+        _become(request, outputs)
+    for descriptor in outputs:
+        os.close(descriptor)
+    return pid
+
+
+def _received(connection: socket.socket) -> tuple[dict, list[int]]:
+    head, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(8))
+    message = b""
+    while len(message) < int.from_bytes(head, "big"):
+        message += connection.recv(1 << 16)
+    return json.loads(message), list(array.array("i", ancillary[0][2]))
+
+
+def _become(request: dict, outputs: list[int]) -> typing.NoReturn:
+    """Run the command line in the child, with the client's outputs, folder and environment."""
+    from dpsapf.cli.main import main
+
+    code = 1
+    try:
+        for number, descriptor in zip((1, 2), outputs, strict=True):
+            os.dup2(descriptor, number)
+        os.chdir(request["folder"])
+        os.environ.clear()
+        os.environ.update(request["environment"])
+        code = main(request["words"])
+    except BaseException:  # as an interpreter of its own would: told in full, and the process ends
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])
+    os._exit(0)  # some libraries print at an interpreter's end
