@@ -20,11 +20,17 @@ def load_unet(record: ModelRecord, device: str = "cpu") -> "UNet2DConditionModel
     """Load the denoiser."""
     from diffusers import UNet2DConditionModel
 
-    return _with_plain_attention(_ready(UNet2DConditionModel, record.path, "unet", device))
+    return _ready(UNet2DConditionModel, record.path, "unet", device)
 
 
-def _with_plain_attention(unet: "UNet2DConditionModel") -> "UNet2DConditionModel":
-    """On a CPU, a small UNet's few short heads take matrix products faster than torch's flash kernel; equal up to rounding."""
+def for_gradients(unet: "UNet2DConditionModel") -> "UNet2DConditionModel":
+    """Let a small UNet on a CPU attend by plain matrix products: their backward pass takes a third of flash attention's time.
+
+    The forward pass alone is a fifth slower, so sampling keeps torch's kernel. Both are equal up to rounding.
+
+    Returns:
+        The same UNet.
+    """
     if unet.device.type == "cpu" and unet.config.sample_size**2 <= FEW_TOKENS:
         from diffusers.models.attention_processor import AttnProcessor
 
@@ -36,7 +42,7 @@ def packaged_unet() -> "UNet2DConditionModel":
     """Load the denoiser of the packaged ``public-mini``."""
     from diffusers import UNet2DConditionModel
 
-    return _with_plain_attention(_ready(UNet2DConditionModel, str(Path(__file__).parent / "public-mini"), "unet", "cpu"))
+    return _ready(UNet2DConditionModel, str(Path(__file__).parent / "public-mini"), "unet", "cpu")
 
 
 def load_vae(record: ModelRecord, device: str = "cpu") -> "AutoencoderKL":
