@@ -22,7 +22,7 @@ from dpsapf.gradients.per_image import PerImageGradients, averaged, per_image_gr
 from dpsapf.privacy.clipping import Clipping, clipped_sum
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Pairs, denoising_loss
-from dpsapf.public_models.load import for_gradients, packaged_unet
+from dpsapf.public_models.load import packaged_unet
 from dpsapf.public_models.prepare import PROJECTIONS
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
@@ -87,7 +87,7 @@ def subject(options: Bench, images: int | None = None) -> Subject:
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     if options.architecture == "public-mini":
-        unet, side, tokens, width = for_gradients(packaged_unet()), 8, 24, 64
+        unet, side, tokens, width = packaged_unet(), 8, 24, 64
     else:
         with torch.random.fork_rng():
             torch.manual_seed(child_seed(0, "bench"))

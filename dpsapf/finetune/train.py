@@ -22,7 +22,7 @@ from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
-from dpsapf.public_models.load import for_gradients, load_scheduler, load_unet
+from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
@@ -93,7 +93,7 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
 
 def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
     record = read_record(options.model, ModelRecord)
-    unet = for_gradients(load_unet(record, options.device))
+    unet = load_unet(record, options.device)
     parameters = trainable(unet, plan.run, pd.read_csv(options.selection), options.lora_rank, options.lora_alpha)
     rate = options.learning_rate_full if plan.run.adapter is None else options.learning_rate_lora
     optimizer = _optimizer(options.optimizer)(parameters.values(), lr=rate, weight_decay=0.0)

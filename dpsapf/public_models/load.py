@@ -13,29 +13,11 @@ if typing.TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
-FEW_TOKENS = 256  # of the first self-attention; beyond, its T x T scores would cost more memory than they save time
-
-
 def load_unet(record: ModelRecord, device: str = "cpu") -> "UNet2DConditionModel":
     """Load the denoiser."""
     from diffusers import UNet2DConditionModel
 
     return _ready(UNet2DConditionModel, record.path, "unet", device)
-
-
-def for_gradients(unet: "UNet2DConditionModel") -> "UNet2DConditionModel":
-    """Let a small UNet on a CPU attend by plain matrix products: their backward pass takes a third of flash attention's time.
-
-    The forward pass alone is a fifth slower, so sampling keeps torch's kernel. Both are equal up to rounding.
-
-    Returns:
-        The same UNet.
-    """
-    if unet.device.type == "cpu" and unet.config.sample_size**2 <= FEW_TOKENS:
-        from diffusers.models.attention_processor import AttnProcessor
-
-        unet.set_attn_processor(AttnProcessor())
-    return unet
 
 
 def packaged_unet() -> "UNet2DConditionModel":

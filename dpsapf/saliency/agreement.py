@@ -13,7 +13,7 @@ from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Latents, draw_pairs
-from dpsapf.public_models.load import for_gradients, load_scheduler, load_unet
+from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
@@ -38,7 +38,7 @@ def compare_scores(options: CompareScores) -> None:
 
 def _squared_norms(options: CompareScores, table: pd.DataFrame) -> torch.Tensor:
     model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
-    unet, scheduler = for_gradients(load_unet(model, options.device)), load_scheduler(model)
+    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
     draws = torch_generator(options.seed, "saliency", "pairs")
     pairs = draw_pairs(latents, torch.arange(len(latents)), 1, scheduler.config.num_train_timesteps, draws)
     batches = squared_gradient_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options)

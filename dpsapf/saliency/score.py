@@ -18,7 +18,7 @@ from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
-from dpsapf.public_models.load import for_gradients, load_scheduler, load_unet
+from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
@@ -50,7 +50,7 @@ def score_saliency(options: ScoreSaliency) -> None:
     units, release = _planned(options, table, len(latents))
     who = secret_generator(options.noise, options.seed, "saliency", "batch")
     batch = poisson_batch(len(latents), release.sampling_rate, who)
-    unet, scheduler = for_gradients(load_unet(model, options.device)), load_scheduler(model)
+    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
     exact = saliency_scores(unet, scheduler, latents, batch, table[MATRIX].tolist(), options)
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
     released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source)
