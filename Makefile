@@ -26,7 +26,7 @@ report: .venv/.installed ## HTML report of the demo
 	$(BIN)/snakemake --report results/demo/report.html
 
 test: .venv/.installed ## every test, with coverage
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --durations=10 --cov --cov-report=term
 
 mutants: .venv/.installed ## break the privacy code line by line; every mutant must fail a test (20 minutes)
 	$(BIN)/python tests/mutation/mutate.py

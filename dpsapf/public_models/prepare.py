@@ -124,7 +124,7 @@ def candidate_table(path: Path) -> tuple[pd.DataFrame, int]:
         path: model in diffusers layout.
 
     Returns:
-        One row per linear layer or convolution with the columns of `dpsapf.experiment.records`, and the UNet's number of
+        One row per linear layer or convolution with the columns of `dpsapf.experiment.columns`, and the UNet's number of
         parameters.
     """
     import torch

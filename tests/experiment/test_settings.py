@@ -41,7 +41,7 @@ def test_every_config_file_is_valid(file):
 @pytest.mark.parametrize("name", list(schemas()))
 def test_schema_files_are_those_of_the_classes(name):
     written = json.loads((ROOT / "workflow" / "schemas" / f"{name}.schema.json").read_text())
-    assert written == json.loads(json.dumps(schemas()[name])), "run: python -m dpsapf.experiment.settings"
+    assert written == json.loads(json.dumps(schemas()[name])), "run: python -m dpsapf.experiment.schemas"
 
 
 def changed(path, value):

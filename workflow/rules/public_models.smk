@@ -12,7 +12,7 @@ rule pretrain_public_model:
     resources:
         mem_mb=8000,
     params:
-        code=code_digest("public_models"),
+        code=code_digest("pretraining"),
     shell:
         "python -m dpsapf pretrain-public-model --out {output.out} --feature-network {output.network}"
         " --threads {threads} --log {log}"

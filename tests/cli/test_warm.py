@@ -1,0 +1,104 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from dpsapf.cli import warm
+
+ROOT = Path(__file__).parents[2]
+SERVER = "import sys; from dpsapf.cli import warm; warm._preload = lambda: None; warm.serve(sys.argv[1])"
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A warm process that has imported little, so that it starts at once."""
+    folder = tmp_path / "socket"
+    folder.mkdir()
+    process = subprocess.Popen([sys.executable, "-c", SERVER, str(folder / "warm")], cwd=ROOT)
+    wait_for(lambda: (folder / "warm").exists())
+    yield folder / "warm", process
+    process.kill()
+    process.wait()
+
+
+def wait_for(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def client(path, *words, **keywords):
+    environment = os.environ | {warm.SOCKET: str(path), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-m", "dpsapf", *words], env=environment, text=True, **keywords)
+
+
+def children(process):
+    return Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+
+
+def test_without_a_warm_process_a_stage_imports_for_itself(monkeypatch, tmp_path):
+    monkeypatch.delenv(warm.SOCKET, raising=False)
+    assert warm.ask(["--version"]) is None
+    monkeypatch.setenv(warm.SOCKET, str(tmp_path / "gone"))
+    assert warm.ask(["--version"]) is None
+    (tmp_path / "gone").touch()
+    assert warm.ask(["--version"]) is None
+
+
+def test_a_stage_writes_where_its_client_stands(server, tmp_path):
+    path, process = server
+    files = ["--archive", "d.npz", "--record", "d.json", "--preview", "d.png", "--registry", str(ROOT / "config/datasets.yaml")]
+    ran = client(path, "prepare-dataset", "--name", "digits", *files, "--quiet", cwd=tmp_path)
+    assert ran.wait() == 0 and (tmp_path / "d.json").exists()
+    assert children(process) == []
+
+
+def test_outputs_and_exit_codes_are_the_clients(server, tmp_path):
+    path, _ = server
+    ran = client(path, "sample", "--steps", "x", cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    _, error = ran.communicate()
+    assert ran.returncode == 2 and "dpsapf sample: --steps = 'x': must be a valid integer" in error
+    ran = client(path, "--version", cwd=tmp_path, stdout=subprocess.PIPE)
+    assert ran.communicate()[0].strip() == "0.1.0" and ran.returncode == 0
+
+
+def pretraining(path, folder):
+    """A stage that goes on for hours."""
+    return client(path, "pretrain-public-model", "--out", "model", "--feature-network", "f.safetensors", "--quiet", cwd=folder)
+
+
+def test_a_killed_client_takes_its_stage_along(server, tmp_path):
+    path, process = server
+    ran = pretraining(path, tmp_path)
+    wait_for(lambda: children(process))
+    ran.send_signal(signal.SIGKILL)
+    wait_for(lambda: children(process) == [])
+    assert process.poll() is None
+
+
+def test_a_killed_stage_is_a_failure(server, tmp_path):
+    path, process = server
+    ran = pretraining(path, tmp_path)
+    wait_for(lambda: children(process))
+    os.kill(int(children(process)[0]), signal.SIGKILL)
+    assert ran.wait() == 256 - signal.SIGKILL
+
+
+def test_it_ends_with_its_parent_and_leaves_no_file(tmp_path):
+    code = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {SERVER!r}, sys.argv[1]]); input()"
+    (tmp_path / "socket").mkdir()
+    path = tmp_path / "socket" / "warm"
+    parent = subprocess.Popen([sys.executable, "-c", code, str(path)], cwd=ROOT, stdin=subprocess.PIPE)
+    wait_for(path.exists)
+    parent.communicate(b"\n")
+    wait_for(lambda: not path.parent.exists())
+
+
+def test_what_is_imported_beforehand_exists():
+    code = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
+    assert subprocess.run([sys.executable, "-c", code, *warm.LAZY], check=False).returncode == 0
