@@ -2,11 +2,11 @@
 
 ``make clean && python docs/measure.py demo make demo`` times the demo from nothing (after ``make install``: a download is
 no part of it), and ``python docs/measure.py test make test`` the tests. Run it on cores that do nothing else. The memory
-is the largest ``max_rss`` among Snakemake's benchmarks that the command wrote, so that old ones do not count.
+is the largest resident size of one process that the command started, looked at every half second. (Snakemake's own
+benchmarks see the clients of the warm process only, see `dpsapf.cli.warm`.)
 """
 
 import argparse
-import csv
 import json
 import os
 import subprocess
@@ -14,23 +14,23 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 RECORD = Path("results/reference/measured.json")
+INTERVAL = 0.5  # seconds between looks
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a command in the checkout, time it, update its entry; return the command's status, which is 0 if it was kept."""
     parser = argparse.ArgumentParser(prog="python docs/measure.py", description="time a command and keep what it took")
     parser.add_argument("--root", type=Path, default=ROOT, help="the checkout (default: this one)")
-    parser.add_argument("--results", default="results/demo", help="folder whose benchmarks/ have the memory of processes")
     parser.add_argument("what", help="name of the entry: demo, test, ...")
     parser.add_argument("command", nargs=argparse.REMAINDER, help="the command and its arguments")
     options = parser.parse_args(arguments)
     if not options.command:
         parser.error("name a command after the entry's name")
-    started, start = time.time(), time.monotonic()
-    status = subprocess.run(options.command, cwd=options.root, check=False).returncode
-    seconds = time.monotonic() - start
+    status, seconds, peak = watched(options.command, options.root)
     if status:
         print(f"not kept: {' '.join(options.command)} ended with status {status}", file=sys.stderr)
         return status
@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
         "command": " ".join(options.command),
         "seconds": round(seconds),
         "cores": len(os.sched_getaffinity(0)),
-        "peak_memory_mb": peak_memory_mb(options.root / options.results / "benchmarks", started),
+        "peak_memory_mb": round(peak, 1),
         "commit": commit(options.root),
     }
     keep(options.root / RECORD, entry)
@@ -47,16 +47,28 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def peak_memory_mb(benchmarks: Path, since: float) -> float | None:
-    """Return the largest ``max_rss`` [MB] in Snakemake's benchmarks written after a time; None if there are none."""
-    peaks = [
-        float(row["max_rss"])
-        for path in benchmarks.rglob("*.tsv")
-        if path.stat().st_mtime >= since
-        for row in csv.DictReader(path.read_text(encoding="utf-8").splitlines(), delimiter="\t")
-        if row["max_rss"] not in ("-", "NA", "")  # a process too short to be looked at
-    ]
-    return round(max(peaks), 1) if peaks else None
+def watched(command: list[str], folder: Path) -> tuple[int, float, float]:
+    """Run a command; return its status, its seconds, and the largest resident size of one of its processes [MB]."""
+    start, peak = time.monotonic(), 0
+    process = psutil.Popen(command, cwd=folder)
+    while process.poll() is None:
+        peak = max([peak, *map(_resident, [process, *_descendants(process)])])
+        time.sleep(INTERVAL)
+    return process.returncode, time.monotonic() - start, peak / 1e6
+
+
+def _descendants(process: psutil.Process) -> list[psutil.Process]:
+    try:
+        return process.children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _resident(process: psutil.Process) -> int:
+    try:
+        return process.memory_info().rss
+    except psutil.Error:
+        return 0
 
 
 def commit(root: Path) -> str | None:

@@ -131,26 +131,21 @@ def test_differences_are_dp_sapf_minus_dp_lora():
     assert f"| {expected:+.1f} |" in row
 
 
-WRITES_A_BENCHMARK = """
-import pathlib
-folder = pathlib.Path("results/demo/benchmarks/sample")
-folder.mkdir(parents=True)
-(folder / "a.tsv").write_text("s\\th:m:s\\tmax_rss\\n1.0\\t0:00:01\\t512.25\\n2.0\\t0:00:02\\t-\\n")
+HOLDS_200_MB = """
+import subprocess, sys
+subprocess.run([sys.executable, "-c", "import time; x = bytes([1]) * 200_000_000; time.sleep(2)"])
 """
 
 
 def test_measure_updates_the_entry(copy):
     before = json.loads((copy / "results/reference/measured.json").read_text())
-    assert measure.main(["--root", str(copy), "demo", sys.executable, "-c", WRITES_A_BENCHMARK]) == 0
+    assert measure.main(["--root", str(copy), "demo", sys.executable, "-c", HOLDS_200_MB]) == 0
     after = json.loads((copy / "results/reference/measured.json").read_text())
-    assert after[0]["peak_memory_mb"] == 512.2 and after[0]["seconds"] < 60
+    assert 200 < after[0]["peak_memory_mb"] < 300 and 2 <= after[0]["seconds"] < 60
     assert after[1:] == before[1:] and set(after[0]) == set(before[0])
 
 
-def test_measure_ignores_old_benchmarks_and_adds_an_entry(copy):
-    (copy / "results/demo/benchmarks").mkdir(parents=True)
-    (copy / "results/demo/benchmarks/old.tsv").write_text("s\tmax_rss\n1.0\t512\n")
-    assert measure.peak_memory_mb(copy / "results/demo/benchmarks", since=4e9) is None
+def test_measure_adds_an_entry(copy):
     assert measure.main(["--root", str(copy), "new", sys.executable, "-c", ""]) == 0
     assert json.loads((copy / "results/reference/measured.json").read_text())[-1]["what"] == "new"
 

@@ -1,51 +1,16 @@
 import sys
 
-import cleanfid.features
 import numpy as np
 import pytest
 import torch
-import yaml
-from PIL import Image
-from safetensors.torch import save_file
 
 from dpsapf.datasets.archive import write_archive
-from dpsapf.evaluation import features as module
 from dpsapf.evaluation.evaluate import evaluate
-from dpsapf.evaluation.features import extract_features
-from dpsapf.evaluation.network import FeatureNetwork
 from dpsapf.evaluation.reference import reference_features
 from dpsapf.experiment.records import Fidelity, Utility
-from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.experiment.stages import Evaluate, ReferenceFeatures
 from dpsapf.support.errors import UserError
-from dpsapf.support.records import read_record, write_record
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch, dataset_record):
-    """A dataset, a protocol and a feature network, all tiny."""
-    generator = np.random.default_rng(0)
-    arrays = {}
-    for split, count in (("train", 60), ("validation", 10), ("test", 20)):
-        labels = np.arange(count) % 2
-        pixels = generator.integers(0, 120, (count, 32, 32, 3)) + 100 * labels[:, None, None, None]
-        arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels}
-    write_archive(tmp_path / "dataset.npz", arrays)
-    write_archive(tmp_path / "same.npz", {"images": arrays["train_images"], "labels": arrays["train_labels"]})
-    write_record(tmp_path / "dataset.json", dataset_record)
-    (tmp_path / "networks").mkdir()
-    save_file(FeatureNetwork(3).state_dict(), tmp_path / "networks" / "tiny.safetensors")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "features.py"))
-    protocol = {
-        "feature_network": "package:tiny",
-        "feature_resolution": 32,
-        "resize": "lanczos",
-        "kid_subset_size": 20,
-        "classifiers": ["resnet"],
-        "classifier_steps": 5,
-    }
-    (tmp_path / "protocols.yaml").write_text(yaml.safe_dump({"tiny-v1": protocol, "tiny-v2": protocol}))
-    return tmp_path
+from dpsapf.support.records import read_record
 
 
 def reference(folder, protocol="tiny-v1"):
@@ -141,59 +106,3 @@ def test_evaluating_twice_gives_equal_records(folder):
 
 def noise(count, side):
     return np.random.default_rng(0).integers(0, 255, (count, side, side, 3)).astype(np.uint8)
-
-
-def protocol(**changes):
-    values = {"feature_network": "package:tiny", "feature_resolution": 32, "resize": "lanczos"}
-    return ProtocolEntry(**(values | {"classifiers": (), "classifier_steps": 1} | changes))
-
-
-def test_unknown_network_and_wrong_digest_are_refused(folder):
-    images = np.zeros((2, 32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match="must be clean-fid:inception or a packaged network"):
-        extract_features(images, protocol(feature_network="package:none"), "cpu")
-    with pytest.raises(UserError, match="must have SHA-256 0000"):
-        extract_features(images, protocol(feature_sha256="0000"), "cpu")
-
-
-@pytest.fixture
-def inception(monkeypatch):
-    """Stands for clean-fid's Inception: returns its input, and so shows what it is given."""
-    monkeypatch.setattr(cleanfid.features, "build_feature_extractor", lambda *args, **kwargs: lambda x: x.flatten(1))
-    return protocol(feature_network="clean-fid:inception", feature_resolution=20, resize="bicubic")
-
-
-def test_inception_is_given_clean_fids_resizing_of_floats(inception):
-    """clean-fid resizes each channel as floats with Pillow's antialiased filter and does not round."""
-    images = noise(3, 48)
-    given = extract_features(images, inception, "cpu").reshape(3, 3, 20, 20)
-    channel = Image.fromarray(images[1, :, :, 2].astype(np.float32))
-    expected = np.asarray(channel.resize((20, 20), Image.Resampling.BICUBIC))
-    assert np.allclose(given[1, 2], expected, atol=1e-4)
-
-
-def test_images_of_the_right_size_are_given_as_they_are(inception):
-    images = noise(3, 20)
-    given = extract_features(images, inception, "cpu").reshape(3, 3, 20, 20)
-    assert np.array_equal(given, images.transpose(0, 3, 1, 2)) and given.dtype == np.float64
-
-
-def test_features_do_not_depend_on_the_batch(folder, monkeypatch):
-    images = noise(7, 32)
-    whole = extract_features(images, protocol(), "cpu")
-    monkeypatch.setattr(module, "BATCH", 3)
-    assert whole.shape == (7, 64)
-    assert np.allclose(extract_features(images, protocol(), "cpu"), whole, atol=1e-6)  # float32 network
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [(OSError("no route"), "cannot be downloaded: no route"), (RuntimeError("bad archive\ntrace"), "delete it: bad archive$")],
-)
-def test_inception_that_cannot_be_had_is_told_in_one_line(monkeypatch, error, message):
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(cleanfid.features, "build_feature_extractor", fail)
-    with pytest.raises(UserError, match=message):
-        extract_features(noise(2, 299), protocol(feature_network="clean-fid:inception"), "cpu")

@@ -1,7 +1,5 @@
 import pytest
 
-from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.methods import METHODS, method
 from dpsapf.experiment.runs import RunSpec, Study, expand, normalise, number
 from dpsapf.support.checked import parse, replace
 from dpsapf.support.errors import UserError
@@ -95,14 +93,3 @@ def test_a_ratio_sweep_shares_one_release():
 def test_bad_axes_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         parse(Study, {"dataset": ("a",), "method": ("dp-sapf",)} | changes, "studies.s")
-
-
-def test_unknown_method_is_refused():
-    with pytest.raises(UserError, match="must be one of " + ", ".join(METHODS)):
-        method("pe")
-
-
-def test_layout_keys_by_what_a_file_depends_on():
-    layout = Layout("results/x")
-    assert layout.latents("d", "m", "f") == "results/x/cache/latents/d--m/f"
-    assert layout.reference("d", "p", "f") == "results/x/cache/reference/d--p/f"

@@ -16,8 +16,6 @@ from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
-from dpsapf.finetune.parallel import Processes
-from dpsapf.privacy.noise import secret_generator
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.support.checked import replace
@@ -254,19 +252,6 @@ def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, m
     steps = record.releases[1].steps
     for name, seen in states.items():
         assert len(seen) == 2 * steps and len(set(seen)) == (steps if mode == "seed" else 2 * steps), name
-
-
-def _draw(rank, folder):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    generator = Processes(rank, 2).agree_on_generator(secret_generator("system", 0), "cpu")
-    torch.save(torch.rand(9, generator=generator), folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
-def test_processes_agree_on_secret_draws(tmp_path):
-    torch.multiprocessing.spawn(_draw, (tmp_path,), nprocs=2)
-    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
-    assert torch.equal(first, second)
 
 
 def test_two_processes_equal_one(options, tmp_path):

@@ -35,10 +35,13 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-NOISE, SGD = "tests/privacy/test_mechanisms.py", "tests/finetune/test_dp_sgd.py"
-PLAN, ACCOUNT, MECHANISM = (f"tests/privacy/test_{name}.py" for name in ("plan_and_audit", "accounting", "saliency_mechanisms"))
-SCORES, SCORE, GHOST, SELECT = (f"tests/saliency/test_{name}.py" for name in ("scores", "score", "ghost", "select"))
-GHOST_CLIP, TRAIN = "tests/finetune/test_ghost_clipping.py", "tests/finetune/test_train.py"
+NOISE, CLIP, POISSON, AUDIT, ACCOUNT, MECHANISM = (
+    f"tests/privacy/test_{name}.py" for name in ("noise", "clipping", "poisson", "audit", "accounting", "mechanisms")
+)
+PLAN, SALIENCY_PLAN = "tests/privacy/test_plan.py", "tests/saliency/test_plan.py"
+SCORES, SCORE = (f"tests/saliency/test_{name}.py" for name in ("scores", "score"))
+GHOST, GHOST_CLIP, PER_IMAGE = (f"tests/gradients/test_{name}.py" for name in ("ghost_norms", "ghost_clipping", "per_image"))
+SGD, TRAIN, CHECKPOINT, PARALLEL = (f"tests/finetune/test_{name}.py" for name in ("dp_sgd", "train", "checkpoint", "parallel"))
 
 MUTANTS = (
     Mutant("noise dropped", "privacy/noise.py", "value + noise_multiplier * sensitivity", "value + 0 * sensitivity", (NOISE,)),
@@ -47,35 +50,35 @@ MUTANTS = (
     Mutant("system noise too small", "privacy/noise.py", "for _ in range(4)) / 2", "for _ in range(4)) / 4", (NOISE,)),
     Mutant("Gumbel noise halved", "privacy/noise.py", "value - scale * np.log", "value - 0.5 * scale * np.log", (NOISE,)),
     Mutant("Laplace noise halved", "privacy/noise.py", "value - scale * math", "value - 0.5 * scale * math", (NOISE,)),
-    Mutant("clip doubled", "privacy/clipping.py", "torch.clamp(bound / norms", "torch.clamp(2 * bound / norms", (NOISE,)),
-    Mutant("automatic clip doubled", "privacy/clipping.py", "factors = bound / (norms", "factors = 2 * bound / (norms", (NOISE,)),
+    Mutant("clip doubled", "privacy/clipping.py", "torch.clamp(bound / norms", "torch.clamp(2 * bound / norms", (CLIP,)),
+    Mutant("automatic clip doubled", "privacy/clipping.py", "factors = bound / (norms", "factors = 2 * bound / (norms", (CLIP,)),
     Mutant(
         "clip per parameter",
         "privacy/clipping.py",
         ".square().sum(1) for gradient in gradients]).sum(0)",
         ".square().sum(1) for gradient in gradients]).amax(0)",
-        (NOISE,),
+        (CLIP,),
     ),
     Mutant(
         "broken images kept",
         "privacy/clipping.py",
         "torch.isfinite(norms), factors, torch.zeros_like(factors)",
         "torch.isfinite(norms), factors, torch.ones_like(factors)",
-        (NOISE,),
+        (CLIP,),
     ),
     Mutant(
         "factors not applied",
         "privacy/clipping.py",
         '"b,b...->...", factors, gradient',
         '"b,b...->...", factors * 0 + 1, gradient',
-        (NOISE,),
+        (CLIP,),
     ),
     Mutant(
         "batch of fixed size",
         "privacy/poisson.py",
         "return torch.tensor(next(iter(sampler)), dtype=torch.int64)",
         "return torch.randperm(images, generator=generator)[: round(rate * images)]",
-        (NOISE,),
+        (POISSON,),
     ),
     Mutant(
         "secret draws from the public seed in system mode",
@@ -154,32 +157,32 @@ MUTANTS = (
         "privacy/accounting.py",
         "if left <= 0 or len(gaussians) + len(whole) < len(releases):",
         "if left <= 0:",
-        (PLAN,),
+        (PLAN, AUDIT),
     ),
     Mutant(
         "release missing from the ledger",
         "privacy/audit.py",
         "if sorted(spent) != sorted(planned):",
         "if not set(spent) <= set(planned):",
-        (PLAN,),
+        (AUDIT,),
     ),
     Mutant(
         "audit ignores the target",
         "privacy/audit.py",
         "if spent[name] > plan.target_epsilon:",
         "if spent[name] > 2 * plan.target_epsilon + 99:",
-        (PLAN,),
+        (AUDIT,),
     ),
     Mutant(
         "audit ignores sigma",
         "privacy/audit.py",
         "if getattr(planned, key) != getattr(spent, key):",
         'if key != "noise_multiplier" and getattr(planned, key) != getattr(spent, key):',
-        (PLAN,),
+        (AUDIT,),
     ),
-    Mutant("audit believes any batch sizes", "privacy/audit.py", "if min(chances) < UNLIKELY:", "if min(chances) < 0:", (PLAN,)),
+    Mutant("audit believes any batch sizes", "privacy/audit.py", "if min(chances) < UNLIKELY:", "if min(chances) < 0:", (AUDIT,)),
     Mutant(
-        "audit believes other data", "privacy/audit.py", "or spend.dataset_sha256 != plan.dataset_sha256:", "or False:", (PLAN,)
+        "audit believes other data", "privacy/audit.py", "or spend.dataset_sha256 != plan.dataset_sha256:", "or False:", (AUDIT,)
     ),
     Mutant(
         "exponential mechanism twice as sharp",
@@ -204,7 +207,7 @@ MUTANTS = (
         "saliency/scores.py",
         "sensitivity=lambda bounds: bounds.clipping_norm**2",
         "sensitivity=lambda bounds: bounds.clipping_norm",
-        (SCORES, PLAN),
+        (SCORES, SALIENCY_PLAN),
     ),
     Mutant(
         "one vote more", "saliency/scores.py", "squared.topk(min(bounds.votes,", "squared.topk(min(bounds.votes + 1,", (SCORES,)
@@ -218,15 +221,15 @@ MUTANTS = (
     ),
     Mutant(
         "Gram cross terms dropped",
-        "saliency/ghost.py",
+        "gradients/ghost_norms.py",
         "((a.mT @ a) * (g.mT @ g)).sum((1, 2, 3))",
         "((a.mT @ a) * (g.mT @ g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
         (GHOST,),
     ),
-    Mutant("norm instead of its square", "saliency/ghost.py", "dim=(1, 2, 3)).square()", "dim=(1, 2, 3))", (GHOST,)),
+    Mutant("norm instead of its square", "gradients/ghost_norms.py", "dim=(1, 2, 3)).square()", "dim=(1, 2, 3))", (GHOST,)),
     Mutant(
         "ghost factors not applied",
-        "finetune/ghost_clipping.py",
+        "gradients/ghost_clipping.py",
         "weights = (clip_factors(squared, bound, clipping) / multiplicity)",
         "weights = (clip_factors(squared, bound, clipping) * 0 + 1 / multiplicity)",
         (GHOST_CLIP,),
@@ -247,10 +250,10 @@ MUTANTS = (
     ),
     Mutant(
         "pairs clipped instead of images",
-        "finetune/per_image.py",
+        "gradients/per_image.py",
         "return rows.float().unflatten(0, (-1, multiplicity)).mean(1)",
         "return rows.float()",
-        (SGD,),
+        (PER_IMAGE,),
     ),
     Mutant(
         "same noise at every step",
@@ -259,6 +262,68 @@ MUTANTS = (
         '"finetune", "privacy noise",',
         (TRAIN,),
     ),
+    Mutant(
+        "adapters without layers of their own clipped to twice the bound",
+        "gradients/per_image.py",
+        "return clipped_sum([by_name[name] for name in self._names], bound, clipping)",
+        "return clipped_sum([by_name[name] for name in self._names], 2 * bound, clipping)",
+        (PER_IMAGE,),
+    ),
+    Mutant(
+        "wrong q of the saliency pass", "saliency/plan.py", "rate = min(settings.", "rate = min(0.5 * settings.", (SALIENCY_PLAN,)
+    ),
+    Mutant(
+        "mechanism of another delta",
+        "saliency/plan.py",
+        "delta = options.delta or default_delta(images)",
+        "delta = default_delta(images)",
+        (SALIENCY_PLAN,),
+    ),
+    Mutant(
+        "units ranked as matrices",
+        "saliency/plan.py",
+        "ranking(table, None if whole else run.level,",
+        "ranking(table, None,",
+        (SALIENCY_PLAN,),
+    ),
+    Mutant(
+        "audit ignores the rate of whole batches",
+        "privacy/audit.py",
+        "if (sizes != spend.images).any():",
+        "if False:",
+        (AUDIT,),
+    ),
+    Mutant(
+        "audit asks one certifier",
+        "privacy/audit.py",
+        'CERTIFIERS = ("pld", "prv")',
+        'CERTIFIERS = ("pld",)',
+        (AUDIT,),
+    ),
+    Mutant("Gumbel noise of one draw", "privacy/noise.py", "source.uniform(len(value))", "source.uniform(1)", (NOISE,)),
+    Mutant("uniforms of 0", "privacy/noise.py", "draws.clamp_min(2.0**-54)", "draws", (NOISE,)),
+    Mutant(
+        "checkpoint of another run used",
+        "finetune/checkpoint.py",
+        'if facts["identity"] != identity:',
+        'if facts["identity"] is None:',
+        (CHECKPOINT,),
+    ),
+    Mutant(
+        "processes draw other batches",
+        "finetune/parallel.py",
+        "return generator.set_state(state.cpu())",
+        "return generator",
+        (PARALLEL,),
+    ),
+    Mutant(
+        "an image in two shares",
+        "finetune/parallel.py",
+        "torch.arange(self.rank, images, self.count)",
+        "torch.arange(self.rank // 2, images, self.count)",
+        (PARALLEL,),
+    ),
+    Mutant("processes keep their own sums", "finetune/dp_sgd.py", "processes.agree([total])", "pass", (PARALLEL,)),
 )
 
 

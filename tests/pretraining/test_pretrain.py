@@ -43,9 +43,7 @@ def test_writes_a_pipeline_card_samples_and_log(trained):
     from diffusers import StableDiffusionPipeline
 
     assert StableDiffusionPipeline.from_pretrained(trained.out).vae.config.scaling_factor > 0
-    text = (trained.out / "README.md").read_text()
-    assert "| images | 64," in text
-    assert "| unet | 2 |" in text
+    assert "| unet | 2 |" in (trained.out / "README.md").read_text()
     lines = (trained.out / "training_log.csv").read_text().splitlines()
     assert lines[0] == "part,step,loss"
     assert [line.split(",")[:2] for line in lines[1:]] == [["vae", "2"], ["unet", "2"], ["features", "2"]]

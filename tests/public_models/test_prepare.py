@@ -69,7 +69,16 @@ def test_other_digest_is_refused(prepare, mini):
         prepare(path=str(mini), sha256="0" * 64)
 
 
-@pytest.mark.parametrize("missing", ["unet/config.json", "scheduler/scheduler_config.json", "vae/config.json"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "unet/config.json",
+        "scheduler/scheduler_config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "tokenizer/vocab.json",
+    ],
+)
 def test_incomplete_folder_is_named(prepare, mini, tmp_path, missing):
     folder = tmp_path / "copy"
     shutil.copytree(mini, folder)
@@ -78,12 +87,36 @@ def test_incomplete_folder_is_named(prepare, mini, tmp_path, missing):
         prepare(path=str(folder))
 
 
-def test_pickled_weights_are_refused(prepare, mini, tmp_path):
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_pickled_weights_are_refused(prepare, mini, tmp_path, part):
     folder = tmp_path / "copy"
     shutil.copytree(mini, folder)
-    (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match="never loaded"):
+    (weights,) = (folder / part).glob("*.safetensors")
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=f"{part}.*never loaded"):
         prepare(path=str(folder))
+    assert not (tmp_path / "model.json").exists() and not (tmp_path / "candidates.csv").exists()
+
+
+def test_a_relative_path_is_resolved(prepare, mini, monkeypatch):
+    """Later stages may run in another folder."""
+    monkeypatch.chdir(mini.parent)
+    assert prepare(path=mini.name)[0].path == str(mini)
+
+
+def test_a_vae_from_the_hub_has_a_pinned_commit_of_its_own(prepare, mini, monkeypatch):
+    asked = {}
+
+    def download(hub_id, revision, **keywords):
+        asked.update(keywords, hub_id=hub_id, revision=revision)
+        return str(mini / "vae")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    record, _ = prepare(path=str(mini), vae="someone/vae", vae_revision=COMMIT)
+    assert record.vae_path == str(mini / "vae") and (asked["hub_id"], asked["revision"]) == ("someone/vae", COMMIT)
+    assert asked["allow_patterns"] == list(DOWNLOADED_VAE)
+    with pytest.raises(UserError, match=r"mini: vae: revision = None: must be a commit of someone/vae"):
+        prepare(path=str(mini), vae="someone/vae")
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12], COMMIT.upper() + "z"])

@@ -5,17 +5,13 @@ import pytest
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX
 from dpsapf.experiment.methods import AXES
-from dpsapf.experiment.records import Ledger, Plan
+from dpsapf.experiment.records import Plan
 from dpsapf.experiment.settings import SaliencyConfig
-from dpsapf.experiment.stages import AuditPrivacy, PlanPrivacy
+from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import epsilon
-from dpsapf.privacy.audit import audit_privacy
-from dpsapf.privacy.plan import default_delta
-from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.saliency.plan import plan_privacy
-from dpsapf.support.checked import replace
+from dpsapf.privacy.mechanisms import DELTA_SHARE
+from dpsapf.saliency.plan import DEFAULT_AXES, plan_privacy
 from dpsapf.support.errors import UserError
-from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 
 UNUSED = dict.fromkeys(AXES)
@@ -119,85 +115,67 @@ def test_without_a_guarantee_nothing_is_clipped_noised_or_certified(tmp_path, da
     assert math.isinf(epsilon("pld", plan.releases, plan.delta))
 
 
-def test_default_delta_is_the_papers():
-    assert default_delta(45_000) == pytest.approx(2.074e-6, rel=1e-3)  # four digits of 1/(45000 ln 45000)
+def test_axes_that_are_left_out_have_their_defaults(tmp_path, dataset_record):
+    plan_privacy(options(tmp_path, dataset_record, **dict.fromkeys(DEFAULT_AXES)))
+    explicit = options(tmp_path, dataset_record, **DEFAULT_AXES, out=tmp_path / "explicit.json")
+    plan_privacy(explicit)
+    assert read_record(tmp_path / "plan.json", Plan) == read_record(tmp_path / "explicit.json", Plan)
+    plan_privacy(options(tmp_path, dataset_record, **(LORA | {"candidates": None, "adapter": None})))
+    run = read_record(tmp_path / "plan.json", Plan).run
+    assert (run.candidates, run.adapter) == ("attention", "lora") and run.score is run.mechanism is None  # those it uses
 
 
-def audit(tmp_path, plan, spends):
-    write_record(tmp_path / "plan.json", plan)
-    paths = []
-    for index, spend in enumerate(spends):
-        paths.append(tmp_path / f"spend{index}.json")
-        write_record(paths[-1], spend)
-    audit_privacy(AuditPrivacy(plan=tmp_path / "plan.json", spends=tuple(paths), out=tmp_path / "ledger.json"))
+def test_the_run_is_named_after_the_dataset_and_keeps_its_seed(tmp_path, dataset_record):
+    plan_privacy(options(tmp_path, dataset_record, seed=3))
+    plan = read_record(tmp_path / "plan.json", Plan)
+    assert plan.run.id == "mnist5k--public-mini--dp-sapf-matrix-r30-energy-s10--eps10--seed3"
+    assert plan.dataset_sha256 == dataset_record.sha256 and plan.images == 3500
 
 
-def test_audit_passes_what_was_planned(tmp_path, plan, spends):
-    audit(tmp_path, plan, spends)
-    ledger = read_record(tmp_path / "ledger.json", Ledger)
-    assert ledger.releases == plan.releases
-    assert max(ledger.spent_epsilon[name] for name in ("pld", "prv")) <= 10
-    assert ledger.weights_digest == "e" * 64
-
-
-def changed(spends, index, **changes):
-    spends = list(spends)
-    spends[index] = replace(spends[index], release=replace(spends[index].release, **changes))
-    return spends
+@pytest.mark.parametrize(("expected_batch", "rate"), [(350, 0.1), (3500, 1.0), (50_000, 1.0)])
+def test_the_saliency_pass_samples_its_own_batch(tmp_path, dataset_record, expected_batch, rate):
+    plan_privacy(options(tmp_path, dataset_record, saliency=SaliencyConfig(expected_batch_size=expected_batch)))
+    saliency, dp_sgd = read_record(tmp_path / "plan.json", Plan).releases
+    assert (saliency.sampling_rate, saliency.steps, saliency.noise_multiplier) == (pytest.approx(rate), 1, 10.0)
+    assert dp_sgd.sampling_rate == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(
-    ("tamper", "message"),
+    ("score", "level", "sensitivity"),
     [
-        (lambda spends: spends[1:], "every release once"),
-        (lambda spends: spends[:1], "every release once"),
-        (lambda spends: [*spends, spends[1]], "every release once"),
-        (lambda spends: changed(spends, 1, noise_multiplier=0.5), "noise_multiplier"),
-        (lambda spends: changed(spends, 1, steps=5), "steps"),
-        (lambda spends: changed(spends, 1, sampling_rate=0.2), "sampling_rate"),
-        (lambda spends: changed(spends, 0, sensitivity=0.5), "sensitivity"),
-        (
-            lambda spends: [spends[0], replace(spends[1], realised_batches=(340, 371, 349))],
-            "must have 4 realised batches",
-        ),
-        (lambda spends: [spends[0], replace(spends[1], dataset_sha256="f" * 64)], "made on other data"),
-        (lambda spends: [spends[0], replace(spends[1], images=100)], "made on other data"),
+        ("norm", "matrix", 0.5),  # one matrix a unit
+        ("norm", "layer", 0.5 * math.sqrt(2)),  # two
+        ("norm", "block", 0.5 * math.sqrt(6)),  # all six
+        ("vote", "layer", 2.0),
+        ("vote", "block", 4.0),  # an image has no more votes
+        ("energy", "block", 0.25),
+        ("share", "block", 1.0),
     ],
 )
-def test_audit_refuses_what_was_not_planned(tmp_path, plan, spends, tamper, message):
-    with pytest.raises(UserError, match=message):
-        audit(tmp_path, plan, tamper(spends))
-    assert not (tmp_path / "ledger.json").exists()
+def test_ranking_mechanisms_plan_the_sensitivity_of_what_they_rank(tmp_path, dataset_record, score, level, sensitivity):
+    settings = SaliencyConfig(clipping_norm=0.5, votes=4)
+    changes = {"mechanism": "exponential", "score": score, "level": level, "saliency": settings, "delta": 1e-5}
+    plan_privacy(options(tmp_path, dataset_record, **changes))
+    saliency = read_record(tmp_path / "plan.json", Plan).releases[0]
+    assert saliency.sensitivity == pytest.approx(sensitivity)
+    assert saliency.delta == pytest.approx(DELTA_SHARE * 1e-5)
 
 
-@pytest.mark.parametrize("batches", [(350, 350, 350, 350), (500, 490, 510, 505), (10, 700, 5, 685)])
-def test_audit_refuses_batches_that_are_no_poisson_sample(tmp_path, plan, spends, batches):
-    """Fixed size, too large a rate, too wide a spread; the honest sizes of the fixture pass."""
-    many = replace(spends[1].release, steps=40)
-    plan = replace(plan, releases=(spends[0].release, many))
-    spends = [spends[0], replace(spends[1], release=many, realised_batches=batches * 10)]
-    with pytest.raises(UserError, match="no Poisson sample"):
-        audit(tmp_path, plan, spends)
+@pytest.mark.parametrize(("names", "matrices"), [("attention", 6), ("attention+ffn", 8), ("all-params", 9)])
+def test_only_the_matrices_of_the_runs_candidate_set_count(tmp_path, dataset_record, names, matrices):
+    changes = {"mechanism": "exponential", "score": "norm", "level": "block", "candidates": names}
+    settings = options(tmp_path, dataset_record, **changes)
+    table = pd.read_csv(tmp_path / "candidates.csv")
+    others = table.head(3).assign(**{MATRIX: ["a", "b", "c"], CANDIDATES: ["attention+ffn", "attention+ffn", "all-params"]})
+    pd.concat([table, others]).to_csv(tmp_path / "candidates.csv", index=False)
+    plan_privacy(settings)
+    assert read_record(tmp_path / "plan.json", Plan).releases[0].sensitivity == pytest.approx(math.sqrt(matrices))
 
 
-def test_audit_passes_a_poisson_samplers_batches(tmp_path, plan, spends):
-    many = replace(spends[1].release, steps=40, noise_multiplier=2.0)
-    sizes = [len(poisson_batch(3500, many.sampling_rate, torch_generator(0, step))) for step in range(40)]
-    plan = replace(plan, releases=(spends[0].release, many))
-    audit(tmp_path, plan, [spends[0], replace(spends[1], release=many, realised_batches=tuple(sizes))])
-    assert (tmp_path / "ledger.json").exists()
-
-
-def test_audit_without_a_guarantee_certifies_nothing(tmp_path, plan, spends):
-    exact = [replace(s.release, mechanism="none", noise_multiplier=None, sensitivity=None) for s in spends]
-    spends = [replace(spend, release=release) for spend, release in zip(spends, exact, strict=True)]
-    audit(tmp_path, replace(plan, target_epsilon=None, releases=tuple(exact)), spends)
-    assert read_record(tmp_path / "ledger.json", Ledger).spent_epsilon == {}
-    with pytest.raises(UserError, match="exceeds the target"):
-        audit(tmp_path, replace(plan, releases=tuple(exact)), spends)
-
-
-def test_audit_refuses_a_spend_above_the_target_even_if_planned(tmp_path, plan, spends):
-    with pytest.raises(UserError, match="exceeds the target 2.0"):
-        audit(tmp_path, replace(plan, target_epsilon=2.0), spends)
-    assert not (tmp_path / "ledger.json").exists()
+def test_more_noise_on_the_selection_leaves_more_to_dp_sgd(tmp_path, dataset_record):
+    sigmas = []
+    for sigma_s in (2.0, 20.0):
+        plan_privacy(options(tmp_path, dataset_record, sigma_s=sigma_s))
+        plan = read_record(tmp_path / "plan.json", Plan)
+        sigmas.append((plan.selection_epsilon, plan.releases[1].noise_multiplier))
+    assert sigmas[0][0] > sigmas[1][0] and sigmas[0][1] > sigmas[1][1]

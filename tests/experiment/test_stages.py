@@ -1,0 +1,129 @@
+import typing
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dpsapf.cli.commands import MODULES
+from dpsapf.experiment.settings import Config, FinetuneConfig
+from dpsapf.experiment.stages import (
+    READS,
+    WRITES,
+    Aggregate,
+    AuditPrivacy,
+    Bench,
+    CollectMetrics,
+    CompareScores,
+    Evaluate,
+    Finetune,
+    PretrainPublicModel,
+    Sample,
+    ScoreSaliency,
+    SelectMatrices,
+    paths,
+)
+from dpsapf.support.checked import Checked, replace
+
+STAGES = list(MODULES)
+SECTIONS = [field.annotation for field in Config.model_fields.values() if isinstance(field.annotation, type)]
+SECTIONS = [section for section in SECTIONS if issubclass(section, Checked)]
+
+
+def required(stage):
+    """Options of a stage: of its required fields those that are paths, by their own names."""
+    return {name: f"{name}.x" for name, field in stage.model_fields.items() if field.is_required() and field.json_schema_extra}
+
+
+def test_paths_are_those_of_a_role_and_given():
+    options = SelectMatrices(plan="p", candidate_table="c", out="o")
+    assert paths(options, READS) == {"plan": [Path("p")], "candidate_table": [Path("c")]}
+    assert paths(replace(options, scores="s"), READS)["scores"] == [Path("s")]
+    assert paths(options, WRITES) == {"out": [Path("o")]}
+
+
+def test_several_files_are_a_list_and_none_are_an_empty_one():
+    assert paths(AuditPrivacy(plan="p", spends=("a", "b"), out="o"), READS)["spends"] == [Path("a"), Path("b")]
+    assert paths(AuditPrivacy(plan="p", out="o"), READS)["spends"] == []
+
+
+def test_a_default_file_is_read_too():
+    options = Evaluate(protocol="demo-v1", **required(Evaluate))
+    assert paths(options, READS)["registry"] == [Path("config/protocols.yaml")]
+    assert paths(options, WRITES) == {}, "one may ask for neither"
+    assert list(paths(replace(options, utility="u"), WRITES)) == ["utility"]
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_files_and_only_files_say_whether_they_are_read_or_written(stage):
+    """An output without its role would be missing from dry runs; an input would not be checked."""
+    for name, field in stage.model_fields.items():
+        holds_paths = field.annotation is Path or Path in typing.get_args(field.annotation)
+        assert holds_paths == (field.json_schema_extra in (READS, WRITES)), name
+    assert any(field.json_schema_extra == WRITES for field in stage.model_fields.values())
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_every_option_has_its_help_in_one_line(stage):
+    for name, field in stage.model_fields.items():
+        assert field.description and "\n" not in field.description and not field.description.endswith("."), name
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_a_stage_that_takes_a_config_key_declares_it_as_the_config_does(stage):
+    """Type, range and default are the section's, also where a stage takes one key of it."""
+    for name, field in stage.model_fields.items():
+        for section in SECTIONS if name != "steps" or stage is not Sample else ():
+            if name not in section.model_fields or (stage, name) in OWN:
+                continue
+            other = section.model_fields[name]
+            if name in SHARED and section not in stage.__mro__:
+                continue
+            assert (field.annotation, field.metadata, field.default) == (other.annotation, other.metadata, other.default), name
+
+
+# keys of several sections mean what the stage's own section says; tools that are called by hand have defaults of their own
+SHARED = ("steps", "clipping_norm", "expected_batch_size")
+OWN = {(Bench, "threads"), (PretrainPublicModel, "threads")}
+
+
+def test_sampling_rebuilds_the_adapter_that_was_trained():
+    for name in ("lora_rank", "lora_alpha"):
+        assert Sample.model_fields[name].default == FinetuneConfig.model_fields[name].default
+
+
+BAD = [
+    (Bench, {"batch": 0}, "batch"),
+    (Bench, {"architecture": "sd-v2"}, "architecture"),
+    (PretrainPublicModel, {"images": 63}, "images"),
+    (PretrainPublicModel, {"batch": 1}, "batch"),
+    (PretrainPublicModel, {"minutes": 0}, "minutes"),
+    (PretrainPublicModel, {"seed": -1}, "seed"),
+    (ScoreSaliency, {"delta": 0.2}, "delta"),
+    (ScoreSaliency, {"sigma_s": 0}, "sigma_s"),
+    (ScoreSaliency, {"ratio": 1.01}, "ratio"),
+    (ScoreSaliency, {"mechanism": "laplace"}, "mechanism"),
+    (CompareScores, {"sigma_s": (1.0, -1.0)}, "sigma_s"),
+    (CompareScores, {"draws": 0}, "draws"),
+    (Evaluate, {"protocol": "p", "what": ("fid",)}, "what"),
+    (Sample, {"count": 2, "guidance_scale": 0.9}, "guidance_scale"),
+    (Finetune, {"learning_rate_lora": 1, "learning_rate_full": float("nan")}, "learning_rate_full"),
+    (CollectMetrics, {"images": 3}, "images"),
+]
+
+
+@pytest.mark.parametrize(("stage", "changes", "name"), BAD, ids=lambda value: getattr(value, "__name__", None))
+def test_a_value_out_of_range_is_refused_by_its_name(stage, changes, name):
+    good = {key: value for key, value in changes.items() if key != name}
+    with pytest.raises(ValidationError) as caught:
+        stage(**required(stage), **changes)
+    (error,) = caught.value.errors()
+    assert error["loc"][0] == name
+    if stage is not Finetune:
+        assert stage(**required(stage), **({"count": 2} if stage is Sample else good | {"protocol": "p"} if stage is Evaluate else good))
+
+
+def test_an_omitted_file_is_named():
+    for name in required(Aggregate):
+        files = {key: value if key != "metrics" else (value,) for key, value in required(Aggregate).items() if key != name}
+        with pytest.raises(ValidationError, match=f"{name}\n  Field required"):
+            Aggregate(**files)

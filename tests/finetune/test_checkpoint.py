@@ -1,0 +1,181 @@
+import json
+import math
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from dpsapf.finetune import checkpoint
+from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+
+NAMES = ("block.0.lora_A.default.weight", "block.0.lora_B.default.weight", "bias")
+
+
+def fresh(average=True, seed=0, optimizer=torch.optim.AdamW):
+    generator = torch.Generator().manual_seed(seed)
+    shapes = ((2, 5), (4, 2), (3,))
+    values = (torch.randn(shape, generator=generator) for shape in shapes)
+    parameters = {name: torch.nn.Parameter(value) for name, value in zip(NAMES, values, strict=True)}
+    copies = {name: value.detach().clone() for name, value in parameters.items()} if average else None
+    return TrainingState(parameters, optimizer(parameters.values(), lr=0.1), copies)
+
+
+def train(state, steps):
+    """Steps whose gradients depend on the number of the step alone, as those of a run do."""
+    for _ in range(steps):
+        generator = torch.Generator().manual_seed(state.step)
+        for parameter in state.parameters.values():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        state.optimizer.step()
+        state.step += 1
+        state.seconds += 0.5
+        state.log.append({"step": state.step, "loss": 1 / state.step})
+        for name, value in (state.average or {}).items():
+            value.lerp_(state.parameters[name].detach(), 0.3)
+    return state
+
+
+def contents(state):
+    """Everything of a state, comparable."""
+    moments = [state.optimizer.state[parameter] for parameter in state.parameters.values()]
+    tensors = [*state.parameters.values(), *(state.average or {}).values(), *(value for row in moments for value in row.values())]
+    return [torch.as_tensor(value).tolist() for value in tensors], state.step, state.log, state.seconds
+
+
+@pytest.mark.parametrize("average", [True, False])
+@pytest.mark.parametrize("step", [0, 1, 4])
+def test_going_on_equals_never_having_stopped(tmp_path, step, average):
+    save_checkpoint(tmp_path / "c.safetensors", train(fresh(average), step), "same")
+    restored = fresh(average, seed=1)  # other initial values: all of them must be replaced
+    assert load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    assert restored.step == step and (restored.average is None) != average
+    assert contents(train(restored, 5 - step)) == contents(train(fresh(average), 5))  # bit-equal
+
+
+@pytest.mark.parametrize("part", ["parameter/", "average/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/", "optimizer/step/"])
+def test_every_part_that_is_kept_matters(tmp_path, part):
+    """A checkpoint with one kind of its tensors changed goes on to other weights or another average."""
+    path = tmp_path / "c.safetensors"
+    save_checkpoint(path, train(fresh(), 3), "same")
+    with safe_open(path, "pt") as file:
+        facts = file.metadata()
+    tensors = load_file(path)
+    assert sum(name.startswith(part) for name in tensors) == 3
+    save_file({name: value + 1.0 if name.startswith(part) else value for name, value in tensors.items()}, path, facts)
+    restored = fresh()
+    assert load_checkpoint(path, restored, "same")
+    assert contents(train(restored, 2))[0] != contents(train(fresh(), 5))[0]
+
+
+@pytest.mark.parametrize("identity", ["other", ""])
+def test_a_checkpoint_of_another_run_is_left_alone(tmp_path, identity):
+    save_checkpoint(tmp_path / "c.safetensors", train(fresh(), 3), "same")
+    untouched = fresh(seed=1)
+    before = contents(untouched)
+    assert not load_checkpoint(tmp_path / "c.safetensors", untouched, identity)
+    assert contents(untouched) == before and untouched.step == 0
+
+
+def test_no_checkpoint_no_change(tmp_path):
+    untouched = fresh()
+    assert not load_checkpoint(tmp_path / "none.safetensors", untouched, "same")
+    assert contents(untouched) == contents(fresh())
+
+
+def test_the_optimizer_still_trains_the_same_parameters(tmp_path):
+    """Values are copied into the parameters that the model has: new ones would train beside it."""
+    save_checkpoint(tmp_path / "c.safetensors", train(fresh(), 2), "same")
+    state = fresh(seed=1)
+    held = list(state.parameters.values())
+    load_checkpoint(tmp_path / "c.safetensors", state, "same")
+    assert all(parameter is other for parameter, other in zip(held, state.parameters.values(), strict=True))
+    assert all(parameter.requires_grad and parameter.is_leaf for parameter in held)
+    before = [parameter.detach().clone() for parameter in held]
+    train(state, 1)
+    assert not any(torch.equal(parameter, other) for parameter, other in zip(held, before, strict=True))
+
+
+def test_the_log_survives_empty_batches(tmp_path):
+    state = train(fresh(), 2)
+    state.log[1]["loss"] = math.nan
+    save_checkpoint(tmp_path / "c.safetensors", state, "same")
+    restored = fresh()
+    load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    assert restored.log[0] == {"step": 1, "loss": 1.0} and math.isnan(restored.log[1]["loss"])
+    assert restored.seconds == 1.0
+
+
+def test_later_checkpoints_replace_earlier_ones(tmp_path):
+    state, path = fresh(), tmp_path / "folder" / "c.safetensors"
+    for _ in range(3):
+        save_checkpoint(path, train(state, 1), "same")
+    with safe_open(path, "pt") as file:
+        facts = json.loads(file.metadata()["facts"])
+    assert facts["step"] == 3 and facts["identity"] == "same" and len(facts["log"]) == 3
+    assert [file.name for file in path.parent.iterdir()] == ["c.safetensors"]
+
+
+def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
+    path, state = tmp_path / "c.safetensors", train(fresh(), 2)
+    save_checkpoint(path, state, "same")
+
+    def killed(tensors, file, facts):
+        file.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_file", killed)
+    with pytest.raises(KeyboardInterrupt):
+        save_checkpoint(path, train(state, 1), "same")
+    restored = fresh()
+    assert load_checkpoint(path, restored, "same") and restored.step == 2
+    assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+class EightBitLike(torch.optim.SGD):
+    """Keeps what bitsandbytes' AdamW8bit keeps: an integer counter, bytes, and a code book that all parameters share."""
+
+    BOOK = torch.linspace(-1, 1, 8)
+
+    def step(self):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                values = self.state[parameter]
+                values["step"] = values.get("step", 0) + 1
+                values["state1"] = torch.full((parameter.numel(),), values["step"], dtype=torch.uint8)
+                values["qmap1"] = self.BOOK
+
+
+def test_integer_counters_bytes_and_shared_code_books_keep_their_types(tmp_path):
+    save_checkpoint(tmp_path / "c.safetensors", train(fresh(optimizer=EightBitLike), 3), "same")
+    restored = fresh(optimizer=EightBitLike)
+    assert load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    for parameter in restored.parameters.values():
+        values = restored.optimizer.state[parameter]
+        assert type(values["step"]) is int and values["step"] == 3
+        assert values["state1"].dtype == torch.uint8 and values["state1"].tolist() == [3] * parameter.numel()
+        assert torch.equal(values["qmap1"], EightBitLike.BOOK)
+    train(restored, 1)
+
+
+def test_torchs_counters_stay_tensors(tmp_path):
+    save_checkpoint(tmp_path / "c.safetensors", train(fresh(), 3), "same")
+    restored = fresh()
+    load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    counters = [restored.optimizer.state[parameter]["step"] for parameter in restored.parameters.values()]
+    assert [type(counter) for counter in counters] == [torch.Tensor] * 3 and [int(counter) for counter in counters] == [3] * 3
+
+
+def test_transposed_parameters_are_restored(tmp_path):
+    """safetensors refuses tensors that are not contiguous."""
+    values = torch.arange(6.0).reshape(2, 3).T
+
+    def state(start):
+        parameters = {"w": torch.nn.Parameter(start.clone(memory_format=torch.preserve_format))}
+        return TrainingState(parameters, torch.optim.AdamW(parameters.values()), None)
+
+    assert not state(values).parameters["w"].is_contiguous()
+    save_checkpoint(tmp_path / "c.safetensors", state(values), "same")
+    restored = state(torch.zeros(2, 3).T)
+    assert load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    assert torch.equal(restored.parameters["w"], values)

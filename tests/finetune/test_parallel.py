@@ -1,0 +1,144 @@
+import os
+import socket
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpsapf.experiment.records import Release
+from dpsapf.finetune.dp_sgd import private_gradient
+from dpsapf.finetune.parallel import ALONE, Processes, processes
+from dpsapf.gradients.ghost_clipping import GhostClipping
+from dpsapf.privacy.noise import SeededNoise, secret_generator
+from dpsapf.public_models.latents import Pairs
+from dpsapf.support.randomness import torch_generator
+
+IMAGES = 7  # one process gets one more than the other
+
+
+def gradient(joined, images=IMAGES, noise="leader", sigma=1.0):
+    """DP-SGD's gradient of a linear model, and the report, in one of some processes."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = torch.nn.Linear(3, 2)
+    rows = torch.randn(images, 3, generator=torch_generator(0, "rows"))
+    pairs = Pairs(rows, rows, torch.zeros(images), torch.zeros(images, dtype=torch.int64), torch.zeros(1, 1, 1))
+    engine, parameters = GhostClipping(model, dict(model.named_parameters())), list(model.parameters())
+    report = private_gradient(
+        lambda chunk: engine.model(chunk.latents).square().sum(1),
+        engine,
+        parameters,
+        pairs,
+        Release(name="dp-sgd", noise_multiplier=sigma, sensitivity=0.5, sampling_rate=0.5, steps=1),
+        multiplicity=1,
+        clipping="flat",
+        expected_batch=4.0,
+        micro_batch=2,
+        device="cpu",
+        noise=SeededNoise(torch_generator(0, noise)),
+        processes=joined,
+    )
+    return torch.cat([parameter.grad.flatten() for parameter in parameters]), (report.images, report.loss, report.gradient_norm)
+
+
+def work(rank, port, folder):
+    """What each of the two processes does; the test reads what it left."""
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    with processes("cpu") as joined:
+        result = {"rank": joined.rank, "count": joined.count, "leads": joined.leads}
+        sums, leading = [torch.full((2,), rank + 1.0), torch.tensor(10.0 * (rank + 1))], [torch.full((3,), float(rank))]
+        joined.add(sums)
+        joined.agree(leading)
+        result |= {"sums": sums, "leading": leading}
+        result["secret"] = torch.rand(9, generator=joined.agree_on_generator(secret_generator("system", 0), "cpu"))
+        result["own"] = torch.rand(9, generator=secret_generator("system", 0))
+        result["gradient"] = gradient(joined, noise=("leader", "follower")[rank])
+        result["few"] = gradient(joined, 1)  # the second process has none
+        result["empty"] = gradient(joined, 0)
+    try:
+        with processes("cpu"):
+            raise RuntimeError
+    except RuntimeError:
+        result["left"] = not torch.distributed.is_initialized()
+    torch.save(result, folder / f"{rank}.pt")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """The results of two processes that talk through gloo."""
+    folder = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(work, (port, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+
+
+def test_torchruns_variables_say_who_a_process_is(two):
+    assert [(result["rank"], result["count"], result["leads"]) for result in two] == [(0, 2, True), (1, 2, False)]
+
+
+def test_add_sums_over_processes(two):
+    for result in two:
+        assert [value.tolist() for value in result["sums"]] == [[3.0, 3.0], 30.0]
+
+
+def test_agree_takes_the_leading_process_values(two):
+    for result in two:
+        assert result["leading"][0].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_processes_agree_on_secret_draws(two):
+    assert torch.equal(two[0]["secret"], two[1]["secret"])
+    assert not torch.equal(two[0]["own"], two[1]["own"])  # without agreeing they differ
+
+
+@pytest.mark.parametrize(("name", "images"), [("gradient", IMAGES), ("few", 1), ("empty", 0)])
+def test_shares_of_a_batch_give_the_gradient_of_the_whole_with_the_noise_of_one(two, name, images):
+    expected, report = gradient(ALONE, images)
+    for result in two:
+        torch.testing.assert_close(result[name][0], expected, rtol=1e-5, atol=1e-6)  # fp32 sums in another order
+        assert result[name][1] == pytest.approx(report, rel=1e-5, nan_ok=True)
+    assert torch.equal(two[0][name][0], two[1][name][0])  # bit-equal: weights never drift apart
+
+
+def test_the_noise_of_the_other_process_or_of_both_would_differ(two):
+    leader, other, exact = (
+        gradient(ALONE, noise=name, sigma=sigma)[0] for name, sigma in (("leader", 1), ("follower", 1), ("x", 1e-9))
+    )
+    for wrong in (other, leader + other - exact, exact):
+        assert not torch.allclose(two[0]["gradient"][0], wrong, rtol=1e-2, atol=1e-2)
+
+
+def test_the_group_is_left_after_an_error(two):
+    assert [result["left"] for result in two] == [True, True]
+
+
+@given(images=st.integers(0, 200), count=st.integers(1, 17))
+def test_shards_partition_every_batch_evenly(images, count):
+    shards = [Processes(rank, count).shard(images) for rank in range(count)]
+    assert sorted(torch.cat(shards).tolist()) == list(range(images))
+    assert max(map(len, shards)) - min(map(len, shards)) <= 1
+    assert {shard.dtype for shard in shards} == {torch.int64}
+    assert [Processes(rank, count).leads for rank in range(count)] == [True] + [False] * (count - 1)
+
+
+@pytest.mark.parametrize("count", [None, "1"])
+def test_without_torchrun_a_process_is_alone(monkeypatch, count):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if count is not None:
+        monkeypatch.setenv("WORLD_SIZE", count)
+    with processes("cpu") as joined:
+        assert joined is ALONE and joined.leads
+        assert not torch.distributed.is_initialized()
+
+
+def test_alone_there_is_nothing_to_sum_or_to_agree_on():
+    value, generator = torch.arange(3.0), torch_generator(0)
+    before = generator.get_state()
+    ALONE.add([value])
+    ALONE.agree([value])
+    assert value.tolist() == [0, 1, 2]
+    assert ALONE.agree_on_generator(generator, "cpu") is generator and torch.equal(generator.get_state(), before)

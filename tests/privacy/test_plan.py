@@ -1,0 +1,133 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dpsapf.experiment.methods import AXES, METHODS
+from dpsapf.experiment.records import Release
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.stages import PlanPrivacy
+from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, epsilon
+from dpsapf.privacy.plan import PUBLIC, check_axes, default_delta, dp_sgd_release, make_plan
+from dpsapf.support.errors import UserError
+
+COMPLETE = {
+    "level": "matrix",
+    "ratio": 0.3,
+    "score": "energy",
+    "mechanism": "gaussian",
+    "sigma_s": 10.0,
+    "candidates": "attention",
+    "adapter": "lora",
+    "epsilon": 10.0,
+}
+SALIENCY = Release(name="saliency", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
+
+
+def spec(method="dp-sapf", **changes):
+    """A run with exactly the axes that its method uses, and some changed."""
+    axes = {axis: value for axis, value in COMPLETE.items() if axis in METHODS[method].uses}
+    return RunSpec(dataset="mnist5k", public_model="public-mini", method=method, **(axes | changes))
+
+
+def settings(**changes):
+    fixed = {"dataset": "unused", "public_model": "x", "method": "dp-sapf", "candidate_table": "unused", "out": "unused"}
+    return PlanPrivacy(**(fixed | {"steps": 20, "expected_batch_size": 350} | changes))
+
+
+def test_default_delta_is_the_papers():
+    assert default_delta(45_000) == pytest.approx(2.074e-6, rel=1e-3)  # four digits of 1/(45000 ln 45000)
+
+
+@given(images=st.integers(3, 10**8))
+def test_default_delta_is_below_one_over_n_and_falls(images):
+    assert 0 < default_delta(images + 1) < default_delta(images) < 1 / images
+
+
+@pytest.mark.parametrize(("expected_batch", "rate"), [(1, 1 / 3500), (350, 0.1), (3500, 1.0), (9999, 1.0)])
+def test_dp_sgd_samples_the_expected_batch_of_all_images(expected_batch, rate):
+    release = dp_sgd_release(1.5, 3500, settings(expected_batch_size=expected_batch, clipping_norm=0.25))
+    assert release == Release(
+        name="dp-sgd", noise_multiplier=1.5, sensitivity=0.25, sampling_rate=rate, steps=20, mechanism="gaussian"
+    )
+
+
+def test_without_noise_dp_sgd_is_exact_and_unbounded():
+    release = dp_sgd_release(None, 3500, settings())
+    assert (release.mechanism, release.noise_multiplier, release.sensitivity) == ("none", None, None)
+    assert release.sampling_rate == pytest.approx(0.1) and release.steps == 20
+
+
+def test_a_plan_calibrates_dp_sgd_beside_the_selection(dataset_record):
+    plan = make_plan(spec(), dataset_record, [SALIENCY], settings())
+    assert plan.releases[0] == SALIENCY
+    assert plan.releases[1] == dp_sgd_release(plan.releases[1].noise_multiplier, 3500, settings())
+    assert 9.9 < plan.planned_epsilon["pld"] <= 10 - MARGIN and plan.planned_epsilon["pld"] < plan.planned_epsilon["rdp"]
+    assert plan.planned_epsilon["pld"] == epsilon("pld", plan.releases, plan.delta)
+    assert plan.selection_epsilon == epsilon("pld", [SALIENCY], plan.delta)
+    alone = calibrate(10.0, plan.delta, lambda sigma: [dp_sgd_release(sigma, 3500, settings())])
+    assert plan.dp_sgd_noise_alone == alone < plan.releases[1].noise_multiplier
+
+
+def test_a_plan_says_what_is_promised_to_whom(dataset_record):
+    plan = make_plan(spec("dp-lora"), dataset_record, [], settings(clipping="flat", clipping_norm=0.5, noise="system"))
+    assert (plan.relation, plan.unit, plan.public) == (RELATION, UNIT, PUBLIC)
+    assert (plan.clipping, plan.clipping_norm, plan.noise) == ("flat", 0.5, "system")
+    assert (plan.images, plan.dataset_sha256) == (3500, "d" * 64)
+    assert (plan.target_epsilon, plan.selection_epsilon) == (10.0, None)
+    assert plan.delta == default_delta(3500)
+
+
+def test_a_given_delta_replaces_the_default(dataset_record):
+    loose, tight = (make_plan(spec("dp-lora"), dataset_record, [], settings(delta=delta)) for delta in (1e-3, 1e-7))
+    assert (loose.delta, tight.delta) == (1e-3, 1e-7)
+    assert loose.releases[0].noise_multiplier < tight.releases[0].noise_multiplier
+
+
+def test_a_smaller_target_needs_more_noise(dataset_record):
+    plans = [make_plan(spec("dp-lora", epsilon=target), dataset_record, [], settings()) for target in (1.0, 4.0, 10.0)]
+    sigmas = [plan.releases[0].noise_multiplier for plan in plans]
+    assert sigmas == sorted(sigmas, reverse=True) and len(set(sigmas)) == 3
+    assert all(plan.planned_epsilon["pld"] <= plan.target_epsilon for plan in plans)
+
+
+def test_without_a_guarantee_there_is_no_number_that_looks_like_one(dataset_record):
+    exact = Release(name="saliency", mechanism="none", sensitivity=None, sampling_rate=1.0, steps=1)
+    plan = make_plan(spec("no-dp"), dataset_record, [exact], settings(clipping="flat"))
+    assert (plan.target_epsilon, plan.selection_epsilon, plan.dp_sgd_noise_alone) == (None, None, None)
+    assert plan.planned_epsilon == {} and plan.clipping == "none"
+    assert [release.mechanism for release in plan.releases] == ["none", "none"]
+    assert math.isinf(epsilon("pld", plan.releases, plan.delta))
+
+
+def test_what_trains_nothing_releases_nothing(dataset_record):
+    plan = make_plan(spec("no-finetune"), dataset_record, [], settings())
+    assert plan.releases == () and plan.target_epsilon is None
+
+
+def test_a_target_below_the_selections_cost_is_refused(dataset_record):
+    costly = Release(name="saliency", noise_multiplier=1.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
+    with pytest.raises(
+        UserError, match=r"epsilon = 1\.0: cannot be met: the saliency release alone costs .* sigma_s from 1 above"
+    ):
+        make_plan(spec(epsilon=1.0), dataset_record, [costly], settings())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_has_the_axes_of_its_method_and_no_others(method):
+    check_axes(spec(method))
+    for axis in AXES:
+        if axis in METHODS[method].uses:
+            wrong, message = spec(method, **{axis: None}), f"{axis} = None: method {method} needs it"
+        else:
+            wrong, message = spec(method, **{axis: COMPLETE[axis]}), f"{axis} = .*: method {method} does not use it; leave it out"
+        with pytest.raises(UserError, match=message):
+            check_axes(wrong)
+
+
+@pytest.mark.parametrize("target", [MARGIN / 2, MARGIN])
+def test_a_target_below_the_accountants_resolution_is_refused(target):
+    with pytest.raises(UserError, match="epsilon = .*must be greater than 0.01, the accountants' resolution"):
+        check_axes(spec(epsilon=target))
+    check_axes(spec(epsilon=1.01 * MARGIN))

@@ -1,0 +1,173 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save_file
+from scipy import stats
+
+from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
+from dpsapf.support.randomness import torch_generator
+from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet
+
+
+def drawn(indices=(3, 0, 7), multiplicity=2, seed=0, latents=None, timesteps=1000):
+    generator = torch_generator(seed, "pairs")
+    return draw_pairs(latents or tiny_latents(), torch.tensor(indices, dtype=torch.int64), multiplicity, timesteps, generator)
+
+
+def many(std, images=400):
+    """Latents of mean 3 and one standard deviation, for statistics of the draws."""
+    shape = (images, 1, 2, 2)
+    none = torch.zeros(images, dtype=torch.int64)
+    return Latents(torch.full(shape, 3.0), torch.full(shape, std), none, torch.zeros(1, 1, 1), torch.zeros(1, 1))
+
+
+def parts(pairs):
+    return pairs.latents, pairs.noise, pairs.timesteps, pairs.labels
+
+
+def test_latents_are_read_as_they_were_written(tmp_path):
+    latents = tiny_latents(5)
+    save_file(vars(latents), tmp_path / "latents.safetensors")
+    again = Latents.load(tmp_path / "latents.safetensors")
+    assert len(again) == 5 and vars(again).keys() == vars(latents).keys()
+    assert all(torch.equal(value, getattr(again, name)) for name, value in vars(latents).items())
+
+
+def test_a_file_that_is_not_of_latents_is_refused(tmp_path):
+    save_file({"mean": torch.zeros(2, 4, 4, 4)}, tmp_path / "other.safetensors")
+    with pytest.raises(TypeError, match="missing 4 required"):
+        Latents.load(tmp_path / "other.safetensors")
+
+
+def test_an_images_rows_are_adjacent_and_of_its_own_posterior():
+    latents = tiny_latents()
+    pairs = drawn((3, 0, 8), 2)
+    assert len(pairs) == 6 and pairs.labels.tolist() == [1, 1, 0, 0, 0, 0]
+    for row, image in enumerate((3, 3, 0, 0, 8, 8)):
+        torch.testing.assert_close(pairs.latents[row], latents.mean[image], rtol=0, atol=0.06)  # std 0.01, six of them
+    assert pairs.noise.shape == pairs.latents.shape and pairs.timesteps.dtype == torch.int64
+
+
+def test_rows_of_one_image_are_separate_draws():
+    pairs = drawn((5, 5), 3)
+    for part in (pairs.latents, pairs.noise):
+        assert len({tuple(row.flatten().tolist()) for row in part}) == 6
+    assert len(set(pairs.timesteps.tolist())) > 1
+
+
+def test_draws_depend_on_the_generator_alone():
+    first, again, other = drawn(), drawn(), drawn(seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(parts(first), parts(again), strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(parts(first)[:3], parts(other)[:3], strict=True))
+    state = torch.get_rng_state()
+    drawn()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("std", [0.0, 2.0])
+def test_latents_are_normal_around_the_posterior_mean(std):
+    pairs = drawn(range(400), 2, latents=many(std))
+    values = pairs.latents.flatten().numpy()
+    if std == 0:
+        assert (values == 3.0).all()
+    else:
+        assert stats.kstest(values, stats.norm(3, std).cdf).pvalue > 0.01
+        assert stats.kstest(values, stats.norm(3, 1.5 * std).cdf).pvalue < 1e-6
+        assert abs(np.corrcoef(values, pairs.noise.flatten())[0, 1]) < 4 / np.sqrt(len(values))  # four standard errors
+
+
+@pytest.mark.parametrize("timesteps", [10, 1000])
+def test_noise_is_standard_normal_and_timesteps_are_uniform_over_the_schedule(timesteps):
+    pairs = drawn(range(400), 5, latents=many(1.0), timesteps=timesteps)
+    assert stats.kstest(pairs.noise.flatten().numpy(), "norm").pvalue > 0.01
+    assert stats.chisquare(np.histogram(pairs.timesteps, 10, (0, timesteps))[0]).pvalue > 0.01
+    assert 0 <= pairs.timesteps.min() and pairs.timesteps.max() < timesteps
+
+
+def test_nobody_draws_nothing():
+    pairs = drawn(())
+    assert len(pairs) == 0 and pairs.latents.shape == (0, 4, 4, 4) and pairs.embeddings.shape == (0, 3, 8)
+
+
+@settings(max_examples=25, deadline=None)
+@given(order=st.permutations(range(6)), multiplicity=st.integers(1, 3), chunk=st.integers(1, 6))
+def test_chunks_of_images_are_the_whole_batch(order, multiplicity, chunk):
+    whole = drawn((3, 0, 7, 1, 9, 4), multiplicity)
+    chunks = [whole.images(positions, multiplicity, "cpu") for positions in torch.tensor(order).split(chunk)]
+    rows = [image * multiplicity + pair for image in order for pair in range(multiplicity)]
+    for index, part in enumerate(parts(whole)):
+        assert torch.equal(torch.cat([parts(pairs)[index] for pairs in chunks]), part[rows])
+
+
+def test_rows_are_a_slice_with_every_prompt():
+    whole = drawn()
+    some = whole.rows(1, 4, "cpu")
+    assert all(torch.equal(part, other[1:4]) for part, other in zip(parts(some), parts(whole), strict=True))
+    assert torch.equal(some.prompt_embeddings, whole.prompt_embeddings)
+
+
+def test_each_row_has_the_prompt_of_its_label():
+    pairs = drawn((3, 0), 2)
+    latents = tiny_latents()
+    assert torch.equal(pairs.embeddings, latents.prompt_embeddings[[1, 1, 0, 0]])
+    assert not torch.equal(latents.prompt_embeddings[0], latents.prompt_embeddings[1])
+
+
+def scheduler(prediction="epsilon"):
+    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+
+    return DDIMScheduler.from_config(tiny_scheduler().config, prediction_type=prediction)
+
+
+def signal(pairs):
+    """The share of signal and of noise at each row's timestep, by Ho et al.'s cumulative product."""
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    kept = torch.cumprod(1 - betas, 0)[pairs.timesteps].float()[:, None, None, None]
+    return kept.sqrt(), (1 - kept).sqrt()
+
+
+def test_the_model_sees_the_noised_latents_their_timesteps_and_prompts():
+    pairs, seen = drawn(), {}
+
+    def model(noisy, timesteps, embeddings, return_dict):
+        seen.update(noisy=noisy, timesteps=timesteps, embeddings=embeddings)
+        return (torch.zeros_like(noisy),)
+
+    loss = denoising_loss(model, scheduler(), pairs)
+    kept, added = signal(pairs)
+    torch.testing.assert_close(seen["noisy"], kept * pairs.latents + added * pairs.noise, rtol=1e-4, atol=1e-5)  # fp32 products
+    assert torch.equal(seen["timesteps"], pairs.timesteps) and torch.equal(seen["embeddings"], pairs.embeddings)
+    torch.testing.assert_close(loss, pairs.noise.square().mean((1, 2, 3)))
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_the_target_is_what_the_scheduler_predicts(prediction):
+    pairs = drawn()
+    kept, added = signal(pairs)
+    targets = {"epsilon": pairs.noise, "v_prediction": kept * pairs.noise - added * pairs.latents}
+    losses = {
+        name: denoising_loss(lambda *inputs, value=value, **keywords: (value,), scheduler(prediction), pairs)
+        for name, value in targets.items()
+    }
+    right, wrong = losses.pop(prediction), *losses.values()
+    assert right.shape == (6,) and right.max() < 1e-6 and wrong.min() > 1e-3
+
+
+def test_each_row_has_its_own_loss():
+    unet, pairs = tiny_unet(), drawn()
+    with torch.no_grad():
+        whole = denoising_loss(unet, tiny_scheduler(), pairs)
+        one = torch.cat([denoising_loss(unet, tiny_scheduler(), pairs.rows(row, row + 1, "cpu")) for row in range(6)])
+        changed = Pairs(*(part.clone() for part in parts(pairs)), pairs.prompt_embeddings)
+        changed.latents[2] += 1.0
+        other = denoising_loss(unet, tiny_scheduler(), changed)
+    torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-6)  # fp32 passes in other batches
+    assert ((other - whole).abs() > 1e-5).tolist() == [row == 2 for row in range(6)]
+
+
+def test_the_loss_of_a_prediction_in_bf16_is_fp32():
+    pairs = drawn()
+    loss = denoising_loss(lambda *inputs, **keywords: (pairs.noise.bfloat16(),), scheduler(), pairs)
+    assert loss.dtype == torch.float32 and 0 < loss.max() < 1e-4  # the rounding of the prediction, squared
