@@ -10,6 +10,7 @@ from dpsapf.experiment.columns import MATRIX, SELECTED
 from dpsapf.experiment.stages import Bench
 from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.public_models.latents import Pairs, denoising_loss
+from dpsapf.support.checked import replace
 from tests.tiny import candidates, tiny_scheduler, tiny_unet
 
 SIZES = (2, 4, 16)
@@ -126,7 +127,7 @@ def test_stable_diffusion_has_random_weights_that_do_not_change(options, monkeyp
             self.attn1 = torch.nn.ModuleDict({"to_q": torch.nn.Linear(3, 3), "norm": torch.nn.Linear(3, 3)})
 
     monkeypatch.setattr("diffusers.UNet2DConditionModel", Fake)
-    large, state = options.model_copy(update={"architecture": "sd-v1-5"}), torch.get_rng_state()
+    large, state = replace(options, architecture="sd-v1-5"), torch.get_rng_state()
     first, second = compare.subject(large), compare.subject(large)
     assert torch.equal(state, torch.get_rng_state())
     assert asked == [{"sample_size": 32, "cross_attention_dim": 768}] * 2
@@ -166,9 +167,14 @@ def test_the_ratio_is_the_median_of_the_pairs_ratios(clock, options):
     assert compare._compared("x", slow, steady, options, repeats=2)["ratio"] == 2.0, "a slower machine cancels"
 
 
-def test_repeats_are_those_of_the_options(clock, options):
+def test_pairs_are_timed_in_turns_as_often_as_the_options_say(clock, options):
     calls = []
-    compare._compared("x", lambda: calls.append("base"), lambda: calls.append("other"), options.model_copy(update={"repeats": 3}))
+
+    def step(name):
+        take = clock(*[1.0] * 6)
+        return lambda: (calls.append(name), take())
+
+    compare._compared("x", step("base"), step("other"), replace(options, repeats=3))
     assert calls == ["base", "base", "other", "other"] * 3
 
 

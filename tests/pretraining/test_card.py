@@ -122,7 +122,9 @@ def test_samples_are_the_same_each_time_and_nothing_else_is_left(model, mini):
     folder, first = model
     assert (folder / "samples.png").read_bytes() == first
     names = {path.relative_to(mini) for path in mini.rglob("*")}
-    assert {path.relative_to(folder).name for path in folder.rglob("*") if path.relative_to(folder) not in names} == {"samples.png"}
+    assert {path.relative_to(folder).name for path in folder.rglob("*") if path.relative_to(folder) not in names} == {
+        "samples.png"
+    }
 
 
 def test_shown_prompts_are_of_the_categories_that_it_knows():

@@ -83,7 +83,7 @@ def test_noise_is_standard_normal_and_timesteps_are_uniform_over_the_schedule(ti
     pairs = drawn(range(400), 5, latents=many(1.0), timesteps=timesteps)
     assert stats.kstest(pairs.noise.flatten().numpy(), "norm").pvalue > 0.01
     assert stats.chisquare(np.histogram(pairs.timesteps, 10, (0, timesteps))[0]).pvalue > 0.01
-    assert 0 <= pairs.timesteps.min() and pairs.timesteps.max() < timesteps
+    assert pairs.timesteps.min() >= 0 and pairs.timesteps.max() < timesteps
 
 
 def test_nobody_draws_nothing():
