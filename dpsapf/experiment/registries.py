@@ -63,12 +63,14 @@ def load_yaml(path: str | Path) -> dict:
     """Parse a YAML mapping.
 
     Raises:
-        UserError: the file is missing, is not YAML, or is not a mapping.
+        UserError: the file is missing, no text, not YAML, or is not a mapping.
     """
     try:
         data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError("config file", str(path), "does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError("config file", str(path), f"cannot be read as UTF-8 text: {error}") from error
     except yaml.YAMLError as error:
         raise UserError(str(path), "not YAML", str(error).replace("\n", " ")) from error
     if not isinstance(data, dict):

@@ -28,7 +28,7 @@ class Processes:
 
     def shard(self, images: int) -> torch.Tensor:
         """Return this process' positions in a batch of ``images``, int64; the shards partition the batch."""
-        return torch.arange(self.rank, images, self.count)
+        return torch.arange(images)[self.rank :: self.count]
 
     def add(self, tensors: list[torch.Tensor]) -> None:
         """Sum tensors over processes, in place."""

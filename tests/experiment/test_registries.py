@@ -118,3 +118,10 @@ def test_a_model_is_a_folder_or_a_repository():
     for name, model in load_registry(CONFIG / "public_models.yaml", ModelEntry).items():
         assert (model.path is None) != (model.hub_id is None), name
         assert model.path is not None or model.revision is None or len(model.revision) == 40
+
+
+def test_a_folder_and_a_binary_file_are_told_in_one_line(tmp_path):
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    for path in (tmp_path, tmp_path / "binary.yaml"):
+        with pytest.raises(UserError, match="cannot be read as UTF-8 text"):
+            load_yaml(path)

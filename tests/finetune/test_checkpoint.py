@@ -39,7 +39,7 @@ def train(state, steps):
 def contents(state):
     """Everything of a state, comparable."""
     moments = [state.optimizer.state[parameter] for parameter in state.parameters.values()]
-    tensors = [*state.parameters.values(), *(state.average or {}).values(), *(value for row in moments for value in row.values())]
+    tensors = [*state.parameters.values(), *(state.average or {}).values(), *(row[key] for row in moments for key in sorted(row))]
     return [torch.as_tensor(value).tolist() for value in tensors], state.step, state.log, state.seconds
 
 

@@ -3,7 +3,7 @@ import socket
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpsapf.experiment.records import Release
@@ -116,6 +116,7 @@ def test_the_group_is_left_after_an_error(two):
     assert [result["left"] for result in two] == [True, True]
 
 
+@settings(deadline=None)
 @given(images=st.integers(0, 200), count=st.integers(1, 17))
 def test_shards_partition_every_batch_evenly(images, count):
     shards = [Processes(rank, count).shard(images) for rank in range(count)]
