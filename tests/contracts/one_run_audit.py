@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from scipy import optimize, stats
 
+from dpsapf.bench.compare import OpacusGradients
 from dpsapf.experiment.columns import LAYER, MATRIX, SCORE, SELECTED
 from dpsapf.experiment.records import Plan, Release
 from dpsapf.experiment.runs import RunSpec
@@ -21,7 +22,6 @@ from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState
 from dpsapf.finetune.parallel import ALONE
-from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.accounting import calibrate
 from dpsapf.privacy.clipping import clip_factors
 from dpsapf.privacy.mechanisms import mechanism
@@ -152,7 +152,7 @@ def observed(everyone, admitted, table, run, release):
     options = SimpleNamespace(
         device="cpu", micro_batch=64, noise_multiplicity=1, ema_decay=0.0, learning_rate_schedule="constant", precision="fp32"
     )
-    gradients = per_image_gradients(unet, parameters, "lora")
+    gradients = OpacusGradients(unet, parameters)
     training = train.Training(options, plan, release, latents, scheduler, gradients, ALONE)
     state = TrainingState(parameters, torch.optim.AdamW(parameters.values(), lr=1e-2), None)
     normal, moment = torch.zeros(CANARIES, CANARIES, dtype=torch.float64), torch.zeros(CANARIES, dtype=torch.float64)
