@@ -152,7 +152,7 @@ def test_rate_one_takes_everyone_at_every_step(plan, spends, size, tmp_path):
         check_against_plan(*batched(plan, spends, 1.0, [3500] * 4 + [size]), (tmp_path,))
 
 
-@pytest.mark.parametrize("rate", [0.0005, 0.0201, 0.5001, 0.9901])
+@pytest.mark.parametrize("rate", [0.0005, 0.02, 0.5, 0.99])
 @pytest.mark.parametrize("steps", [1, 60])
 def test_no_honest_sampler_is_refused(plan, spends, rate, steps, tmp_path):
     for seed in range(5):
