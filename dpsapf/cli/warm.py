@@ -72,8 +72,13 @@ def ask(words: list[str]) -> int | None:
         message = json.dumps({"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
         outputs = array.array("i", [1, 2])
         connection.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, outputs)])
-        connection.sendall(message)
-        answer = connection.recv(1)
+        try:
+            connection.sendall(message)
+            answer = connection.recv(1)
+        except OSError:
+            answer = b""
+    if not answer:
+        print(f"{path} = 'ended': the warm process was killed or ran out of memory; run the workflow again", file=sys.stderr)
     return answer[0] if answer else 1
 
 
@@ -111,8 +116,10 @@ def _loop(listener: socket.socket, parent: int) -> None:
             for key, _ in selector.select(0.05 if children else PATIENCE):
                 if key.fileobj is listener:
                     connection, _ = listener.accept()
-                    children[_fork(connection)] = connection
-                    selector.register(connection, selectors.EVENT_READ)
+                    pid = _fork(connection)
+                    if pid:
+                        children[pid] = connection
+                        selector.register(connection, selectors.EVENT_READ)
                 else:  # a client says nothing after its request: it has gone
                     os.kill(next(pid for pid, served in children.items() if served is key.fileobj), signal.SIGKILL)
             for pid, code in _ended(children):
@@ -132,8 +139,12 @@ def _ended(children: dict[int, socket.socket]) -> list[tuple[int, int]]:
     return found
 
 
-def _fork(connection: socket.socket) -> int:
-    request, outputs = _received(connection)
+def _fork(connection: socket.socket) -> int | None:
+    """Return the child of a client's request; None, with the connection closed, if the client went before it had asked."""
+    try:
+        request, outputs = _received(connection)
+    except (OSError, EOFError):
+        return connection.close()
     pid = os.fork()
     if pid == 0:
         _become(request, outputs)
@@ -144,9 +155,14 @@ def _fork(connection: socket.socket) -> int:
 
 def _received(connection: socket.socket) -> tuple[dict, list[int]]:
     head, ancillary, _, _ = connection.recvmsg(8, socket.CMSG_SPACE(8))
+    if not ancillary:
+        raise EOFError
     message = b""
     while len(message) < int.from_bytes(head, "big"):
-        message += connection.recv(1 << 16)
+        part = connection.recv(1 << 16)
+        if not part:
+            raise EOFError
+        message += part
     return json.loads(message), list(array.array("i", ancillary[0][2]))
 
 

@@ -58,9 +58,8 @@ def mistakes(cls: type[Checked], error: ValidationError, key: typing.Callable[[L
         key: place in the model -> what the user calls it.
     """
     rows = error.errors(include_url=False)
-    followed = {
-        row["loc"][:end] for row in rows for end in range(len(row["loc"]))
-    }  # a tuple is too short for want of its entries
+    # a tuple whose entries are wrong is also too short: only the entries are told
+    followed = {row["loc"][:end] for row in rows for end in range(len(row["loc"]))}
     return [UserError(key(row["loc"]), _value(row), _remedy(cls, row)) for row in rows if row["loc"] not in followed]
 
 

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -67,9 +68,10 @@ def test_outputs_and_exit_codes_are_the_clients(server, tmp_path):
     assert ran.communicate()[0].strip() == "0.1.0" and ran.returncode == 0
 
 
-def pretraining(path, folder):
+def pretraining(path, folder, **keywords):
     """A stage that goes on for hours."""
-    return client(path, "pretrain-public-model", "--out", "model", "--feature-network", "f.safetensors", "--quiet", cwd=folder)
+    words = ["--out", "model", "--feature-network", "f.safetensors", "--quiet"]
+    return client(path, "pretrain-public-model", *words, cwd=folder, **keywords)
 
 
 def test_a_killed_client_takes_its_stage_along(server, tmp_path):
@@ -87,6 +89,29 @@ def test_a_killed_stage_is_a_failure(server, tmp_path):
     wait_for(lambda: children(process))
     os.kill(int(children(process)[0]), signal.SIGKILL)
     assert ran.wait() == 256 - signal.SIGKILL
+
+
+@pytest.mark.parametrize("said", [b"", (100).to_bytes(8, "big") + b"half"])
+def test_a_client_that_goes_before_it_has_asked_disturbs_nobody(server, tmp_path, said):
+    path, process = server
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.connect(str(path))
+        if said:
+            socket.send_fds(connection, [said[:8]], [1, 2])
+            connection.sendall(said[8:])
+    ran = client(path, "--version", cwd=tmp_path, stdout=subprocess.PIPE)
+    assert ran.communicate(timeout=30)[0].strip() == "0.1.0" and process.poll() is None
+
+
+def test_a_warm_process_that_dies_is_told_in_one_line(server, tmp_path):
+    path, process = server
+    ran = pretraining(path, tmp_path, stderr=subprocess.PIPE)
+    wait_for(lambda: children(process))
+    child = int(children(process)[0])
+    process.kill()
+    os.kill(child, signal.SIGKILL)
+    _, error = ran.communicate(timeout=30)
+    assert ran.returncode == 1 and error.endswith("run the workflow again\n") and len(error.splitlines()) == 1
 
 
 def test_it_ends_with_its_parent_and_leaves_no_file(tmp_path):
