@@ -42,10 +42,14 @@ def gradient(joined, images=IMAGES, noise="leader", sigma=1.0):
     return torch.cat([parameter.grad.flatten() for parameter in parameters]), (report.images, report.loss, report.gradient_norm)
 
 
-def work(rank, port, folder):
+class Fault(Exception):
+    """No error of torch's own is one."""
+
+
+def work(rank, ports, folder):
     """What each of the two processes does; the test reads what it left."""
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": "2"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(ports[0]), "RANK": str(rank), "WORLD_SIZE": "2"}
     with processes("cpu") as joined:
         result = {"rank": joined.rank, "count": joined.count, "leads": joined.leads}
         sums, leading = [torch.full((2,), rank + 1.0), torch.tensor(10.0 * (rank + 1))], [torch.full((3,), float(rank))]
@@ -57,10 +61,11 @@ def work(rank, port, folder):
         result["gradient"] = gradient(joined, noise=("leader", "follower")[rank])
         result["few"] = gradient(joined, 1)  # the second process has none
         result["empty"] = gradient(joined, 0)
+    os.environ["MASTER_PORT"] = str(ports[1])  # the first port's store may still be closing
     try:
         with processes("cpu"):
-            raise RuntimeError
-    except RuntimeError:
+            raise Fault
+    except Fault:
         result["left"] = not torch.distributed.is_initialized()
     torch.save(result, folder / f"{rank}.pt")
 
@@ -69,10 +74,11 @@ def work(rank, port, folder):
 def two(tmp_path_factory):
     """The results of two processes that talk through gloo."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(work, (port, folder), nprocs=2)
+    with socket.socket() as first, socket.socket() as second:
+        for free in (first, second):
+            free.bind(("127.0.0.1", 0))
+        ports = first.getsockname()[1], second.getsockname()[1]
+    torch.multiprocessing.spawn(work, (ports, folder), nprocs=2)
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
