@@ -32,7 +32,7 @@ def prepare(results: Results) -> pd.DataFrame:
     ]
     models = list(results.runs["public_model"].unique())
     rows = pd.concat([*bounds, rows]).sort_values("public_model", key=lambda names: names.map(models.index), kind="stable")
-    return rows.assign(protocol=results.protocol).reset_index(drop=True)
+    return rows.assign(protocol=results.protocol, release_note=results.release_note).reset_index(drop=True)
 
 
 def draw(data: pd.DataFrame) -> Table:
@@ -47,7 +47,7 @@ def draw(data: pd.DataFrame) -> Table:
         rows.append((*_names(key, group), *cells))
     header = [f"{dataset} {METRICS[metric][0]}" for dataset, metric in columns]
     names = ("public model", "method", "target ε", "seeds", "trainable parameters")
-    return Table((*names, *header), tuple(rows), names=2, note=BEST)
+    return Table((*names, *header), tuple(rows), names=2, note=f"{BEST} {data['release_note'].iloc[0]}".strip())
 
 
 def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:

@@ -28,6 +28,7 @@ def prepare(results: Results) -> pd.DataFrame:
     table = with_labels(trained, results).drop_duplicates([*GROUP, "method", *AXES])
     table = table[[*GROUP, "method", *AXES, *spent, *NOISE]]
     return table.assign(
+        release_note=results.release_note,
         selection_share_pct=100 * table["selection_epsilon"] / table["epsilon"],
         added_noise_pct=100 * (table["noise_multiplier"] / table["noise_multiplier_without_selection"] - 1),
     )
@@ -40,7 +41,7 @@ def draw(data: pd.DataFrame) -> Table:
     header += tuple(f"spent ε, {column.removeprefix(SPENT_PREFIX).upper()}" for column in spent)
     header += ("ε of selection alone", "share of target (%)", "noise multiplier", "without selection", "added noise (%)")
     rows = [tuple(Cell(text) for text in _texts(row, spent)) for row in data.to_dict("records")]
-    return Table(header, tuple(rows), names=3)
+    return Table(header, tuple(rows), names=3, note=data["release_note"].iloc[0])
 
 
 def _texts(row: dict, spent: list[str]) -> list[str]:

@@ -17,6 +17,9 @@ GROUP = ["dataset", "public_model"]
 CHOICES = ("score", "mechanism", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
 
+SEEDED = "Noise from a seed: reproducible, not for release; whoever knows the seed can subtract it."
+
+
 class MissingStudy(Exception):
     """A figure's runs are not among the results; the message says which study would make it."""
 
@@ -41,6 +44,12 @@ class Results:
     def headline(self) -> dict[str, float]:
         """The ratio, sigma_s and epsilon that most runs have; a tie goes to the `Study` default, then to the least."""
         return {axis: _commonest(self.runs[axis], axis) for axis in ("ratio", "sigma_s", "epsilon")}
+
+    @property
+    def release_note(self) -> str:
+        """Say whether what trained under an epsilon may be published; empty if all of it may."""
+        held = self.runs["not_for_release"].isna() if "not_for_release" in self.runs else False
+        return "" if (held | self.runs["epsilon"].isna()).all() else SEEDED
 
     @property
     def protocol(self) -> str:

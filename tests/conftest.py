@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
+from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.pretraining.architecture import build, save_pipeline
 
@@ -48,7 +48,7 @@ def dataset_record():
         validation=500,
         test=1000,
         train_per_class=(1750, 1750),
-        sha256="d" * 64,
+        id="d" * 64,
         provenance={},
     )
 
@@ -56,8 +56,8 @@ def dataset_record():
 @pytest.fixture
 def releases():
     return (
-        Release(name="saliency", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=1),
-        Release(name="dp-sgd", noise_multiplier=0.7, sensitivity=1.0, sampling_rate=0.1, steps=4),
+        Release(name="saliency", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="seed"),
+        Release(name="dp-sgd", noise_multiplier=0.7, sensitivity=1.0, sampling_rate=0.1, steps=4, noise="seed"),
     )
 
 
@@ -68,7 +68,7 @@ def plan(run, releases):
         images=3500,
         target_epsilon=10.0,
         delta=3.5e-5,
-        relation="add or remove one image",
+        relation="zero out one image",
         unit="one image",
         public=("N",),
         clipping="automatic",
@@ -78,27 +78,9 @@ def plan(run, releases):
         planned_epsilon={"pld": 9.9},
         selection_epsilon=0.4,
         dp_sgd_noise_alone=0.69,
-        dataset_sha256="d" * 64,
+        dataset_id="d" * 64,
         provenance={},
     )
-
-
-@pytest.fixture
-def spends(releases):
-    return [
-        Spend(
-            release=release,
-            images=3500,
-            dataset_sha256="d" * 64,
-            realised_batches=(340, 371, 349, 356) if release.steps == 4 else (3500,),
-            digest="e" * 64,
-            trainable_parameters=0,
-            seconds=1.0,
-            peak_memory_mb=1.0,
-            provenance={},
-        )
-        for release in releases
-    ]
 
 
 @pytest.fixture(scope="session")
@@ -142,6 +124,6 @@ def two_digits():
         validation=0,
         test=0,
         train_per_class=(3, 2),
-        sha256="d" * 64,
+        id="d" * 64,
         provenance={},
     )

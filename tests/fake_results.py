@@ -6,10 +6,11 @@ from PIL import Image, ImageDraw
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
-from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Measured, Plan, Release, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec, Study, expand
 from dpsapf.experiment.stages import Aggregate, CollectMetrics
 from dpsapf.support.checked import replace
+from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
 
 PROTOCOL = "test-v1"
@@ -96,14 +97,18 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     folder = layout.root / "runs" / run.id
     row = method(run.method)
     accuracy, fid = scores_of(run)
-    releases = [Release(name="saliency", noise_multiplier=run.sigma_s, sensitivity=1.0, sampling_rate=1.0, steps=1)] * row.selects
-    releases += [Release(name="dp-sgd", noise_multiplier=0.83, sensitivity=1.0, sampling_rate=0.1, steps=3)] * row.trains
+    releases = [
+        Release(name="saliency", noise_multiplier=run.sigma_s, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="seed")
+    ] * row.selects
+    releases += [
+        Release(name="dp-sgd", noise_multiplier=0.83, sensitivity=1.0, sampling_rate=0.1, steps=3, noise="seed")
+    ] * row.trains
     plan = Plan(
         run=run,
         images=3500,
         target_epsilon=run.epsilon,
         delta=3.5e-5,
-        relation="add or remove one image",
+        relation="zero out one image",
         unit="one image",
         public=("N",),
         clipping="automatic",
@@ -113,7 +118,7 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         planned_epsilon={"pld": 0.99 * (run.epsilon or 0.0)},
         selection_epsilon=0.4 if row.selects else None,
         dp_sgd_noise_alone=0.8 if row.trains else None,
-        dataset_sha256="d" * 64,
+        dataset_id="d" * 64,
         provenance={},
     )
     spent = dict.fromkeys(("pld", "rdp", "prv"), 0.99 * (run.epsilon or 0.0))
@@ -124,6 +129,10 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         relation=plan.relation,
         unit=plan.unit,
         noise=plan.noise,
+        not_for_release="seeded" if releases else None,
+        dataset_id=plan.dataset_id,
+        prior=(),
+        digests={},
         releases=plan.releases,
         spent_epsilon=spent,
         weights_digest="e" * 64 if row.trains else None,
@@ -158,10 +167,11 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         "ledger": ledger,
         "fidelity": fidelity,
         "utility": utility,
-        "timing": Timing(seconds=40.0, peak_memory_mb=900.0),
     }
     for name, record in records.items():
         write_record(folder / f"{name}.json", record)
+    timing = Timing(ledger=sha256(folder / "ledger.json"), samples="s" * 64, seconds=40.0, peak_memory_mb=900.0)
+    write_record(folder / "timing.json", timing)
     write_record(layout.reference(run.dataset, protocol, "ceiling.json"), ceiling)
     if row.trains:
         _write_training(folder, run, releases[-1], candidates)
@@ -172,19 +182,32 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
 def _write_training(folder, run, release, candidates):
     selection = selection_of(run, candidates)
     selection.to_csv(folder / "selection.csv", index=False)
-    pd.DataFrame({"step": range(release.steps), "loss": 1.0}).to_csv(folder / "training_log.csv", index=False)
+    pd.DataFrame({"step": range(release.steps), "loss": 1.0}).to_csv(folder / "private_log.csv", index=False)
     spend = Spend(
+        subject=run.id,
         release=release,
         images=3500,
-        dataset_sha256="d" * 64,
-        realised_batches=(350,) * release.steps,
+        dataset_id="d" * 64,
+        made_from={},
+        numbers=1,
         digest="e" * 64,
         trainable_parameters=1_064_000 if run.method == "dp-full" else int(256 * selection["selected"].sum()),
-        seconds=95.0 + run.seed,
         peak_memory_mb=1400.0,
+        private="p" * 64,
         provenance={},
     )
     write_record(folder / "spend.json", spend)
+    measured = Measured(
+        salt="s",
+        batches=(350,) * release.steps,
+        participation=(),
+        largest_contribution=1.0,
+        numbers=1,
+        squares=1.0,
+        repetition=1.0,
+        seconds=95.0 + run.seed,
+    )
+    write_record(folder / "private.json", measured)
 
 
 def collect_options(layout, run, protocol=PROTOCOL):
@@ -195,7 +218,8 @@ def collect_options(layout, run, protocol=PROTOCOL):
         files |= {
             "selection": folder / "selection.csv",
             "spend": folder / "spend.json",
-            "training_log": folder / "training_log.csv",
+            "private": folder / "private.json",
+            "training_log": folder / "private_log.csv",
         }
     files["ceiling"] = layout.root / "cache" / "reference" / f"{run.dataset}--{protocol}" / "ceiling.json"
     table, out = layout.root / "candidates.csv", layout.root / "runs" / run.id / "metrics.json"
@@ -224,7 +248,7 @@ def write_images(layout, run, classes, per_class=12, side=32):
         validation=1,
         test=1,
         train_per_class=(per_class,) * len(classes),
-        sha256="d" * 64,
+        id="d" * 64,
         provenance={},
     )
     write_record(folder / "dataset.json", record)

@@ -7,11 +7,12 @@ import pandas as pd
 
 from dpsapf.experiment.columns import MATRIX, SELECTED
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import Fidelity, Ledger, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CollectMetrics
 from dpsapf.saliency.select import candidates
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def gather(options: CollectMetrics) -> Metrics:
     plan, ledger = read_plan_and_ledger(options.plan, options.ledger)
     spend = read_spend(options, ledger)
     fidelity, utility, ceiling = read_evaluation(options)
-    timing = read_record(options.timing, Timing)
+    timing = read_timing(options)
     return Metrics(
         run_id=plan.run.id,
         run=plan.run,
@@ -52,12 +53,13 @@ def gather(options: CollectMetrics) -> Metrics:
         target_epsilon=plan.run.epsilon,
         delta=ledger.delta if ledger.releases else None,
         spent_epsilon=ledger.spent_epsilon,
+        not_for_release=ledger.not_for_release,
         selection_epsilon=plan.selection_epsilon,
         noise_multiplier=spend.release.noise_multiplier if spend else None,
         noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
         trainable_parameters=spend.trainable_parameters if spend else 0,
         selected_matrices=count_selected(options, plan.run),
-        finetune_seconds=spend.seconds if spend else None,
+        finetune_seconds=read_record(options.private, Measured).seconds if spend else None,
         sample_seconds=timing.seconds,
         peak_memory_mb=max(timing.peak_memory_mb, spend.peak_memory_mb if spend else 0.0),
     )
@@ -83,14 +85,27 @@ def read_spend(options: CollectMetrics, ledger: Ledger) -> Spend | None:
     """
     if not method(ledger.run.method).trains:
         return None
-    if options.spend is None or options.training_log is None:
-        missing = "--spend" if options.spend is None else "--training-log"
-        raise UserError(missing, None, f"method {ledger.run.method} trains: give the record that finetune wrote")
+    for name in ("spend", "private", "training_log"):
+        if getattr(options, name) is None:
+            flag = "--" + name.replace("_", "-")
+            raise UserError(flag, None, f"method {ledger.run.method} trains: give the record that finetune wrote")
     spend = read_record(options.spend, Spend)
     if spend.release not in ledger.releases or spend.digest != ledger.weights_digest:
         raise UserError("--spend", str(options.spend), f"is not what the ledger of {ledger.run.id} audited; audit again")
     _check_log(options.training_log, spend.release)
     return spend
+
+
+def read_timing(options: CollectMetrics) -> Timing:
+    """Read what sampling cost.
+
+    Raises:
+        UserError: the images were drawn under another ledger.
+    """
+    timing = read_record(options.timing, Timing)
+    if timing.ledger != sha256(options.ledger):
+        raise UserError("--timing", str(options.timing), f"was drawn under another ledger than {options.ledger}; sample again")
+    return timing
 
 
 def _check_log(path: Path, release: Release) -> None:

@@ -17,6 +17,7 @@ MODULES: dict[type[Checked], str] = {
     stages.SelectMatrices: "dpsapf.saliency.select",
     stages.Finetune: "dpsapf.finetune.train",
     stages.AuditPrivacy: "dpsapf.privacy.audit",
+    stages.ComposeReleases: "dpsapf.privacy.compose",
     stages.Sample: "dpsapf.sampling.sample",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",

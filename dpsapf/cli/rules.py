@@ -3,6 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
@@ -11,6 +12,7 @@ from dpsapf.experiment.registries import entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 
+PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
@@ -20,9 +22,9 @@ CODE: dict[str, tuple[str, ...]] = {
     "saliency": ("saliency", "gradients", "public_models", "privacy"),
     "finetune": ("finetune", "gradients", "public_models", "privacy"),
     "sampling": ("sampling", "finetune", "public_models", "datasets"),
-    "evaluation": ("evaluation",),
-    "aggregation": ("aggregation", "saliency"),
-    "paper_figures": ("../paper_figures",),
+    "evaluation": ("evaluation", "datasets"),
+    "aggregation": ("aggregation", "saliency", "privacy"),
+    "paper_figures": ("../paper_figures", "aggregation", "saliency", "privacy"),
 }
 
 
@@ -42,6 +44,8 @@ def flags(*sections: Checked, only: tuple[str, ...] = (), prefix: str = "") -> s
             name = prefix + key.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{name}" if value else f"--no-{name}")
+            elif isinstance(value, tuple):
+                words += [f"--{name}", *map(str, value)] if value else []
             else:
                 words += [f"--{name}", str(value)]
     return shlex.join(words)
@@ -68,7 +72,7 @@ def code_digest(stage: str) -> str:
     """Digest the source of a stage and of what its results depend on, so that an edit re-runs it."""
     digest = hashlib.sha256()
     for folder in (*CODE[stage], *SHARED):
-        for path in sorted((Path(__file__).parents[1] / folder).rglob("*.py")):
+        for path in sorted((PACKAGE / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
@@ -78,15 +82,18 @@ def entry_digest(file: str, name: str, cls: type[Checked]) -> str:
     return hashlib.sha256(entry(file, name, cls).model_dump_json().encode()).hexdigest()[:16]
 
 
-def spend_records(layout: Layout, run: RunSpec) -> list[str]:
-    """List the spend records that a run's audit needs, one per release."""
-    row = method(run.method)
-    scores = [layout.scores(run.scores_id, "spend.json")] if row.selects else []
-    return scores + ([layout.run(run.id, "spend.json")] if row.trains else [])
+def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
+    """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
+    row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
+    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.trains
+    files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
+    if row.selects:
+        files["scores"] = layout.scores(run.scores_id, "scores.csv")
+    return files | trained_files(layout, run, "selection", "selection_record", "weights")
 
 
 def trained_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
     """Map input names to files that only a run that trains has: ``selection``, ``weights`` and so on."""
-    files = {"selection": "selection.csv", "weights": "weights.safetensors"}
-    files |= {"spend": "spend.json", "training_log": "training_log.csv"}
+    files = {"selection": "selection.csv", "selection_record": "selection.json", "weights": "weights.safetensors"}
+    files |= {"spend": "spend.json", "private": "private.json", "training_log": "private_log.csv"}
     return {name: layout.run(run.id, files[name]) for name in names} if method(run.method).trains else {}

@@ -1,6 +1,7 @@
 """prepare-dataset: load, check and split one sensitive dataset."""
 
 import logging
+import os
 
 import numpy as np
 
@@ -24,7 +25,8 @@ def prepare_dataset(options: PrepareDataset) -> None:
     """Write dataset.npz, its record and a preview; write nothing if anything is wrong.
 
     The archive holds ``{train,validation,test}_images`` uint8 [N, H, W, 3] (grey images three times)
-    and ``{train,validation,test}_labels`` int64 [N]. Equal images give equal bytes.
+    and ``{train,validation,test}_labels`` int64 [N]; and 32 secret bytes, ``salt``, so that the archive's digest, which
+    records may publish, says nothing to whoever lacks the archive.
 
     Raises:
         UserError: the entry, the source or an image is wrong (see the loaders and `split`).
@@ -34,7 +36,7 @@ def prepare_dataset(options: PrepareDataset) -> None:
     parts = split(_load(item), item)
     check_training_classes(parts["train"].labels, item.classes)
     parts = {name: LabelledImages(as_rgb(part.images), part.labels) for name, part in parts.items()}
-    write_archive(options.archive, _arrays(parts))
+    write_archive(options.archive, _arrays(parts) | {"salt": np.frombuffer(os.urandom(32), dtype=np.uint8)})
     record = _record(options, item, parts)
     with atomic(options.preview) as temporary:
         contact_sheet(parts["train"], item.classes, _title(record)).save(temporary)
@@ -95,7 +97,7 @@ def _record(options: PrepareDataset, item: DatasetEntry, parts: Parts) -> Datase
         **{key: getattr(item, key) for key in shared},
         **{name: len(part.labels) for name, part in parts.items()},
         train_per_class=tuple(np.bincount(parts["train"].labels).tolist()),
-        sha256=sha256(options.archive),
+        id=sha256(options.archive),
         provenance=provenance(),
     )
 

@@ -4,6 +4,7 @@ import typing
 
 from pydantic import Field
 
+from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 
@@ -24,7 +25,7 @@ class DatasetRecord(Checked):
     validation: int
     test: int
     train_per_class: tuple[int, ...]
-    sha256: str  # of dataset.npz
+    id: str  # SHA-256 of dataset.npz, which holds 32 secret bytes: says nothing to whoever lacks the file
     provenance: dict
 
 
@@ -43,7 +44,7 @@ class ModelRecord(Checked):
 
 
 class Release(Checked):
-    """One release of private information, under adding or removing one image.
+    """One release of private information, under zeroing one image out: N stays, the image adds nothing.
 
     ``gaussian``: each step adds N(0, (noise_multiplier x sensitivity)^2) to a sum over a Poisson sample, in which one
     image's contribution has an L2 norm of at most ``sensitivity``; steps compose numerically.
@@ -57,6 +58,7 @@ class Release(Checked):
     sensitivity: float | None = Field(description="bound on one image's contribution; null: unbounded", gt=0)
     sampling_rate: float = Field(description="Poisson rate", gt=0, le=1)
     steps: int = Field(description="releases made", ge=1)
+    noise: NoiseMode | None = Field(None, description="where the noise came from; null: no noise")
     epsilon: float | None = Field(None, description="exponential, ptr: epsilon of the whole release", gt=0)
     delta: float | None = Field(None, description="exponential, ptr: delta of the whole release", gt=0, le=1)
 
@@ -73,26 +75,54 @@ class Plan(Checked):
     public: tuple[str, ...]  # what is treated as public
     clipping: str
     clipping_norm: float
-    noise: str  # seed: reproducible; system: drawn from the operating system, no seed exists
+    noise: NoiseMode  # seed: reproducible; system: drawn from the operating system, no seed exists
+    prior: tuple[Release, ...] = ()  # earlier releases of the same dataset that the target has to hold, too
     releases: tuple[Release, ...]
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
     dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection
-    dataset_sha256: str
+    dataset_id: str
     provenance: dict
 
 
-class Spend(Checked):
-    """What a stage did release: scores/.../spend.json or runs/.../spend.json."""
+class Measured(Checked):
+    """private.json: what `dpsapf.privacy.meter` saw while a release was made. Private: never published.
 
+    The audit reads it; `Spend` names its digest, which says nothing because of ``salt``.
+    """
+
+    salt: str
+    batches: tuple[int, ...]  # images drawn at each step
+    participation: tuple[int, ...]  # entry t: images that took part in t steps
+    largest_contribution: float  # largest L2 norm that one image was seen to add to a sum
+    numbers: int  # noise draws in all
+    squares: float  # sum of the squares of the standardised noise that was added
+    repetition: float  # smallest chance, over steps, of noise so like the step's before and the first's
+    seconds: float
+
+
+class Spend(Checked):
+    """What a stage did release, as measured: scores/.../spend.json or runs/.../spend.json."""
+
+    subject: str  # id of the run, or of the scores that runs share
     release: Release
     images: int
-    dataset_sha256: str
-    realised_batches: tuple[int, ...]  # images drawn at each step: private, never published with the weights
+    dataset_id: str  # of the latents that were read
+    made_from: dict[str, str]  # what was read -> SHA-256
     digest: str  # SHA-256 of the released file
+    numbers: int  # numbers that a step, or the one release, gave noise to
     trainable_parameters: int  # 0 for the saliency release
-    seconds: float
     peak_memory_mb: float
+    private: str  # SHA-256 of private.json
+    provenance: dict
+
+
+class Selection(Checked):
+    """selection.json: which scores a selection was made from."""
+
+    run: RunSpec
+    scores: str | None  # SHA-256 of scores.csv; null for methods that do not select by scores
+    digest: str  # SHA-256 of selection.csv
     provenance: dict
 
 
@@ -104,16 +134,33 @@ class Ledger(Checked):
     delta: float
     relation: str
     unit: str
-    noise: str
+    noise: NoiseMode
+    not_for_release: str | None  # why nothing of this run may be published as private; null: it may
+    dataset_id: str
+    prior: tuple[Release, ...]
     releases: tuple[Release, ...]
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
+    digests: dict[str, str]  # latents, scores, selection -> SHA-256
     weights_digest: str | None
     provenance: dict
 
 
-class Timing(Checked):
-    """timing.json: what sampling cost."""
+class Composition(Checked):
+    """composition.json: several released runs of one dataset together."""
 
+    dataset_id: str
+    delta: float
+    records: tuple[str, ...]
+    releases: tuple[Release, ...]
+    spent_epsilon: dict[str, float]  # accountant -> composed epsilon; an accountant without a finite one is left out
+    provenance: dict
+
+
+class Timing(Checked):
+    """timing.json: what sampling cost, and which ledger allowed which images."""
+
+    ledger: str  # SHA-256 of ledger.json
+    samples: str  # SHA-256 of samples.npz
     seconds: float
     peak_memory_mb: float
 
@@ -161,6 +208,7 @@ class Metrics(Checked):
     target_epsilon: float | None
     delta: float | None
     spent_epsilon: dict[str, float]
+    not_for_release: str | None
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
     noise_multiplier: float | None
     noise_multiplier_without_selection: float | None  # what DP-SGD alone would have needed

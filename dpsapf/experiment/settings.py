@@ -6,6 +6,7 @@ Privacy settings (they change the guarantee) stand in `PrivacyConfig` and `Salie
 
 import functools
 import typing
+from pathlib import Path
 
 from pydantic import Field
 
@@ -28,6 +29,11 @@ class PrivacyConfig(Checked):
     delta: float | None = Field(None, description="target delta; null: 1/(N ln N)", gt=0, le=0.1)
     noise: NoiseMode = Field(
         "seed", description="seed: reproducible, for research; system: from the operating system's generator, for a release"
+    )
+    prior: tuple[Path, ...] = Field(
+        (),
+        description="ledgers or refusals' spend records of earlier releases of the dataset, which epsilon has to hold, too",
+        json_schema_extra={"role": "reads"},
     )
 
 

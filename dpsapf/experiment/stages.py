@@ -112,10 +112,11 @@ class ScoreSaliency(SaliencyConfig, ComputeConfig):
     level: Level | None = Field(None, description="what is ranked; for exponential and ptr")
     ratio: Ratio | None = Field(None, description="fraction that is kept; for exponential and ptr")
     delta: float | None = Field(None, description="target delta of the run; omitted: 1/(N ln N)", gt=0, le=0.1)
-    noise: NoiseMode = Field("seed", description="where privacy noise is drawn from")
+    noise: NoiseMode = Field(description="where privacy noise is drawn from; as in the plans of the runs that use the scores")
     seed: Seed = Field(0, description="seed of timesteps, noise and release")
     scores: Path = target("noisy scores (.csv)")
     spend: Path = target("spend.json")
+    private: Path = target("private.json: what was measured; never published")
 
 
 class CompareScores(SaliencyConfig, ComputeConfig):
@@ -141,6 +142,7 @@ class SelectMatrices(Checked):
     candidate_table: Path = source("candidates.csv")
     scores: Path | None = source("noisy scores, for methods that select", None)
     out: Path = target("selection.csv")
+    record: Path = target("selection.json")
 
 
 class Finetune(FinetuneConfig, ComputeConfig):
@@ -151,8 +153,9 @@ class Finetune(FinetuneConfig, ComputeConfig):
     selection: Path = source("selection.csv")
     latents: Path = source("latents.safetensors")
     weights: Path = target("trained parameters (.safetensors)")
-    training_log: Path = target("per-step log (.csv)")
+    training_log: Path = target("per-step log (.csv); never published")
     spend: Path = target("spend.json")
+    private: Path = target("private.json: what was measured; never published")
 
 
 class AuditPrivacy(Checked):
@@ -160,7 +163,20 @@ class AuditPrivacy(Checked):
 
     plan: Path = source("plan.json")
     spends: tuple[Path, ...] = source("spend records of the run", ())
+    privates: tuple[Path, ...] = source("private.json of each spend record, in their order", ())
+    scores: Path | None = source("scores.csv, for methods that select", None)
+    selection: Path | None = source("selection.csv, for methods that train", None)
+    selection_record: Path | None = source("selection.json, for methods that train", None)
+    weights: Path | None = source("trained parameters, for methods that train", None)
     out: Path = target("ledger.json")
+
+
+class ComposeReleases(Checked):
+    """What several released runs on one dataset cost together."""
+
+    records: tuple[Path, ...] = source("ledger.json of every released run, and spend records of refusals")
+    delta: float = Field(description="delta at which epsilon is told", gt=0, lt=1)
+    out: Path = target("composition.json")
 
 
 class Sample(SamplingConfig, ComputeConfig):
@@ -218,6 +234,7 @@ class CollectMetrics(Checked):
     candidate_table: Path = source("candidates.csv")
     selection: Path | None = source("selection.csv, for methods that train", None)
     spend: Path | None = source("spend.json of DP-SGD, for methods that train", None)
+    private: Path | None = source("private.json of DP-SGD, for methods that train", None)
     training_log: Path | None = source("per-step log, for methods that train", None)
     timing: Path = source("seconds and peak memory of sampling")
     fidelity: Path = source("fidelity.json")

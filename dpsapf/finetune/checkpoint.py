@@ -1,4 +1,4 @@
-"""Checkpoints that a killed run continues from: safetensors, written atomically, bound to their settings."""
+"""Checkpoints that a killed run continues from: safetensors, written atomically, bound to their settings; private."""
 
 import json
 from dataclasses import dataclass, field
@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from dpsapf.privacy.meter import Meter
 from dpsapf.support.files import atomic
 
 
@@ -22,6 +23,7 @@ class TrainingState:
         parameters: trained parameters by name.
         optimizer: AdamW over them, in their order.
         average: exponential moving average of the parameters, or None.
+        meter: what was measured so far.
         step: steps done.
         log: one row per step done.
         seconds: training time so far.
@@ -30,6 +32,7 @@ class TrainingState:
     parameters: dict[str, torch.nn.Parameter]
     optimizer: torch.optim.Optimizer
     average: dict[str, torch.Tensor] | None
+    meter: Meter
     step: int = 0
     log: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
@@ -48,7 +51,9 @@ def save_checkpoint(path: Path, state: TrainingState, identity: str) -> None:
     for name, parameter in state.parameters.items():
         values = state.optimizer.state[parameter]
         tensors |= {f"optimizer/{key}/{name}": torch.as_tensor(value) for key, value in values.items()}
-    facts = {"identity": identity, "step": state.step, "log": state.log, "seconds": state.seconds}
+    measured, measures = state.meter.state()
+    tensors |= {f"meter/{name}": value for name, value in measures.items()}
+    facts = {"identity": identity, "step": state.step, "log": state.log, "seconds": state.seconds, "measured": measured}
     with atomic(path) as temporary:
         copies = {name: value.clone().contiguous() for name, value in tensors.items()}  # 8-bit moments share their code book
         save_file(copies, temporary, {"facts": json.dumps(facts)})
@@ -64,8 +69,13 @@ def load_checkpoint(path: Path, state: TrainingState, identity: str) -> bool:
             return False
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     _restore_tensors(state, tensors)
+    state.meter.restore(facts["measured"], _named(tensors, "meter/"))
     state.step, state.log, state.seconds = facts["step"], facts["log"], facts["seconds"]
     return True
+
+
+def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _restore_tensors(state: TrainingState, tensors: dict[str, torch.Tensor]) -> None:
@@ -74,11 +84,10 @@ def _restore_tensors(state: TrainingState, tensors: dict[str, torch.Tensor]) -> 
             parameter.copy_(tensors[f"parameter/{name}"])
             if state.average is not None:
                 state.average[name].copy_(tensors[f"average/{name}"])
-    for name, value in tensors.items():
-        if name.startswith("optimizer/"):
-            _, key, owner = name.split("/", 2)
-            parameter = state.parameters[owner]
-            state.optimizer.state[parameter][key] = _optimizer_value(value, parameter)
+    for name, value in _named(tensors, "optimizer/").items():
+        key, owner = name.split("/", 1)
+        parameter = state.parameters[owner]
+        state.optimizer.state[parameter][key] = _optimizer_value(value, parameter)
 
 
 def _optimizer_value(value: torch.Tensor, parameter: torch.nn.Parameter) -> torch.Tensor | int:

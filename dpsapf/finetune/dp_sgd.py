@@ -10,7 +10,8 @@ from dpsapf.experiment.records import Release
 from dpsapf.finetune.parallel import ALONE, Processes
 from dpsapf.gradients.per_image import PerImageGradients
 from dpsapf.privacy.clipping import Clipping
-from dpsapf.privacy.noise import NoiseSource, add_gaussian_noise
+from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.noise import NoiseSource
 from dpsapf.public_models.latents import Pairs
 
 LossFunction = Callable[[Pairs], torch.Tensor]
@@ -44,6 +45,7 @@ def private_gradient(
     micro_batch: int,
     device: str,
     noise: NoiseSource,
+    meter: Meter,
     processes: Processes = ALONE,
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
@@ -65,27 +67,39 @@ def private_gradient(
         micro_batch: rows are processed in chunks of this many images; it cannot change the result.
         device: where the chunks are processed.
         noise: source of this step's privacy noise.
+        meter: of the release; the step's first image is processed alone, and what it adds is measured.
         processes: share the batch; each sums its images, one adds the noise.
     """
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     totals = torch.zeros(3, device=device)  # images, losses, norms
     images = processes.shard(len(pairs) // multiplicity)
-    for chunk in images.split(micro_batch) if len(images) else ():
+    for chunk in _chunks(images, micro_batch):
         loss = loss_function(pairs.images(chunk, multiplicity, device))
         loss.sum().backward()
         clipped, norms = gradients.clipped_sum(release.sensitivity or math.inf, clipping, multiplicity)
+        if len(chunk) == 1:
+            meter.contribution(float(torch.stack(torch._foreach_norm(clipped)).norm()))
         torch._foreach_add_(sums, clipped)
         totals += torch.stack([torch.tensor(float(len(chunk)), device=device), loss.detach().sum() / multiplicity, norms.sum()])
     processes.add([*sums, totals])
-    for parameter, total in zip(parameters, sums, strict=True):
-        parameter.grad = (_released(total, release, noise, processes) / expected_batch).to(parameter)
+    for parameter, total in zip(parameters, _released(sums, release, noise, meter, processes), strict=True):
+        parameter.grad = (total / expected_batch).to(parameter)
     count, losses, norms = totals.tolist()
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
 
 
-def _released(total: torch.Tensor, release: Release, noise: NoiseSource, processes: Processes) -> torch.Tensor:
+def _chunks(images: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
+    """Split positions [b] into the first alone, and the others by ``micro_batch``."""
+    return [chunk for part in (images[:1], images[1:]) if len(part) for chunk in part.split(micro_batch)]
+
+
+def _released(
+    sums: list[torch.Tensor], release: Release, noise: NoiseSource, meter: Meter, processes: Processes
+) -> list[torch.Tensor]:
     """Add the noise once, in the leading process; exact without a guarantee."""
-    if release.mechanism == "gaussian" and processes.leads:
-        total = add_gaussian_noise(total, release.noise_multiplier, release.sensitivity, noise)
-    processes.agree([total])
-    return total
+    if release.mechanism != "gaussian":
+        meter.exact()
+    elif processes.leads:
+        sums = meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise)
+    processes.agree(sums)
+    return sums

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
+from dpsapf.support.errors import UserError
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -41,6 +43,21 @@ class Processes:
         if self.count > 1:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
+
+    def check_equal(self, number: int, what: str) -> None:
+        """Check that a number is the same in all processes.
+
+        Raises:
+            UserError: it is not, e.g. because one does not see the others' checkpoint.
+        """
+        largest, least = torch.tensor(number), torch.tensor(number)
+        if self.count > 1:
+            place = "cuda" if dist.get_backend() == "nccl" else "cpu"
+            largest, least = largest.to(place), least.to(place)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+            dist.all_reduce(least, dist.ReduceOp.MIN)
+        if largest != least:
+            raise UserError(what, number, f"others have {least} to {largest}: put the outputs in a folder that all processes see")
 
     def agree_on_generator(self, generator: torch.Generator, device: str) -> torch.Generator:
         """Give a CPU generator the state of the leading process', so that all draw the same."""

@@ -19,11 +19,10 @@ from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_chec
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
 from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
-from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
-from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -52,9 +51,10 @@ class Training:
 
 
 def finetune(options: Finetune) -> None:
-    """Write the trained parameters, the private training log and the spend record; resume if interrupted.
+    """Write the trained parameters, the spend record and, private, its measures and the log; resume if interrupted.
 
-    The checkpoint stands beside the weights until they are written. Under torchrun, processes share each batch.
+    The checkpoint, private too, stands beside the weights until they are written. Under torchrun, processes share each
+    batch.
 
     Raises:
         UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images.
@@ -71,15 +71,16 @@ def finetune(options: Finetune) -> None:
 
 def _train(training: Training, state: TrainingState) -> None:
     options, plan, steps = training.options, training.plan, training.release.steps
-    checkpoint, identity = options.weights.with_name("checkpoint.safetensors"), _identity(options)
+    checkpoint, identity = options.weights.with_name("private.checkpoint.safetensors"), _identity(options)
     if load_checkpoint(checkpoint, state, identity):
         LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, steps)
+    training.processes.check_equal(state.step, "step that a process resumes at")
     for _ in track(range(state.step, steps), plan.run.id, "step", steps, state.step):
         train_step(training, state)
         if training.processes.leads and state.step % options.checkpoint_every == 0:
             save_checkpoint(checkpoint, state, identity)
     if training.processes.leads:
-        _write(options, plan, training.release, state)
+        _write(training, state)
         checkpoint.unlink(missing_ok=True)
 
 
@@ -101,7 +102,7 @@ def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMSched
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     gradients = per_image_gradients(unet, parameters, plan.run.adapter)
-    return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average)
+    return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average, Meter(plan.images))
 
 
 def _optimizer(name: str) -> type[torch.optim.Optimizer]:
@@ -123,7 +124,7 @@ def train_step(training: Training, state: TrainingState) -> None:
         lambda rows: _loss(training, rows),
         training.gradients,
         list(state.parameters.values()),
-        _drawn(training, step),
+        _drawn(training, state.meter, step),
         release,
         multiplicity=options.noise_multiplicity,
         clipping=plan.clipping,
@@ -131,6 +132,7 @@ def train_step(training: Training, state: TrainingState) -> None:
         micro_batch=options.micro_batch,
         device=options.device,
         noise=noise_source(plan.noise, noise),
+        meter=state.meter,
         processes=training.processes,
     )
     rate = _scheduled_rate(state, options, step, release.steps)
@@ -142,14 +144,14 @@ def train_step(training: Training, state: TrainingState) -> None:
     state.log.append(_row(state, report, rate, seconds))
 
 
-def _drawn(training: Training, step: int) -> Pairs:
+def _drawn(training: Training, meter: Meter, step: int) -> Pairs:
     """Draw a step's Poisson batch with its timesteps and noise, the same in every process."""
     plan, device = training.plan, training.options.device
     who, draws = (
         training.processes.agree_on_generator(secret_generator(plan.noise, plan.run.seed, "finetune", *names), device)
         for names in ((step, "batch"), ("pairs", step))
     )
-    batch = poisson_batch(plan.images, training.release.sampling_rate, who)
+    batch = meter.batch(training.release.sampling_rate, who)
     timesteps = training.scheduler.config.num_train_timesteps
     return draw_pairs(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
 
@@ -207,21 +209,26 @@ def _identity(options: Finetune) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def _write(options: Finetune, plan: Plan, release: Release, state: TrainingState) -> None:
+def _write(training: Training, state: TrainingState) -> None:
+    options, plan = training.options, training.plan
     weights = state.average or {name: value.detach() for name, value in state.parameters.items()}
     with atomic(options.weights) as temporary:
         save_file({name: value.cpu().contiguous() for name, value in weights.items()}, temporary)
     with atomic(options.training_log) as temporary:
         pd.DataFrame(state.log).to_csv(temporary, index=False)
+    write_record(options.private, state.meter.measured(state.seconds))
+    numbers = sum(value.numel() for value in weights.values())
     spend = Spend(
-        release=replace(release, steps=state.step),
-        images=plan.images,
-        dataset_sha256=plan.dataset_sha256,
-        realised_batches=tuple(int(row["images"]) for row in state.log),
+        subject=plan.run.id,
+        release=state.meter.release(training.release),
+        images=len(training.latents),
+        dataset_id=dataset_id(options.latents),
+        made_from={name: sha256(getattr(options, name)) for name in ("plan", "model", "latents", "selection")},
         digest=sha256(options.weights),
-        trainable_parameters=sum(value.numel() for value in weights.values()),
-        seconds=state.seconds,
+        numbers=numbers,
+        trainable_parameters=numbers,
         peak_memory_mb=peak_memory_mb(options.device),
+        private=sha256(options.private),
         provenance=provenance(),
     )
     write_record(options.spend, spend)

@@ -1,6 +1,9 @@
 """Composition of a run's releases under four accountants, and the calibration of DP-SGD's noise.
 
-The neighbouring relation is adding or removing one image. Poisson-subsampled Gaussians compose numerically:
+The neighbouring relation is zero-out (Ponomareva et al. 2023, arXiv 2303.00654, section 2.1): N is public and the same,
+one image adds nothing to any sum. Sampling rates are B/N and delta depends on N, so adding or removing an image would
+change both; at a fixed N the pair of output distributions is that of adding or removing one of the sampled terms, which
+is what the accountants call ADD_OR_REMOVE_ONE. Poisson-subsampled Gaussians compose numerically:
 PLD and RDP are dp-accounting's, PRV and GDP are Opacus'. A release that is (e, d)-DP as a whole adds its e, and
 takes its d from the target delta (basic composition), under every accountant.
 """
@@ -18,7 +21,7 @@ from dpsapf.support.errors import UserError
 if typing.TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-RELATION = "add or remove one image"
+RELATION = "zero out one image: N is public and the same, the image adds nothing"
 UNIT = "one training image with its label"
 PRV_ERROR = 0.005  # eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
 MARGIN = 2 * PRV_ERROR  # what calibration leaves to the target, so that PRV's upper bound certifies the plan too
@@ -144,7 +147,7 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
     Args:
         target: target epsilon > 0.
         delta: target delta.
-        build: noise multiplier of DP-SGD -> every release of the run, the saliency release among them.
+        build: noise multiplier of DP-SGD -> every release that the target has to hold, DP-SGD's the last.
 
     Returns:
         A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one, and never below 0.4.
@@ -172,10 +175,11 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
 
 
 def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
-    fixed = [release for release in releases if release.name != "dp-sgd"]
+    fixed = list(releases[:-1])
     spent = epsilon("pld", fixed, delta) + MARGIN
-    remedy = f"cannot be met: the saliency release alone costs {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
-    if not fixed or fixed[0].mechanism != "gaussian" or goal <= 0:
+    what = "the saliency release alone costs" if len(fixed) < 2 else "the earlier releases alone cost"
+    remedy = f"cannot be met: {what} {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
+    if len(fixed) != 1 or fixed[0].mechanism != "gaussian" or goal <= 0:
         return remedy
 
     alone = calibrate(goal + MARGIN, delta, lambda sigma: [replace(fixed[0], noise_multiplier=sigma)])

@@ -1,53 +1,75 @@
-"""audit-privacy: compose what was released, from the spend records, and let no image exist otherwise."""
+"""audit-privacy: compose what was released, from what was measured, and let no image exist otherwise."""
 
 import logging
+import math
 from pathlib import Path
 
-import numpy as np
-
-from dpsapf.experiment.records import Ledger, Plan, Release, Spend
+from dpsapf.experiment.records import Ledger, Measured, Plan, Release, Selection, Spend
 from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
+from dpsapf.privacy.evidence import check_measures
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
 CERTIFIERS = ("pld", "prv")  # both must be within the target; rdp is looser, gdp no bound: reported only
-UNLIKELY = 1e-9  # a Poisson sampler's batches are rejected by mistake this rarely
 
 
 def audit_privacy(options: AuditPrivacy) -> None:
     """Write ledger.json if and only if what was released is what was planned, within the target.
 
     Raises:
-        UserError: a release is missing, unplanned, on other data, noisier in plan than in fact, or the
-            composed epsilon exceeds the target under PLD or PRV. Nothing is written then.
+        UserError: a release is missing, unplanned, of another run, on other data, noisier in plan than in fact; a file
+            is not what its record says; what was measured contradicts the release; or the composed epsilon exceeds the
+            target under PLD or PRV. Nothing is written then.
     """
     plan = read_record(options.plan, Plan)
     spends = [read_record(path, Spend) for path in options.spends]
     check_against_plan(plan, spends, options.spends)
+    check_chain(plan, spends, options)
+    for spend, path in zip(spends, options.privates, strict=True):
+        check_measures(spend, read_record(path, Measured), path)
     releases = tuple(spend.release for spend in spends)
     spent = {}
     if plan.target_epsilon is not None:
-        spent = {name: epsilon(name, releases, plan.delta) for name in ACCOUNTANTS}
+        spent = {name: epsilon(name, (*plan.prior, *releases), plan.delta) for name in ACCOUNTANTS}
         check_target(plan, spent)
     LOG.info("%s: spent %s of epsilon %s", plan.run.id, spent, plan.target_epsilon)
-    write_record(
-        options.out,
-        Ledger(
-            run=plan.run,
-            target_epsilon=plan.target_epsilon,
-            delta=plan.delta,
-            relation=plan.relation,
-            unit=plan.unit,
-            noise=plan.noise,
-            releases=releases,
-            spent_epsilon=spent,
-            weights_digest=next((s.digest for s in spends if s.release.name == "dp-sgd"), None),
-            provenance=provenance(),
-        ),
+    write_record(options.out, _ledger(plan, spends, spent))
+
+
+def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
+    by_name = {spend.release.name: spend for spend in spends}
+    digests = {"scores": by_name["saliency"].digest} if "saliency" in by_name else {}
+    if "dp-sgd" in by_name:
+        digests |= {name: by_name["dp-sgd"].made_from[name] for name in ("latents", "selection")}
+    return Ledger(
+        run=plan.run,
+        target_epsilon=plan.target_epsilon,
+        delta=plan.delta,
+        relation=plan.relation,
+        unit=plan.unit,
+        noise=plan.noise,
+        not_for_release=not_for_release(plan, tuple(by_name.values())),
+        dataset_id=plan.dataset_id,
+        prior=plan.prior,
+        releases=tuple(spend.release for spend in spends),
+        spent_epsilon=spent,
+        digests=digests,
+        weights_digest=by_name["dp-sgd"].digest if "dp-sgd" in by_name else None,
+        provenance=provenance(),
     )
+
+
+def not_for_release(plan: Plan, spends: tuple[Spend, ...]) -> str | None:
+    """Say why nothing of a run may be published as private, or None: it may."""
+    if any(spend.release.noise == "seed" for spend in spends):
+        return "noise from a seed, which whoever knows it can subtract: set privacy.noise to system"
+    if spends and plan.target_epsilon is None:
+        return "no guarantee: epsilon is infinite"
+    return None
 
 
 def check_against_plan(plan: Plan, spends: list[Spend], paths: tuple[Path, ...]) -> None:
@@ -60,15 +82,13 @@ def check_against_plan(plan: Plan, spends: list[Spend], paths: tuple[Path, ...])
     spent = [spend.release.name for spend in spends]
     if sorted(spent) != sorted(planned):
         raise UserError("releases", spent, f"the plan of {plan.run.id} has {sorted(planned)}; every release once")
+    subjects = {"saliency": plan.run.scores_id, "dp-sgd": plan.run.id}
     for spend, path in zip(spends, paths, strict=True):
+        if spend.subject != subjects[spend.release.name]:
+            raise UserError(f"{path}: subject", spend.subject, f"the plan is of {subjects[spend.release.name]}")
         _check_release(planned[spend.release.name], spend.release, path)
-        if spend.images != plan.images or spend.dataset_sha256 != plan.dataset_sha256:
-            raise UserError(
-                str(path), spend.dataset_sha256[:12], f"made on other data than the plan's {plan.dataset_sha256[:12]}"
-            )
-        if len(spend.realised_batches) != spend.release.steps:
-            raise UserError(str(path), len(spend.realised_batches), f"must have {spend.release.steps} realised batches")
-        _check_batches(spend, path)
+        if spend.images != plan.images or spend.dataset_id != plan.dataset_id:
+            raise UserError(str(path), spend.dataset_id[:12], f"made on other data than the plan's {plan.dataset_id[:12]}")
 
 
 def _check_release(planned: Release, spent: Release, path: Path) -> None:
@@ -77,35 +97,57 @@ def _check_release(planned: Release, spent: Release, path: Path) -> None:
             raise UserError(f"{path}: {key}", getattr(spent, key), f"the plan has {getattr(planned, key)}; run the stage again")
 
 
-def _check_batches(spend: Spend, path: Path) -> None:
-    """Test that the realised batches are a Poisson sampler's: sizes Binomial(N, q), by their dispersion and total.
+def check_chain(plan: Plan, spends: list[Spend], options: AuditPrivacy) -> None:
+    """Walk from the latents over scores and selection to the weights: each file is the one that the next was made from.
 
-    Batches of one fixed size, as a shuffled loader makes, are not: the accounting would not hold for them.
+    Raises:
+        UserError: names the first file whose digest is another.
     """
-    from scipy import stats
+    if len(options.privates) != len(spends):
+        raise UserError("--privates", len(options.privates), f"must be one for each of the {len(spends)} spend records")
+    for spend, private in zip(spends, options.privates, strict=True):
+        _same(f"{private}", sha256(private), spend.private)
+    by_name = {spend.release.name: spend for spend in spends}
+    scores, trained = by_name.get("saliency"), by_name.get("dp-sgd")
+    if scores:
+        _same("--scores", _digest(options.scores), scores.digest)
+    if trained:
+        _check_trained(plan, scores, trained, options)
 
-    sizes, rate = np.array(spend.realised_batches), spend.release.sampling_rate
-    mean, variance = spend.images * rate, spend.images * rate * (1 - rate)
-    if rate == 1:
-        if (sizes != spend.images).any():
-            raise UserError(str(path), sizes.tolist(), f"rate 1 takes all {spend.images} images at every step")
-        return
-    dispersion = ((sizes - mean) ** 2).sum() / variance
-    total = stats.binom(spend.images * len(sizes), rate)
-    widest = ((abs(sizes - mean) + 0.5) ** 2).sum() / variance  # sizes are whole numbers: a step may hit the mean exactly
-    chances = (stats.chi2.cdf(widest, len(sizes)), stats.chi2.sf(dispersion, len(sizes)))
-    chances += (total.cdf(sizes.sum()), total.sf(sizes.sum() - 1))
-    if min(chances) < UNLIKELY:
-        remedy = f"are no Poisson sample of {spend.images} images at rate {rate:.4g}; run the stage again"
-        raise UserError(f"{path}: realised_batches", sizes[:5].tolist(), remedy)
+
+def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: AuditPrivacy) -> None:
+    if options.selection_record is None:
+        raise UserError("--selection-record", None, f"{plan.run.method} trains what a selection names: give selection.json")
+    selection = read_record(options.selection_record, Selection)
+    if selection.run != plan.run:
+        raise UserError("--selection-record", selection.run.id, f"is of another run than the plan's {plan.run.id}")
+    _same("--selection-record: scores", selection.scores, scores and scores.digest)
+    _same("--selection", _digest(options.selection), selection.digest)
+    _same("--selection", selection.digest, trained.made_from["selection"])
+    _same("--plan", sha256(options.plan), trained.made_from["plan"])
+    _same("--weights", _digest(options.weights), trained.digest)
+    if scores:
+        for name in ("latents", "model"):
+            _same(f"{name} of the scores", scores.made_from[name], trained.made_from[name])
+
+
+def _digest(path: Path | None) -> str | None:
+    return path and sha256(path)
+
+
+def _same(what: str, found: str | None, recorded: str | None) -> None:
+    if found != recorded:
+        raise UserError(
+            what, found and found[:12], f"the records say {recorded and recorded[:12]}: run the stages after it again"
+        )
 
 
 def check_target(plan: Plan, spent: dict[str, float]) -> None:
     """Check the composed epsilon of every certifying accountant against the target.
 
     Raises:
-        UserError: names the accountant and what it composes to.
+        UserError: names the accountant and what it composes to; what is no number exceeds every target.
     """
     for name in CERTIFIERS:
-        if spent[name] > plan.target_epsilon:
+        if not (math.isfinite(spent[name]) and spent[name] <= plan.target_epsilon):
             raise UserError(f"{name} epsilon", spent[name], f"exceeds the target {plan.target_epsilon} of {plan.run.id}")

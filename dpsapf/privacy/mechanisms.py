@@ -14,9 +14,14 @@ from dpsapf.experiment.records import Release
 from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
-    from dpsapf.privacy.noise import NoiseSource  # imports torch, which a plan does not need
+    from dpsapf.privacy.meter import Meter  # imports torch, which a plan does not need
+    from dpsapf.privacy.noise import NoiseSource
 
 DELTA_SHARE = 0.1  # what the exponential mechanism or PTR takes of the run's delta
+
+
+class Refused(UserError):
+    """A mechanism spent its epsilon and released nothing but this refusal."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +55,13 @@ class Mechanism(typing.Protocol):
     def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
         """Describe the release, without data."""
 
-    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
-        """Release scores, float64 [M]: noisy ones, or the order of the selected ones (k to 1) and 0 for the rest."""
+    def release(
+        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
+    ) -> np.ndarray:
+        """Release scores, float64 [M]: noisy ones, or the order of the selected ones (k to 1) and 0 for the rest.
+
+        Noise comes from ``source`` by ``meter``, which counts it.
+        """
 
 
 class Gaussian:
@@ -65,13 +75,14 @@ class Gaussian:
         """Describe one Poisson-subsampled Gaussian release."""
         return Release(name="saliency", noise_multiplier=sigma_s, sensitivity=ranking.sensitivity, sampling_rate=rate, steps=1)
 
-    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+    def release(
+        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
+    ) -> np.ndarray:
         """Add noise to the scores."""
         import torch
 
-        from dpsapf.privacy.noise import add_gaussian_noise
-
-        return add_gaussian_noise(torch.from_numpy(scores), planned.noise_multiplier, planned.sensitivity, source).numpy()
+        (noisy,) = meter.gaussian([torch.from_numpy(scores)], planned.noise_multiplier, planned.sensitivity, source)
+        return noisy.numpy()
 
 
 class Exponential:
@@ -99,12 +110,12 @@ class Exponential:
             delta=share,
         )
 
-    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+    def release(
+        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
+    ) -> np.ndarray:
         """Release the k units that win, in order."""
-        from dpsapf.privacy.noise import add_gumbel_noise
-
-        epsilon = 2 / (planned.noise_multiplier * math.sqrt(ranking.kept))
-        noisy = add_gumbel_noise(ranking.unit_scores(scores), planned.sensitivity / epsilon, source)
+        units = ranking.unit_scores(scores)
+        noisy = meter.gumbel(units, ranking.kept, planned.noise_multiplier, planned.sensitivity, source)
         order = np.zeros_like(noisy)
         order[np.argsort(-noisy)[: ranking.kept]] = np.arange(ranking.kept, 0, -1)
         return ranking.spread(order)
@@ -133,25 +144,25 @@ class ProposeTestRelease:
             delta=DELTA_SHARE * delta,
         )
 
-    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+    def release(
+        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
+    ) -> np.ndarray:
         """Release the top k, unordered.
 
         Raises:
-            UserError: the test failed; epsilon is spent all the same.
+            Refused: the test failed; epsilon is spent all the same.
         """
-        from dpsapf.privacy.noise import add_laplace_noise
-
         units = ranking.unit_scores(scores)
         ordered = np.sort(units)[::-1]
         next_best = ordered[ranking.kept] if ranking.kept < len(units) else -math.inf
         gap = (ordered[ranking.kept - 1] - next_best) / planned.sensitivity
         threshold = 1 + math.log(1 / (2 * planned.delta)) / planned.epsilon
-        if not add_laplace_noise(gap, 1 / planned.epsilon, source) > threshold:
+        if not meter.laplace(gap, planned.noise_multiplier, planned.sensitivity, source) > threshold:
             remedy = (
                 f"refused: the gap after the {ranking.kept} best is not certainly stable; epsilon {planned.epsilon:.3g} is "
                 "spent all the same. Use mechanism gaussian or exponential, a smaller sigma_s or another ratio"
             )
-            raise UserError("mechanism", "ptr", remedy)
+            raise Refused("mechanism", "ptr", remedy)
         return ranking.spread((units > next_best).astype(float))
 
 
@@ -162,8 +173,11 @@ class Exact:
         """Describe a release without a guarantee."""
         return Release(name="saliency", mechanism="none", sensitivity=None, sampling_rate=rate, steps=1)
 
-    def release(self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource") -> np.ndarray:
+    def release(
+        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
+    ) -> np.ndarray:
         """Return the scores."""
+        meter.exact()
         return scores
 
 

@@ -18,7 +18,13 @@ _TWISTER = slice(24, 24 + 8 * 624)  # bytes of torch's CPU generator state, afte
 
 
 class NoiseSource(typing.Protocol):
-    """Independent draws for one release."""
+    """Independent draws for one release.
+
+    Attributes:
+        kind: where the draws come from.
+    """
+
+    kind: NoiseMode
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         """Draw N(0, 1) in the shape, dtype and place of a tensor."""
@@ -33,6 +39,8 @@ class SeededNoise:
     Args:
         generator: torch's generator on the device of what gets the noise; it must be used for nothing else.
     """
+
+    kind: NoiseMode = "seed"
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -53,6 +61,8 @@ class SystemNoise:
     A normal is half the sum of four, so that the bits of a released float do not give its noise away (Holohan and
     Braghin 2021, arXiv 2107.10138, as in Opacus' secure mode).
     """
+
+    kind: NoiseMode = "system"
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         """Draw N(0, 1) by inverting the normal distribution function."""
@@ -102,7 +112,7 @@ def add_gaussian_noise(value: torch.Tensor, noise_multiplier: float, sensitivity
         value: a sum over images, any shape, in which one image contributes an L2 norm of at most ``sensitivity``.
             A release over several tensors is private as a whole if their joint sensitivity is given for each.
         noise_multiplier: sigma > 0.
-        sensitivity: L2 sensitivity under adding or removing one image, > 0.
+        sensitivity: L2 norm that one image adds to the sum at most, > 0.
         source: of this release alone.
 
     Returns:

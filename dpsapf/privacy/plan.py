@@ -2,6 +2,7 @@
 
 import logging
 import math
+from collections.abc import Sequence
 
 from dpsapf.experiment.methods import AXES, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
@@ -20,7 +21,9 @@ PUBLIC = (
 )
 
 
-def make_plan(run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy) -> Plan:
+def make_plan(
+    run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy, prior: Sequence[Release] = ()
+) -> Plan:
     """Calibrate DP-SGD beside what is released before it; returns the plan without writing it.
 
     Args:
@@ -28,13 +31,15 @@ def make_plan(run: RunSpec, dataset: DatasetRecord, saliency: list[Release], opt
         dataset: its training images.
         saliency: the saliency release as its own side describes it; empty for a method that does not select.
         options: DP-SGD's settings.
+        prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
 
     Raises:
         UserError: the target cannot be met.
     """
     row, delta = method(run.method), options.delta or default_delta(dataset.train)
-    alone = _dp_sgd_noise([], run, dataset.train, delta, options)
-    sigma = _dp_sgd_noise(saliency, run, dataset.train, delta, options) if saliency else alone
+    check_delta(delta, dataset.train)
+    alone = _dp_sgd_noise([*prior], run, dataset.train, delta, options)
+    sigma = _dp_sgd_noise([*prior, *saliency], run, dataset.train, delta, options) if saliency else alone
     releases = [*saliency, *([dp_sgd_release(sigma, dataset.train, options)] if row.trains else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
@@ -49,13 +54,24 @@ def make_plan(run: RunSpec, dataset: DatasetRecord, saliency: list[Release], opt
         clipping=options.clipping if row.private else "none",
         clipping_norm=options.clipping_norm,
         noise=options.noise,
+        prior=tuple(prior),
         releases=tuple(releases),
-        planned_epsilon={name: epsilon(name, releases, delta) for name in ("pld", "rdp")} if guaranteed else {},
+        planned_epsilon={name: epsilon(name, [*prior, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},
         selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,
         dp_sgd_noise_alone=alone,
-        dataset_sha256=dataset.sha256,
+        dataset_id=dataset.id,
         provenance=provenance(),
     )
+
+
+def check_delta(delta: float, images: int) -> None:
+    """Check that delta is below 1/N: at 1/N a mechanism may publish an image drawn at random.
+
+    Raises:
+        UserError: it is not.
+    """
+    if not 0 < delta < 1 / images:
+        raise UserError("delta", delta, f"must be below 1/N = {1 / images:.3g} for {images} images; leave it out for 1/(N ln N)")
 
 
 def default_delta(images: int) -> float:
@@ -69,13 +85,13 @@ def dp_sgd_release(sigma: float | None, images: int, options: PlanPrivacy) -> Re
     common = {"name": "dp-sgd", "sampling_rate": rate, "steps": options.steps}
     if sigma is None:
         return Release(mechanism="none", sensitivity=None, **common)
-    return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, **common)
+    return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, noise=options.noise, **common)
 
 
-def _dp_sgd_noise(saliency: list[Release], run: RunSpec, images: int, delta: float, options: PlanPrivacy) -> float | None:
+def _dp_sgd_noise(before: list[Release], run: RunSpec, images: int, delta: float, options: PlanPrivacy) -> float | None:
     if run.epsilon is None:
         return None
-    return calibrate(run.epsilon, delta, lambda sigma: [*saliency, dp_sgd_release(sigma, images, options)])
+    return calibrate(run.epsilon, delta, lambda sigma: [*before, dp_sgd_release(sigma, images, options)])
 
 
 def check_axes(run: RunSpec) -> None:

@@ -11,7 +11,8 @@ from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import EncodeDataset
 from dpsapf.public_models.latents import Latents
 from dpsapf.public_models.load import load_text, load_vae, tokenise
-from dpsapf.support.files import atomic
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic, sha256
 from dpsapf.support.progress import track
 from dpsapf.support.records import read_record
 
@@ -19,16 +20,25 @@ LOG = logging.getLogger(__name__)
 
 
 def encode_dataset(options: EncodeDataset) -> None:
-    """Write the arrays of `dpsapf.public_models.latents.Latents` for the training split."""
+    """Write the arrays of `dpsapf.public_models.latents.Latents` for the training split.
+
+    The dataset's id and secret salt stand in the file's header, so that its digest says nothing to whoever lacks it.
+
+    Raises:
+        UserError: the archive is another than the record's.
+    """
     torch.set_num_threads(options.threads)
     dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    if sha256(options.archive) != dataset.id:
+        raise UserError("--archive", str(options.archive), f"is not the archive of {options.dataset}: run prepare-dataset again")
     with np.load(options.archive, allow_pickle=False) as archive:
-        images, labels = archive["train_images"], archive["train_labels"]
+        images, labels, salt = archive["train_images"], archive["train_labels"], archive["salt"]
     mean, std = encode_images(model, images, options)
     embeddings = embed_prompts(model, [*dataset.prompts, ""], options.device)
     latents = Latents(mean, std, torch.from_numpy(labels), embeddings[:-1], embeddings[-1])
     with atomic(options.out) as temporary:
-        save_file({name: value.contiguous() for name, value in vars(latents).items()}, temporary)
+        facts = {"dataset_id": dataset.id, "salt": salt.tobytes().hex()}
+        save_file({name: value.contiguous() for name, value in vars(latents).items()}, temporary, facts)
 
 
 @torch.inference_mode()

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
+
+from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -37,6 +40,19 @@ class Latents:
     def __len__(self) -> int:
         """Return N, the number of training images."""
         return len(self.labels)
+
+
+def dataset_id(path: Path) -> str:
+    """Read the id of the dataset that latents were encoded from.
+
+    Raises:
+        UserError: the file does not say.
+    """
+    with safe_open(path, "pt") as file:
+        facts = file.metadata() or {}
+    if "dataset_id" not in facts:
+        raise UserError("--latents", str(path), "does not say of which dataset it is: run encode-dataset again")
+    return facts["dataset_id"]
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from dpsapf.experiment.columns import AGREEMENT_COLUMNS, MATRIX, SCORE
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Latents, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
@@ -54,7 +55,7 @@ def _rows(squared: torch.Tensor, table: pd.DataFrame, options: CompareScores) ->
             for draw in range(options.draws):
                 source = SeededNoise(torch_generator(options.seed, "agreement", name, f"{sigma:g}", draw))
                 gaussian = mechanism("gaussian")
-                noisy = gaussian.release(exact, units, gaussian.plan(units, sigma, 1.0, 1.0), source)
+                noisy = gaussian.release(exact, units, gaussian.plan(units, sigma, 1.0, 1.0), source, Meter(len(squared)))
                 yield [name, sigma, options.ratio, draw, *agreement(exact, noisy, table, options.ratio)]
 
 

@@ -1,14 +1,16 @@
 """plan-privacy: describe the saliency release of a run, and hand it to `dpsapf.privacy.plan` for the rest."""
 
-from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.methods import AXES, NoiseMode, method
 from dpsapf.experiment.records import DatasetRecord, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
+from dpsapf.privacy.compose import prior_releases
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.plan import check_axes, default_delta, make_plan
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
+from dpsapf.support.checked import replace
 from dpsapf.support.records import read_record, write_record
 
 DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
@@ -30,11 +32,17 @@ def plan_privacy(options: PlanPrivacy) -> None:
     run = RunSpec(dataset=dataset.name, **fixed, **(defaults | given))
     check_axes(run)
     releases = [_planned(run, dataset.train, options)] if method(run.method).selects else []
-    write_record(options.out, make_plan(run, dataset, releases, options))
+    write_record(options.out, make_plan(run, dataset, releases, options, prior_releases(options.prior, dataset.id)))
 
 
 def saliency_release(
-    images: int, settings: SaliencyConfig, units: Ranking, mechanism_name: str | None, sigma_s: float | None, delta: float
+    images: int,
+    settings: SaliencyConfig,
+    units: Ranking,
+    mechanism_name: str | None,
+    sigma_s: float | None,
+    delta: float,
+    noise: NoiseMode,
 ) -> Release:
     """Describe the saliency release of a run: what is planned, and what score-saliency then does.
 
@@ -45,9 +53,11 @@ def saliency_release(
         mechanism_name: key of the mechanism registry; None: exact, without a guarantee.
         sigma_s: noise multiplier, or that of equal zCDP cost; None without a mechanism.
         delta: target delta of the run.
+        noise: where it is drawn from.
     """
     rate = min(settings.expected_batch_size / images, 1.0)
-    return mechanism(mechanism_name or "none").plan(units, sigma_s, rate, delta)
+    planned = mechanism(mechanism_name or "none").plan(units, sigma_s, rate, delta)
+    return replace(planned, noise=noise if mechanism_name else None)
 
 
 def _planned(run: RunSpec, images: int, options: PlanPrivacy) -> Release:
@@ -56,4 +66,4 @@ def _planned(run: RunSpec, images: int, options: PlanPrivacy) -> Release:
     whole = run.mechanism in (None, "gaussian")
     units = ranking(table, None if whole else run.level, None if whole else run.ratio, run.score, bounds)
     delta = options.delta or default_delta(images)
-    return saliency_release(images, options.saliency, units, run.mechanism, run.sigma_s, delta)
+    return saliency_release(images, options.saliency, units, run.mechanism, run.sigma_s, delta, options.noise)

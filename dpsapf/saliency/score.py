@@ -5,19 +5,21 @@ import math
 import time
 import typing
 from collections.abc import Iterator
+from pathlib import Path
 
 import pandas as pd
 import torch
 
 from dpsapf.experiment.columns import MATRIX, SCORE
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Release, Spend
+from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CompareScores, ScoreSaliency
 from dpsapf.gradients.ghost_norms import GhostNorms
-from dpsapf.privacy.mechanisms import Ranking, mechanism
+from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
-from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
@@ -37,37 +39,74 @@ LOG = logging.getLogger(__name__)
 
 
 def score_saliency(options: ScoreSaliency) -> None:
-    """Release the scores (one row per candidate) and write the spend record of their release.
+    """Release the scores (one row per candidate) and write the spend record of their release, and its private measures.
 
     Raises:
-        UserError: propose-test-release refuses, or mechanism and sigma_s do not go together.
+        UserError: propose-test-release refuses, now or when it was asked before; or mechanism and sigma_s do not go
+            together. A refusal has spent its epsilon: refused.json, beside the spend record, says so, stays, and is not
+            drawn again.
     """
     start = time.monotonic()
+    _check_no_refusal(options)
     torch.set_num_threads(options.threads)
-    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    model = read_record(options.model, ModelRecord)
     table = candidates(options.candidate_table, options.candidates)
-    latents = Latents.load(options.latents)
+    latents, identity = Latents.load(options.latents), dataset_id(options.latents)
     units, release = _planned(options, table, len(latents))
-    who = secret_generator(options.noise, options.seed, "saliency", "batch")
-    batch = poisson_batch(len(latents), release.sampling_rate, who)
+    meter = Meter(len(latents))
+    batch = meter.batch(release.sampling_rate, secret_generator(options.noise, options.seed, "saliency", "batch"))
     unet, scheduler = load_unet(model, options.device), load_scheduler(model)
-    exact = saliency_scores(unet, scheduler, latents, batch, table[MATRIX].tolist(), options)
+    exact = saliency_scores(unet, scheduler, latents, batch, table[MATRIX].tolist(), options, meter)
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
-    released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source)
+    try:
+        released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)
+    except Refused:
+        write_record(_refusal(options), _spend(options, release, meter, identity, None, len(table), start))
+        raise
     with atomic(options.scores) as temporary:
         pd.DataFrame({MATRIX: table[MATRIX], SCORE: released}).to_csv(temporary, index=False)
-    spend = Spend(
-        release=release,
-        images=len(latents),
-        dataset_sha256=dataset.sha256,
-        realised_batches=(len(batch),),
-        digest=sha256(options.scores),
+    write_record(options.spend, _spend(options, release, meter, identity, options.scores, len(table), start))
+
+
+def _refusal(options: ScoreSaliency) -> Path:
+    return options.spend.with_name("refused.json")
+
+
+def _check_no_refusal(options: ScoreSaliency) -> None:
+    if _refusal(options).exists():
+        remedy = (
+            "this release was refused before, and epsilon is spent. Use mechanism gaussian or exponential, a smaller sigma_s or "
+            "another ratio; give the file to plan-privacy as --prior"
+        )
+        raise UserError("--spend", str(_refusal(options)), remedy)
+
+
+def _spend(
+    options: ScoreSaliency, release: Release, meter: Meter, identity: str, scores: Path | None, numbers: int, start: float
+) -> Spend:
+    """Write private.json and describe what was spent; ``scores``: the released file, None after a refusal."""
+    private = options.private if scores else options.private.with_name("refused.private.json")
+    write_record(private, meter.measured(time.monotonic() - start))
+    return Spend(
+        subject=_subject(options),
+        release=meter.release(release),
+        images=meter.images,
+        dataset_id=identity,
+        made_from={name: sha256(getattr(options, name)) for name in ("model", "latents", "candidate_table")},
+        digest=sha256(scores) if scores else "",
+        numbers=numbers,
         trainable_parameters=0,
-        seconds=time.monotonic() - start,
         peak_memory_mb=peak_memory_mb(options.device),
+        private=sha256(private),
         provenance=provenance(),
     )
-    write_record(options.spend, spend)
+
+
+def _subject(options: ScoreSaliency) -> str:
+    """Name the scores as the runs that use them do."""
+    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    axes = {name: getattr(options, name) for name in ("score", "mechanism", "sigma_s", "level", "ratio", "candidates", "seed")}
+    return RunSpec(dataset=dataset.name, public_model=model.name, method="dp-sapf", **axes).scores_id
 
 
 def _planned(options: ScoreSaliency, table: pd.DataFrame, images: int) -> tuple[Ranking, Release]:
@@ -75,7 +114,7 @@ def _planned(options: ScoreSaliency, table: pd.DataFrame, images: int) -> tuple[
         raise UserError("--sigma-s", options.sigma_s, "give it together with --mechanism, or leave out both")
     units = ranking(table, options.level, options.ratio, options.score, bounds(options))
     delta = options.delta or default_delta(images)
-    return units, saliency_release(images, options, units, options.mechanism, options.sigma_s, delta)
+    return units, saliency_release(images, options, units, options.mechanism, options.sigma_s, delta, options.noise)
 
 
 def bounds(options: ScoreSaliency) -> Bounds:
@@ -90,6 +129,7 @@ def saliency_scores(
     batch: torch.Tensor,
     names: list[str],
     options: ScoreSaliency,
+    meter: Meter,
 ) -> torch.Tensor:
     """Sum the images' contributions to every candidate's score over a batch; NOT private before a mechanism releases it.
 
@@ -100,6 +140,7 @@ def saliency_scores(
         batch: images that take part, int64 [B].
         names: candidate matrices, M names of linear layers or convolutions.
         options: score, bounds, micro-batch and seed.
+        meter: of the release; it sees what every image contributes.
 
     Returns:
         Scores, float64 [M].
@@ -109,7 +150,9 @@ def saliency_scores(
     draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
     pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, draws)
     for squared in squared_gradient_norms(unet, scheduler, pairs, names, options):
-        scores += contributions(squared, limits).sum(0)
+        added = contributions(squared, limits)
+        meter.contribution(float(added.norm(dim=1).max()))
+        scores += added.sum(0)
     return scores
 
 

@@ -8,22 +8,23 @@ import pandas as pd
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
 from dpsapf.experiment.methods import Candidates, Level, method
-from dpsapf.experiment.records import Plan
+from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic
+from dpsapf.support.files import atomic, sha256
+from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import numpy_generator
-from dpsapf.support.records import read_record
+from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
 UNITS: dict[str, str] = {"matrix": MATRIX, "layer": LAYER, "block": BLOCK}
 
 
 def select_matrices(options: SelectMatrices) -> None:
-    """Write selection.csv: the candidate table with released scores and a ``selected`` column.
+    """Write selection.csv, the candidate table with released scores and a ``selected`` column; and selection.json.
 
     Raises:
         UserError: the method needs scores and none are given, or they are of other candidates.
@@ -35,6 +36,8 @@ def select_matrices(options: SelectMatrices) -> None:
     LOG.info("%s: %d of %d matrices", run.id, table[SELECTED].sum(), len(table))
     with atomic(options.out) as temporary:
         table.to_csv(temporary, index=False)
+    scores = sha256(options.scores) if method(run.method).selects else None
+    write_record(options.record, Selection(run=run, scores=scores, digest=sha256(options.out), provenance=provenance()))
 
 
 def candidates(path: Path, names: Candidates) -> pd.DataFrame:

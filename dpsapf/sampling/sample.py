@@ -49,7 +49,13 @@ def sample(options: Sample) -> None:
     write_archive(options.archive, {"images": images, "labels": labels})
     with atomic(options.contact_sheet) as temporary:
         contact_sheet(LabelledImages(images, labels), dataset.classes, f"synthetic: {ledger.run.id}").save(temporary)
-    write_record(options.timing, Timing(seconds=time.monotonic() - start, peak_memory_mb=peak_memory_mb(options.device)))
+    timing = Timing(
+        ledger=sha256(options.ledger),
+        samples=sha256(options.archive),
+        seconds=time.monotonic() - start,
+        peak_memory_mb=peak_memory_mb(options.device),
+    )
+    write_record(options.timing, timing)
 
 
 def check_weights(ledger: Ledger, options: Sample) -> None:

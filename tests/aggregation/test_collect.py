@@ -59,7 +59,7 @@ def test_the_public_model_as_it_is_spends_and_trains_nothing(layout):
 @pytest.mark.parametrize(("sampling", "peak"), [(900.0, 1400.0), (2000.0, 2000.0)])
 def test_peak_memory_is_the_larger_of_training_and_sampling(layout, sampling, peak):
     options = write_run(layout, LORA, candidate_table())
-    write_record(options.timing, Timing(seconds=1.0, peak_memory_mb=sampling))
+    rewrite(options.timing, Timing, peak_memory_mb=sampling)
     collect_metrics(options)
     assert read_record(options.out, Metrics).peak_memory_mb == peak
 
@@ -98,10 +98,16 @@ def test_spend_that_was_not_audited_is_refused(layout, change):
     refused(options, "is not what the ledger of .* audited")
 
 
-@pytest.mark.parametrize("missing", ["spend", "training_log"])
+@pytest.mark.parametrize("missing", ["spend", "private", "training_log"])
 def test_missing_record_of_training_is_refused(layout, missing):
     options = write_run(layout, LORA, candidate_table())
     refused(replace(options, **{missing: None}), "method dp-lora trains")
+
+
+def test_images_of_another_ledger_are_refused(layout):
+    options = write_run(layout, LORA, candidate_table())
+    rewrite(options.timing, Timing, ledger="0" * 64)
+    refused(options, "was drawn under another ledger")
 
 
 def test_unfinished_training_log_is_refused(layout):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from dpsapf.cli import rules
 from dpsapf.cli.commands import MODULES
 from dpsapf.cli.main import application
-from dpsapf.cli.rules import CODE, SHARED, code_digest, entry_digest, flags, given, score_flags, spend_records, trained_files
+from dpsapf.cli.rules import CODE, SHARED, audit_files, code_digest, entry_digest, flags, given, score_flags, trained_files
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
 from dpsapf.experiment.registries import ProtocolEntry, load_yaml
@@ -55,10 +55,10 @@ def test_truth_values_are_flags_without_a_value(value, flag):
         precision=st.sampled_from(["fp32", "bf16"]),
     ),
     st.builds(ComputeConfig, threads=st.integers(1, 64)),
-    st.lists(NAMES.map("folder/{}".format), min_size=7, max_size=7),
+    st.lists(NAMES.map("folder/{}".format), min_size=8, max_size=8),
 )
 def test_the_command_line_reads_what_a_rule_writes(finetune, compute, files):
-    names = ("plan", "model", "selection", "latents", "weights", "training_log", "spend")
+    names = ("plan", "model", "selection", "latents", "weights", "training_log", "spend", "private")
     paths = dict(zip(names, files, strict=True))
     words = shlex.split(f"finetune {given(paths)} {flags(finetune, compute)}")
     _, bound, *_ = APP.parse_args(words, exit_on_error=False, print_error=False)
@@ -91,17 +91,27 @@ def test_runs_share_scores_if_and_only_if_the_stage_is_given_the_same():
 
 def test_inputs_of_a_run_depend_on_its_method(run):
     layout = Layout(Path("r"))
-    assert spend_records(layout, run) == [f"r/cache/scores/{run.scores_id}/spend.json", f"r/runs/{run.id}/spend.json"]
+    both = [f"r/cache/scores/{run.scores_id}", f"r/runs/{run.id}"]
+    assert audit_files(layout, run) == {
+        "plan": f"{both[1]}/plan.json",
+        "spends": [f"{place}/spend.json" for place in both],
+        "privates": [f"{place}/private.json" for place in both],
+        "scores": f"{both[0]}/scores.csv",
+        "selection": f"{both[1]}/selection.csv",
+        "selection_record": f"{both[1]}/selection.json",
+        "weights": f"{both[1]}/weights.safetensors",
+    }
     lora = normalise(replace(run, method="dp-lora"))
-    assert spend_records(layout, lora) == [f"r/runs/{lora.id}/spend.json"]
+    assert audit_files(layout, lora)["spends"] == [f"r/runs/{lora.id}/spend.json"] and "scores" not in audit_files(layout, lora)
     public = normalise(replace(run, method="no-finetune"))
-    assert spend_records(layout, public) == [] and trained_files(layout, public, "weights") == {}
+    assert audit_files(layout, public) == {"plan": f"r/runs/{public.id}/plan.json", "spends": [], "privates": []}
+    assert trained_files(layout, public, "weights") == {}
     assert trained_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}
 
 
 def test_files_of_training_are_the_named_ones_in_their_order(run):
     found = trained_files(Layout("r"), run, "training_log", "spend")
-    assert list(found.items()) == [(n, f"r/runs/{run.id}/{n}{e}") for n, e in (("training_log", ".csv"), ("spend", ".json"))]
+    assert list(found.items()) == [("training_log", f"r/runs/{run.id}/private_log.csv"), ("spend", f"r/runs/{run.id}/spend.json")]
     with pytest.raises(KeyError, match="ledger"):
         trained_files(Layout("r"), run, "ledger")
 
@@ -132,7 +142,7 @@ def checkout(tmp_path, monkeypatch):
     for place in [*(f"dpsapf/{room}" for room in rooms), "paper_figures"]:
         (tmp_path / place / "inner").mkdir(parents=True)
         (tmp_path / place / "inner" / "code.py").write_text("x = 1\n")
-    monkeypatch.setattr(rules, "__file__", str(tmp_path / "dpsapf" / "cli" / "rules.py"))
+    monkeypatch.setattr(rules, "PACKAGE", tmp_path / "dpsapf")
 
     def changed(file, text):
         before = {stage: code_digest(stage) for stage in CODE}
@@ -197,8 +207,6 @@ def rooms_behind(modules):
 
 
 RULES = ROOT / "workflow" / "rules"
-# an edit of these rooms runs a stage again that stands before, and so this one
-UPSTREAM = {"evaluation": {"datasets"}, "aggregation": {"privacy"}, "paper_figures": {"aggregation"}}
 
 
 def digests_of_commands():
@@ -211,4 +219,4 @@ def digests_of_commands():
 def test_a_rules_digest_covers_every_room_that_its_command_imports(command, stage):
     modules = {options.__name__.lower(): module for options, module in MODULES.items()}
     behind = rooms_behind([modules[command.replace("-", "")]])
-    assert behind <= {*CODE[stage], *SHARED} | UPSTREAM.get(stage, set())
+    assert behind <= {*CODE[stage], *SHARED}

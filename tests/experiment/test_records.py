@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dpsapf.experiment import records
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility
 from dpsapf.support.checked import Checked, replace
 from dpsapf.support.errors import UserErrors
 from dpsapf.support.records import as_json, read_record, write_record
@@ -23,6 +23,7 @@ RELEASE = st.builds(
     sensitivity=st.none() | POSITIVE,
     sampling_rate=RATE,
     steps=st.integers(1, 10**9),
+    noise=st.sampled_from([None, "seed", "system"]),
     epsilon=st.none() | POSITIVE,
     delta=st.none() | RATE,
 )
@@ -68,9 +69,9 @@ def test_a_record_has_all_of_its_keys_and_no_other(written, tmp_path, name):
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)
 def test_every_result_says_what_made_it(kind):
-    """Records of a stage's own have their provenance; parts of another record, and timings, have none."""
+    """Records of a stage's own have their provenance; parts of another record, what it names, and timings, have none."""
     assert issubclass(kind, Checked)
-    assert ("provenance" in kind.model_fields) == (kind not in (Release, Timing, Metrics))
+    assert ("provenance" in kind.model_fields) == (kind not in (Release, Measured, Timing, Metrics))
 
 
 def test_a_mistake_deep_in_a_record_is_told_with_its_place(tmp_path, plan):

@@ -15,6 +15,7 @@ from dpsapf.experiment.stages import (
     Bench,
     CollectMetrics,
     CompareScores,
+    ComposeReleases,
     Evaluate,
     Finetune,
     PretrainPublicModel,
@@ -30,19 +31,23 @@ SECTIONS = [field.annotation for field in Config.model_fields.values() if isinst
 FIELDS = [item for kind in SECTIONS if issubclass(kind, Checked) for item in kind.model_fields.items()]
 COUNTS = Counter(name for name, _ in FIELDS)
 KEYS = {name: field for name, field in FIELDS if COUNTS[name] == 1}  # steps, for one, has two meanings
-BY_HAND = {(Bench, "threads"), (PretrainPublicModel, "threads")}  # no config sets them
+# no config sets them; and nothing is scored without being told where its noise comes from
+BY_HAND = {(Bench, "threads"), (PretrainPublicModel, "threads"), (ComposeReleases, "delta"), (ScoreSaliency, "noise")}
 
 
 def required(stage):
-    """Options of a stage: of its required fields those that are paths, by their own names."""
-    return {name: f"{name}.x" for name, field in stage.model_fields.items() if field.is_required() and field.json_schema_extra}
+    """Options of a stage: of its required fields those that are paths, by their own names, and the source of noise."""
+    needed = {name: field for name, field in stage.model_fields.items() if field.is_required()}
+    return {
+        name: "seed" if name == "noise" else f"{name}.x" for name in needed if name == "noise" or needed[name].json_schema_extra
+    }
 
 
 def test_paths_are_those_of_a_role_and_given():
-    options = SelectMatrices(plan="p", candidate_table="c", out="o")
+    options = SelectMatrices(plan="p", candidate_table="c", out="o", record="r")
     assert paths(options, READS) == {"plan": [Path("p")], "candidate_table": [Path("c")]}
     assert paths(replace(options, scores="s"), READS)["scores"] == [Path("s")]
-    assert paths(options, WRITES) == {"out": [Path("o")]}
+    assert paths(options, WRITES) == {"out": [Path("o")], "record": [Path("r")]}
 
 
 def test_several_files_are_a_list_and_none_are_an_empty_one():

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dpsapf.finetune import checkpoint
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from dpsapf.privacy.meter import Meter
 
 NAMES = ("block.0.lora_A.default.weight", "block.0.lora_B.default.weight", "bias")
 
@@ -18,7 +19,7 @@ def fresh(average=True, seed=0, optimizer=torch.optim.AdamW):
     values = (torch.randn(shape, generator=generator) for shape in shapes)
     parameters = {name: torch.nn.Parameter(value) for name, value in zip(NAMES, values, strict=True)}
     copies = {name: value.detach().clone() for name, value in parameters.items()} if average else None
-    return TrainingState(parameters, optimizer(parameters.values(), lr=0.1), copies)
+    return TrainingState(parameters, optimizer(parameters.values(), lr=0.1), copies, Meter(7))
 
 
 def train(state, steps):
@@ -172,7 +173,7 @@ def test_transposed_parameters_are_restored(tmp_path):
 
     def state(start):
         parameters = {"w": torch.nn.Parameter(start.clone(memory_format=torch.preserve_format))}
-        return TrainingState(parameters, torch.optim.AdamW(parameters.values()), None)
+        return TrainingState(parameters, torch.optim.AdamW(parameters.values()), None, Meter(7))
 
     assert not state(values).parameters["w"].is_contiguous()
     save_checkpoint(tmp_path / "c.safetensors", state(values), "same")

@@ -8,6 +8,7 @@ from opacus.grad_sample import GradSampleModule
 from dpsapf.experiment.records import Release
 from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.gradients.per_image import per_image_gradients
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import denoising_loss
 from dpsapf.support.randomness import torch_generator
@@ -33,6 +34,7 @@ def gradient(
     noise=0,
     expected=EXPECTED,
     described=None,
+    meter=None,
 ):
     unet, parameters = prepared(kind)
     per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)
@@ -49,6 +51,7 @@ def gradient(
         micro_batch=micro_batch,
         device="cpu",
         noise=SeededNoise(torch_generator(noise, "noise")),
+        meter=meter or Meter(12),
     )
     return flat([parameter.grad for parameter in parameters.values()]), report
 

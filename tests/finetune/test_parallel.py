@@ -10,6 +10,7 @@ from dpsapf.experiment.records import Release
 from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.finetune.parallel import ALONE, Processes, processes
 from dpsapf.gradients.ghost_clipping import GhostClipping
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise, secret_generator
 from dpsapf.public_models.latents import Pairs
 from dpsapf.support.randomness import torch_generator
@@ -37,6 +38,7 @@ def gradient(joined, images=IMAGES, noise="leader", sigma=1.0):
         micro_batch=2,
         device="cpu",
         noise=SeededNoise(torch_generator(0, noise)),
+        meter=Meter(images),
         processes=joined,
     )
     return torch.cat([parameter.grad.flatten() for parameter in parameters]), (report.images, report.loss, report.gradient_norm)

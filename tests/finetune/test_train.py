@@ -11,15 +11,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpsapf.experiment.columns import MATRIX, SELECTED
-from dpsapf.experiment.records import ModelRecord, Spend
+from dpsapf.experiment.records import Measured, ModelRecord, Spend
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
+from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import as_json, read_record, write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
@@ -50,7 +52,7 @@ def options(tmp_path, plan, monkeypatch):
     write_record(tmp_path / "model.json", record)
     names = candidates(tiny_unet())
     pd.DataFrame({MATRIX: names, SELECTED: [index < 3 for index in range(len(names))]}).to_csv(tmp_path / "sel.csv", index=False)
-    save_file(vars(tiny_latents(IMAGES)), tmp_path / "latents.safetensors")
+    save_file(vars(tiny_latents(IMAGES)), tmp_path / "latents.safetensors", {"dataset_id": "tiny"})
     return Finetune(
         plan=tmp_path / "plan.json",
         model=tmp_path / "model.json",
@@ -58,6 +60,7 @@ def options(tmp_path, plan, monkeypatch):
         latents=tmp_path / "latents.safetensors",
         weights=tmp_path / "out" / "weights.safetensors",
         training_log=tmp_path / "out" / "log.csv",
+        private=tmp_path / "out" / "private.json",
         spend=tmp_path / "out" / "spend.json",
         learning_rate_lora=1e-2,
         learning_rate_full=1e-3,
@@ -75,13 +78,19 @@ def weights(options):
 def test_trains_what_the_plan_says_and_records_it(options):
     train.finetune(options)
     spend = read_record(options.spend, Spend)
-    assert spend.release.steps == 4 and len(spend.realised_batches) == 4
+    measured = read_record(options.private, Measured)
+    assert spend.release == read_record(options.plan, train.Plan).releases[1] and len(measured.batches) == 4
+    assert spend.private == sha256(options.private) and spend.digest == sha256(options.weights)
+    assert spend.dataset_id == "tiny" and spend.made_from["selection"] == sha256(options.selection)
     assert spend.trainable_parameters == sum(value.numel() for value in weights(options).values())
     log = pd.read_csv(options.training_log)
     assert log["step"].tolist() == [1, 2, 3, 4]
-    assert log["images"].tolist() == list(spend.realised_batches)
+    assert log["images"].tolist() == list(measured.batches)
+    assert measured.numbers == 4 * spend.numbers == 4 * spend.trainable_parameters
+    check_measures(spend, measured, options.private)
+    assert 0.5 < measured.largest_contribution <= 1
     assert any(value.abs().max() > 0 for name, value in weights(options).items() if "lora_B" in name)
-    assert not options.weights.with_name("checkpoint.safetensors").exists()
+    assert not options.weights.with_name("private.checkpoint.safetensors").exists()
 
 
 def test_noise_and_pairs_are_drawn_anew_at_every_step(options, monkeypatch):
@@ -101,7 +110,7 @@ def test_noise_and_pairs_are_drawn_anew_at_every_step(options, monkeypatch):
 
 def without_guarantee(options):
     record = read_record(options.plan, train.Plan)
-    exact = replace(record.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None)
+    exact = replace(record.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None, noise=None)
     write_record(options.plan, replace(record, clipping="none", releases=(record.releases[0], exact)))
     return record.run.seed
 
@@ -165,7 +174,7 @@ def test_a_checkpoint_of_other_settings_is_not_used(options, monkeypatch):
     train.finetune(options)
     expected = weights(options)
     monkeypatch.setattr(pathlib.Path, "unlink", lambda path, missing_ok=False: None)
-    checkpoint = options.weights.with_name("checkpoint.safetensors")
+    checkpoint = options.weights.with_name("private.checkpoint.safetensors")
     train.finetune(replace(options, learning_rate_lora=5e-2))
     assert checkpoint.exists()
     train.finetune(options)
@@ -245,8 +254,8 @@ def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, m
 
         return call
 
-    for name in states:
-        monkeypatch.setattr(train, name, recording(name, getattr(train, name)))
+    monkeypatch.setattr("dpsapf.privacy.meter.poisson_batch", recording("poisson_batch", poisson_batch))
+    monkeypatch.setattr(train, "draw_pairs", recording("draw_pairs", draw_pairs))
     train.finetune(options)
     train.finetune(options)
     steps = record.releases[1].steps

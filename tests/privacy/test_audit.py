@@ -1,112 +1,216 @@
 import pytest
 
-from dpsapf.experiment.records import Ledger, Release
-from dpsapf.experiment.stages import AuditPrivacy
+from dpsapf.experiment.records import Ledger, Release, Selection
 from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
-from dpsapf.privacy.audit import audit_privacy, check_against_plan, check_target
-from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.privacy.audit import check_target
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
-from dpsapf.support.randomness import torch_generator
+from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
+from tests.privacy.conftest import Run
 
 
-def audit(tmp_path, plan, spends):
-    write_record(tmp_path / "plan.json", plan)
-    paths = []
-    for index, spend in enumerate(spends):
-        paths.append(tmp_path / f"spend{index}.json")
-        write_record(paths[-1], spend)
-    audit_privacy(AuditPrivacy(plan=tmp_path / "plan.json", spends=tuple(paths), out=tmp_path / "ledger.json"))
+def ledger(run):
+    return read_record(run.path("ledger.json"), Ledger)
 
 
-def test_audit_passes_what_was_planned(tmp_path, plan, spends):
-    audit(tmp_path, plan, spends)
-    ledger = read_record(tmp_path / "ledger.json", Ledger)
-    assert ledger.releases == plan.releases
-    assert max(ledger.spent_epsilon[name] for name in ("pld", "prv")) <= 10
-    assert ledger.weights_digest == "e" * 64
+def test_audit_passes_what_was_planned(audited):
+    audited.audit()
+    found = ledger(audited)
+    assert found.releases == audited.plan.releases
+    assert max(found.spent_epsilon[name] for name in ("pld", "prv")) <= 10
+    assert found.weights_digest == sha256(audited.path("weights.safetensors"))
+    assert found.digests["scores"] == sha256(audited.path("scores.csv"))
+    assert found.digests["selection"] == sha256(audited.path("selection.csv"))
 
 
-def changed(spends, index, **changes):
-    spends = list(spends)
-    spends[index] = replace(spends[index], release=replace(spends[index].release, **changes))
-    return spends
+def write(name, text):
+    return lambda run: run.path(name).write_text(text)
+
+
+def selected_for(run):
+    path = run.path("selection.json")
+    write_record(path, replace(read_record(path, Selection), run=replace(run.plan.run, seed=7)))
+
+
+def selected_from(run):
+    path = run.path("selection.json")
+    write_record(path, replace(read_record(path, Selection), scores="0" * 64))
+
+
+def other_selection_with_its_record(run):
+    run.path("selection.csv").write_text("other")
+    path = run.path("selection.json")
+    write_record(path, replace(read_record(path, Selection), digest=sha256(run.path("selection.csv"))))
+
+
+def other_scores_with_their_record(run):
+    run.path("scores.csv").write_text("other")
+    run.change("saliency", digest=sha256(run.path("scores.csv")))
+
+
+def other_run_spends(run):
+    other = replace(run.plan.run, seed=7)
+    run.change("dp-sgd", subject=other.id)
+
+
+TAMPERINGS = {
+    # records: what was released is not what was planned
+    "noise multiplier": (lambda run: run.change_release("dp-sgd", noise_multiplier=0.5), r"dp-sgd\.json: noise_multiplier"),
+    "steps": (lambda run: run.change_release("dp-sgd", steps=5), r"dp-sgd\.json: steps"),
+    "rate": (lambda run: run.change_release("dp-sgd", sampling_rate=0.2), r"dp-sgd\.json: sampling_rate"),
+    "sensitivity": (lambda run: run.change_release("saliency", sensitivity=0.5), r"saliency\.json: sensitivity"),
+    "seeded noise for a system plan": (lambda run: run.change_release("saliency", noise="system"), r"saliency\.json: noise"),
+    "exact release": (
+        lambda run: run.change_release("dp-sgd", mechanism="none", noise_multiplier=None, noise=None),
+        r"dp-sgd\.json: mechanism",
+    ),
+    "spend of another run": (other_run_spends, r"dp-sgd\.json: subject.*the plan is of"),
+    "scores of another release": (lambda run: run.change("saliency", subject="x"), r"saliency\.json: subject"),
+    "other dataset": (lambda run: run.change("dp-sgd", dataset_id="f" * 64), "made on other data"),
+    "scores of another dataset": (lambda run: run.change("saliency", dataset_id="f" * 64), "made on other data"),
+    "other N": (lambda run: run.change("dp-sgd", images=100), "made on other data"),
+    # files: what stands there is not what was made
+    "weights": (write("weights.safetensors", "other"), "--weights"),
+    "scores": (write("scores.csv", "other"), "--scores"),
+    "selection": (write("selection.csv", "other"), "--selection"),
+    "scores and their spend": (other_scores_with_their_record, "--selection-record: scores"),
+    "selection and its record": (other_selection_with_its_record, "--selection ="),
+    "selection of another run": (selected_for, "is of another run"),
+    "selection from other scores": (selected_from, "--selection-record: scores"),
+    "latents between scores and training": (
+        lambda run: run.change("saliency", made_from={"latents": "0" * 64, "model": "m"}),
+        "latents of the scores",
+    ),
+    "model between scores and training": (
+        lambda run: run.change("saliency", made_from={"latents": sha256(run.path("latents.safetensors")), "model": "n"}),
+        "model of the scores",
+    ),
+    "plan after training": (
+        lambda run: write_record(run.path("plan.json"), replace(run.plan, delta=3.6e-5)),
+        "--plan",
+    ),
+    "measures after the fact": (write("dp-sgd.private.json", "{}"), r"dp-sgd\.private\.json"),
+    # measures: what was done is not what the record says
+    "noise of a third": (lambda run: run.change_measures("dp-sgd", squares=3600 / 9), r"the noise was 0\.333 times"),
+    "noise of nine tenths": (lambda run: run.change_measures("dp-sgd", squares=3600 * 0.81), r"the noise was 0\.9 times"),
+    "noise too large": (lambda run: run.change_measures("dp-sgd", squares=3600 * 1.5), r"the noise was 1\.22 times"),
+    "no noise": (lambda run: run.change_measures("dp-sgd", squares=0.0), "the noise was 0 times"),
+    "no noise on scores": (lambda run: run.change_measures("saliency", squares=0.0), "the noise was 0 times"),
+    "noise on some numbers": (lambda run: run.change_measures("dp-sgd", numbers=2700), "numbers = 2700.*must be 3600"),
+    "noise drawn again": (lambda run: run.change_measures("dp-sgd", repetition=0.0), "like another step's"),
+    "unclipped image": (lambda run: run.change_measures("dp-sgd", largest_contribution=1.01), "exceeds the sensitivity 1.0"),
+    "unbounded scores": (lambda run: run.change_measures("saliency", largest_contribution=2.0), "exceeds the sensitivity 1.0"),
+    "step without a batch": (lambda run: run.change_measures("dp-sgd", batches=(350, 340, 360)), "must be the 4"),
+    "too few in a batch of all": (lambda run: run.change_measures("saliency", batches=(3499,)), "rate 1 takes all 3500"),
+    "batches too large": (lambda run: run.change_measures("dp-sgd", batches=(500, 490, 510, 505)), "no Poisson samples"),
+    "batch drawn once": (
+        lambda run: run.change_measures("dp-sgd", batches=(350,) * 4, participation=(3150, 0, 0, 0, 350)),
+        "do not take part independently",
+    ),
+    "batches that nobody was in": (
+        lambda run: run.change_measures("dp-sgd", participation=(3500,)),
+        "must count 3500 images and agree with the batches",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERINGS)
+def test_audit_refuses_by_name(audited, name):
+    tamper, message = TAMPERINGS[name]
+    tamper(audited)
+    with pytest.raises(UserError, match=message):
+        audited.audit()
+    assert not audited.path("ledger.json").exists()
 
 
 @pytest.mark.parametrize(
-    ("tamper", "message"),
+    ("changes", "message"),
     [
-        (lambda spends: spends[1:], "every release once"),
-        (lambda spends: spends[:1], "every release once"),
-        (lambda spends: [*spends, spends[1]], "every release once"),
-        (lambda spends: changed(spends, 1, noise_multiplier=0.5), "noise_multiplier"),
-        (lambda spends: changed(spends, 1, steps=5), "steps"),
-        (lambda spends: changed(spends, 1, sampling_rate=0.2), "sampling_rate"),
-        (lambda spends: changed(spends, 0, sensitivity=0.5), "sensitivity"),
-        (
-            lambda spends: [spends[0], replace(spends[1], realised_batches=(340, 371, 349))],
-            "must have 4 realised batches",
-        ),
-        (lambda spends: [spends[0], replace(spends[1], dataset_sha256="f" * 64)], "made on other data"),
-        (lambda spends: [spends[0], replace(spends[1], images=100)], "made on other data"),
+        ({"spends": (0,), "privates": (0,)}, "every release once"),
+        ({"spends": (1,), "privates": (1,)}, "every release once"),
+        ({"spends": (0, 1, 1), "privates": (0, 1, 1)}, "every release once"),
+        ({"privates": (1, 0)}, r"dp-sgd\.private\.json"),
+        ({"privates": (0,)}, "one for each of the 2 spend records"),
+        ({"scores": None}, "--scores"),
+        ({"weights": None}, "--weights"),
+        ({"selection": None}, "--selection"),
+        ({"selection_record": None}, "--selection-record"),
     ],
 )
-def test_audit_refuses_what_was_not_planned(tmp_path, plan, spends, tamper, message):
+def test_missing_doubled_and_swapped_records_are_refused(audited, changes, message):
+    options = audited.options()
+    chosen = {
+        key: tuple(getattr(options, key)[index] for index in value) if isinstance(value, tuple) else value
+        for key, value in changes.items()
+    }
     with pytest.raises(UserError, match=message):
-        audit(tmp_path, plan, tamper(spends))
-    assert not (tmp_path / "ledger.json").exists()
+        audited.audit(**chosen)
+    assert not audited.path("ledger.json").exists()
 
 
-@pytest.mark.parametrize("batches", [(350, 350, 350, 350), (500, 490, 510, 505), (10, 700, 5, 685)])
-def test_audit_refuses_batches_that_are_no_poisson_sample(tmp_path, plan, spends, batches):
-    """Fixed size, too large a rate, too wide a spread; the honest sizes of the fixture pass."""
-    many = replace(spends[1].release, steps=40)
-    plan = replace(plan, releases=(spends[0].release, many))
-    spends = [spends[0], replace(spends[1], release=many, realised_batches=batches * 10)]
-    with pytest.raises(UserError, match="no Poisson sample"):
-        audit(tmp_path, plan, spends)
-
-
-def test_audit_passes_a_poisson_samplers_batches(tmp_path, plan, spends):
-    many = replace(spends[1].release, steps=40, noise_multiplier=2.0)
-    sizes = [len(poisson_batch(3500, many.sampling_rate, torch_generator(0, step))) for step in range(40)]
-    plan = replace(plan, releases=(spends[0].release, many))
-    audit(tmp_path, plan, [spends[0], replace(spends[1], release=many, realised_batches=tuple(sizes))])
-    assert (tmp_path / "ledger.json").exists()
-
-
-def test_audit_without_a_guarantee_certifies_nothing(tmp_path, plan, spends):
-    exact = [replace(s.release, mechanism="none", noise_multiplier=None, sensitivity=None) for s in spends]
-    spends = [replace(spend, release=release) for spend, release in zip(spends, exact, strict=True)]
-    audit(tmp_path, replace(plan, target_epsilon=None, releases=tuple(exact)), spends)
-    assert read_record(tmp_path / "ledger.json", Ledger).spent_epsilon == {}
+def test_audit_without_a_guarantee_certifies_nothing(tmp_path, plan):
+    exact = [replace(r, mechanism="none", noise_multiplier=None, sensitivity=None, noise=None) for r in plan.releases]
+    run = Run(tmp_path, replace(plan, target_epsilon=None, releases=tuple(exact))).make()
+    run.audit()
+    assert ledger(run).spent_epsilon == {} and ledger(run).not_for_release == "no guarantee: epsilon is infinite"
+    run.change_plan(target_epsilon=10.0)
     with pytest.raises(UserError, match="exceeds the target"):
-        audit(tmp_path, replace(plan, releases=tuple(exact)), spends)
+        run.audit()
 
 
-def test_audit_refuses_a_spend_above_the_target_even_if_planned(tmp_path, plan, spends):
+def test_audit_refuses_a_spend_above_the_target_even_if_planned(audited):
+    audited.change_plan(target_epsilon=2.0)
     with pytest.raises(UserError, match="exceeds the target 2.0"):
-        audit(tmp_path, replace(plan, target_epsilon=2.0), spends)
-    assert not (tmp_path / "ledger.json").exists()
+        audited.audit()
+    assert not audited.path("ledger.json").exists()
 
 
-def test_the_ledger_says_what_was_promised_and_what_was_spent(tmp_path, plan, spends):
+def test_earlier_releases_are_composed(audited):
+    """What was released of the dataset before counts: the same run twice costs more than once."""
+    audited.audit()
+    once = ledger(audited).spent_epsilon["pld"]
+    audited.change_plan(prior=audited.plan.releases, target_epsilon=30.0)
+    audited.audit()
+    twice = ledger(audited).spent_epsilon["pld"]
+    assert once < twice < 2 * once
+    assert twice == pytest.approx(epsilon("pld", audited.plan.releases * 2, audited.plan.delta))
+    audited.change_plan(target_epsilon=(once + twice) / 2)
+    with pytest.raises(UserError, match="exceeds the target"):
+        audited.audit()
+
+
+def test_the_ledger_says_what_was_promised_and_what_was_spent(audited):
     """Whatever the order of the records: the weights' digest is DP-SGD's."""
-    spends[0] = replace(spends[0], digest="a" * 64)
-    audit(tmp_path, plan, spends[::-1])
-    ledger = read_record(tmp_path / "ledger.json", Ledger)
-    for key in ("run", "target_epsilon", "delta", "relation", "unit", "noise"):
-        assert getattr(ledger, key) == getattr(plan, key), key
-    assert set(ledger.releases) == set(plan.releases) and ledger.weights_digest == "e" * 64
-    assert set(ledger.spent_epsilon) == set(ACCOUNTANTS)
-    assert ledger.spent_epsilon["pld"] == pytest.approx(epsilon("pld", plan.releases, plan.delta))
+    options = audited.options()
+    audited.audit(spends=options.spends[::-1], privates=options.privates[::-1])
+    found, plan = ledger(audited), audited.plan
+    for key in ("run", "target_epsilon", "delta", "relation", "unit", "noise", "dataset_id", "prior"):
+        assert getattr(found, key) == getattr(plan, key), key
+    assert set(found.releases) == set(plan.releases) and found.weights_digest == sha256(audited.path("weights.safetensors"))
+    assert set(found.spent_epsilon) == set(ACCOUNTANTS)
+    assert found.spent_epsilon["pld"] == pytest.approx(epsilon("pld", plan.releases, plan.delta))
+
+
+def test_a_seeded_ledger_is_not_for_release(audited):
+    audited.audit()
+    assert "noise from a seed" in ledger(audited).not_for_release
+
+
+def test_a_system_ledger_is(tmp_path, plan, monkeypatch):
+    monkeypatch.setattr("dpsapf.privacy.noise.SeededNoise.kind", "system")
+    system = tuple(replace(release, noise="system") for release in plan.releases)
+    run = Run(tmp_path, replace(plan, releases=system, noise="system")).make()
+    run.audit()
+    assert ledger(run).not_for_release is None
 
 
 def test_a_run_that_releases_nothing_has_an_empty_ledger(tmp_path, plan):
-    audit(tmp_path, replace(plan, target_epsilon=None, releases=()), [])
-    ledger = read_record(tmp_path / "ledger.json", Ledger)
-    assert ledger.releases == () and ledger.spent_epsilon == {} and ledger.weights_digest is None
+    run = Run(tmp_path, replace(plan, target_epsilon=None, releases=())).make()
+    run.audit()
+    found = ledger(run)
+    assert found.releases == () and found.spent_epsilon == {} and found.weights_digest is None
+    assert found.not_for_release is None
 
 
 OTHER = {
@@ -115,54 +219,26 @@ OTHER = {
     "sensitivity": 1.001,
     "sampling_rate": 0.1001,
     "steps": 3,
+    "noise": "system",
     "epsilon": 1.0,
     "delta": 1e-6,
 }
 
 
 @pytest.mark.parametrize("key", sorted(set(Release.model_fields) - {"name"}))
-def test_every_key_of_a_release_is_compared(plan, spends, key, tmp_path):
-    other, paths = changed(spends, 1, **{key: OTHER[key]}), (tmp_path / "scores.json", tmp_path / "weights.json")
-    with pytest.raises(UserError, match=rf"weights\.json: {key} = .*; run the stage again"):
-        check_against_plan(plan, other, paths)
+def test_every_key_of_a_release_is_compared(audited, key):
+    audited.change_release("dp-sgd", **{key: OTHER[key]})
+    with pytest.raises(UserError, match=rf"dp-sgd\.json: {key} = .*; run the stage again"):
+        audited.audit()
 
 
 @pytest.mark.parametrize(("accountant", "certifies"), [("pld", True), ("prv", True), ("rdp", False), ("gdp", False)])
-def test_either_certifier_refuses_and_the_other_accountants_do_not(plan, accountant, certifies):
+@pytest.mark.parametrize("beyond", [10.0 + 1e-9, float("nan"), float("inf"), float("-inf")])
+def test_either_certifier_refuses_and_the_other_accountants_do_not(plan, accountant, certifies, beyond):
     spent = dict.fromkeys(ACCOUNTANTS, plan.target_epsilon)
     check_target(plan, spent)  # the target itself is within it
-    beyond = spent | {accountant: plan.target_epsilon + 1e-9}
     if certifies:
-        with pytest.raises(UserError, match=rf"{accountant} epsilon = 10\.0.*: exceeds the target 10\.0 of mnist5k--"):
-            check_target(plan, beyond)
+        with pytest.raises(UserError, match=rf"{accountant} epsilon = .*: exceeds the target 10\.0 of mnist5k--"):
+            check_target(plan, spent | {accountant: beyond})
     else:
-        check_target(plan, beyond)
-
-
-def batched(plan, spends, rate, sizes):
-    """Plan and spends of one release at a rate, with realised batches."""
-    release = replace(spends[1].release, sampling_rate=rate, steps=len(sizes))
-    return replace(plan, releases=(release,)), [replace(spends[1], release=release, realised_batches=tuple(sizes))]
-
-
-@pytest.mark.parametrize("size", [3499, 3501])
-def test_rate_one_takes_everyone_at_every_step(plan, spends, size, tmp_path):
-    check_against_plan(*batched(plan, spends, 1.0, [3500] * 5), (tmp_path,))
-    with pytest.raises(UserError, match="rate 1 takes all 3500 images at every step"):
-        check_against_plan(*batched(plan, spends, 1.0, [3500] * 4 + [size]), (tmp_path,))
-
-
-@pytest.mark.parametrize("rate", [0.0005, 0.02, 0.5, 0.99])
-@pytest.mark.parametrize("steps", [1, 60])
-def test_no_honest_sampler_is_refused(plan, spends, rate, steps, tmp_path):
-    for seed in range(5):
-        sizes = [len(poisson_batch(3500, rate, torch_generator(seed, step))) for step in range(steps)]
-        check_against_plan(*batched(plan, spends, rate, sizes), (tmp_path,))
-
-
-@pytest.mark.parametrize("rate", [0.02, 0.5, 0.99])
-def test_batches_of_one_size_are_refused_at_every_rate(plan, spends, rate, tmp_path):
-    with pytest.raises(
-        UserError, match=rf"realised_batches.*no Poisson sample of 3500 images at rate {rate}; run the stage again"
-    ):
-        check_against_plan(*batched(plan, spends, rate, [round(3500 * rate)] * 60), (tmp_path,))
+        check_target(plan, spent | {accountant: beyond})

@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from dpsapf.privacy.mechanisms import Ranking, mechanism
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -22,7 +23,7 @@ def ranking(units=(0, 1, 2, 3, 4, 5), kept=2, unit_sensitivity=1.0):
 def released(name, scores=SCORES, seed=0, sigma_s=5.0, **changes):
     described = ranking(**changes)
     planned = mechanism(name).plan(described, sigma_s, 1.0, DELTA)
-    return mechanism(name).release(scores, described, planned, SeededNoise(torch_generator(seed, name)))
+    return mechanism(name).release(scores, described, planned, SeededNoise(torch_generator(seed, name)), Meter(1))
 
 
 def test_gaussian_noise_has_the_planned_scale():
@@ -95,7 +96,7 @@ def test_ptr_hardly_ever_releases_an_unstable_set():
     passed = 0
     for seed in range(2000):
         try:
-            mechanism("ptr").release(scores, ranking(kept=1), loose, SeededNoise(torch_generator(seed, "ptr")))
+            mechanism("ptr").release(scores, ranking(kept=1), loose, SeededNoise(torch_generator(seed, "ptr")), Meter(1))
             passed += 1
         except UserError:
             pass
@@ -118,7 +119,7 @@ def test_without_noise_scores_are_exact():
     described = dataclasses.replace(ranking(), sensitivity=None)
     planned = mechanism("none").plan(described, None, 1.0, DELTA)
     assert planned.mechanism == "none" and planned.noise_multiplier is None
-    assert mechanism("none").release(SCORES, described, planned, None) is SCORES
+    assert mechanism("none").release(SCORES, described, planned, None, Meter(1)) is SCORES
 
 
 def test_unknown_mechanism_is_refused():

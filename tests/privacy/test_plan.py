@@ -10,7 +10,7 @@ from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, epsilon
-from dpsapf.privacy.plan import PUBLIC, check_axes, default_delta, dp_sgd_release, make_plan
+from dpsapf.privacy.plan import PUBLIC, check_axes, check_delta, default_delta, dp_sgd_release, make_plan
 from dpsapf.support.errors import UserError
 
 COMPLETE = {
@@ -51,7 +51,7 @@ def test_default_delta_is_below_one_over_n_and_falls(images):
 def test_dp_sgd_samples_the_expected_batch_of_all_images(expected_batch, rate):
     release = dp_sgd_release(1.5, 3500, settings(expected_batch_size=expected_batch, clipping_norm=0.25))
     assert release == Release(
-        name="dp-sgd", noise_multiplier=1.5, sensitivity=0.25, sampling_rate=rate, steps=20, mechanism="gaussian"
+        name="dp-sgd", noise_multiplier=1.5, sensitivity=0.25, sampling_rate=rate, steps=20, mechanism="gaussian", noise="seed"
     )
 
 
@@ -77,15 +77,38 @@ def test_a_plan_says_what_is_promised_to_whom(dataset_record, monkeypatch):
     plan = make_plan(spec("dp-lora"), dataset_record, [], settings(clipping="flat", clipping_norm=0.5, noise="system"))
     assert (plan.relation, plan.unit, plan.public) == (RELATION, UNIT, PUBLIC)
     assert (plan.clipping, plan.clipping_norm, plan.noise) == ("flat", 0.5, "system")
-    assert (plan.images, plan.dataset_sha256) == (3500, "d" * 64)
+    assert (plan.images, plan.dataset_id) == (3500, "d" * 64)
     assert (plan.target_epsilon, plan.selection_epsilon) == (10.0, None)
     assert plan.delta == default_delta(3500)
 
 
 def test_a_given_delta_replaces_the_default(dataset_record):
-    loose, tight = (make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings(delta=delta)) for delta in (1e-3, 1e-7))
-    assert (loose.delta, tight.delta) == (1e-3, 1e-7)
+    loose, tight = (make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings(delta=delta)) for delta in (1e-4, 1e-7))
+    assert (loose.delta, tight.delta) == (1e-4, 1e-7)
     assert loose.releases[0].noise_multiplier < tight.releases[0].noise_multiplier
+
+
+@pytest.mark.parametrize("delta", [1 / 3500, 1e-3, 0.1])
+def test_a_delta_that_may_publish_an_image_is_refused(dataset_record, delta):
+    with pytest.raises(UserError, match=r"delta = .*must be below 1/N = 0\.000286 for 3500 images"):
+        make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings(delta=delta))
+
+
+@pytest.mark.parametrize("delta", [0.0, float("nan"), 1 / 3500])
+def test_only_a_delta_within_its_range_passes(delta):
+    check_delta(1 / 3501, 3500)
+    with pytest.raises(UserError, match="delta"):
+        check_delta(delta, 3500)
+
+
+def test_earlier_releases_leave_less_for_this_run(dataset_record):
+    """The target holds them, too: more noise, and refused where nothing is left."""
+    alone = make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings())
+    after = make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings(), [SALIENCY])
+    assert after.prior == (SALIENCY,) and after.releases[0].noise_multiplier > alone.releases[0].noise_multiplier
+    assert 1.9 < epsilon("pld", [SALIENCY, *after.releases], after.delta) == after.planned_epsilon["pld"] <= 2 - MARGIN
+    with pytest.raises(UserError, match="the earlier releases alone cost"):
+        make_plan(spec(epsilon=2.0), dataset_record, [SALIENCY], settings(), alone.releases)
 
 
 def test_a_smaller_target_needs_more_noise(dataset_record):

@@ -7,9 +7,12 @@ import torch
 from safetensors.torch import save_file
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE
-from dpsapf.experiment.records import ModelRecord, Plan, Spend
+from dpsapf.experiment.records import Measured, ModelRecord, Plan, Spend
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy, ScoreSaliency
+from dpsapf.privacy.evidence import check_measures
+from dpsapf.privacy.mechanisms import Refused
+from dpsapf.privacy.meter import Meter
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
 from dpsapf.saliency import score
 from dpsapf.saliency.plan import plan_privacy
@@ -44,7 +47,9 @@ def options(**changes):
 
 def scores(batch=EVERYONE, latents=None, **changes):
     unet = tiny_unet()
-    return saliency_scores(unet, tiny_scheduler(), latents or tiny_latents(), batch, candidates(unet), options(**changes))
+    return saliency_scores(
+        unet, tiny_scheduler(), latents or tiny_latents(), batch, candidates(unet), options(**changes), Meter(12)
+    )
 
 
 def oracle(bound):
@@ -125,7 +130,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
     layers = [name.rpartition(".to_")[0] for name in names]
     table = pd.DataFrame({MATRIX: names, LAYER: layers, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
-    save_file(vars(tiny_latents(3500)), tmp_path / "latents.safetensors")
+    save_file(vars(tiny_latents(3500)), tmp_path / "latents.safetensors", {"dataset_id": dataset_record.id})
     model = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=len(names), provenance={}, **model))
     write_record(tmp_path / "dataset.json", dataset_record)
@@ -157,8 +162,10 @@ def stage(tmp_path, dataset_record, monkeypatch):
             expected_batch_size=batch,
             level=level if whole else None,
             ratio=ratio if whole else None,
+            noise="seed",
             scores=tmp_path / "s.csv",
             spend=tmp_path / "spend.json",
+            private=tmp_path / "private.json",
         )
         score.score_saliency(options)
         return read_record(plan.out, Plan), read_record(options.spend, Spend), pd.read_csv(options.scores)
@@ -168,10 +175,13 @@ def stage(tmp_path, dataset_record, monkeypatch):
 
 @pytest.mark.parametrize("mechanism", ["gaussian", "exponential", None])
 @pytest.mark.parametrize("batch", [50000, 700])
-def test_what_is_released_is_what_was_planned(stage, mechanism, batch):
+def test_what_is_released_is_what_was_planned(stage, tmp_path, mechanism, batch):
     plan, spend, released = stage(mechanism, "matrix", 0.3, batch)
     assert spend.release == plan.releases[0] and plan.run.mechanism == mechanism
-    assert spend.realised_batches == (3500,) if batch > 3500 else 0 < spend.realised_batches[0] < 1000
+    measured = read_record(tmp_path / "private.json", Measured)
+    assert measured.batches == (3500,) if batch > 3500 else 0 < measured.batches[0] < 1000
+    check_measures(spend, measured, tmp_path / "private.json")
+    assert spend.subject == plan.run.scores_id and spend.dataset_id == plan.dataset_id
     assert len(released) == len(candidates(tiny_unet()))
 
 
@@ -192,6 +202,22 @@ def test_a_mechanism_needs_its_noise(stage, tmp_path):
         "model": tmp_path / "model.json",
     }
     files |= {"latents": tmp_path / "latents.safetensors", "scores": tmp_path / "t.csv", "spend": tmp_path / "t.json"}
+    files |= {"private": tmp_path / "p.json", "noise": "seed"}
     with pytest.raises(UserError, match="give it together with --mechanism"):
         score.score_saliency(ScoreSaliency(**files, mechanism="gaussian"))
     assert not (tmp_path / "t.csv").exists()
+
+
+def test_a_refusal_is_accounted_and_not_drawn_again(stage, tmp_path, monkeypatch):
+    """The scores of the fixture have a gap; with the noise turned against it the test fails, and epsilon is spent."""
+    monkeypatch.setattr("dpsapf.privacy.meter.add_laplace_noise", lambda value, scale, source: -1e9)
+    with pytest.raises(Refused, match="spent all the same"):
+        stage("ptr", "matrix", 0.3, 50000)
+    spend = read_record(tmp_path / "refused.json", Spend)
+    plan = read_record(tmp_path / "plan.json", Plan)
+    assert spend.release == plan.releases[0] and spend.digest == "" and not (tmp_path / "s.csv").exists()
+    monkeypatch.undo()
+    monkeypatch.setattr(score, "load_unet", lambda *_: pytest.fail("computed again"))
+    with pytest.raises(UserError, match=r"refused\.json.*refused before, and epsilon is spent.*--prior"):
+        stage("ptr", "matrix", 0.3, 50000)
+    assert not (tmp_path / "s.csv").exists()

@@ -11,6 +11,7 @@ from dpsapf.experiment.stages import Sample
 from dpsapf.sampling import sample as stage
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
@@ -64,6 +65,10 @@ def ledger(plan, digest):
         relation="r",
         unit="u",
         noise="seed",
+        not_for_release=None,
+        dataset_id="d",
+        prior=(),
+        digests={},
         releases=(),
         spent_epsilon={},
         weights_digest=digest,
@@ -83,7 +88,9 @@ def test_writes_balanced_grey_images_at_the_datasets_resolution(options):
     assert labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert (pixels[..., 0] == pixels[..., 1]).all()
     assert options.contact_sheet.stat().st_size > 0
-    assert read_record(options.timing, Timing).seconds > 0
+    timing = read_record(options.timing, Timing)
+    assert timing.seconds > 0
+    assert (timing.ledger, timing.samples) == (sha256(options.ledger), sha256(options.archive))
 
 
 def test_batch_size_does_not_change_an_image(options):

@@ -10,12 +10,12 @@ from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, method
 from dpsapf.experiment.layout import Layout
 from dpsapf.cli.rules import (
+    audit_files,
     code_digest,
     entry_digest,
     flags,
     given,
     score_flags,
-    spend_records,
     trained_files,
 )
 
@@ -74,6 +74,11 @@ def selection_inputs(wildcards):
     )
 
 
+def audit_inputs(wildcards):
+    """The plan, what was spent and measured, and every file that the spend records name."""
+    return audit_files(LAYOUT, RUNS[wildcards.run])
+
+
 def sampling_inputs(wildcards):
     """The passed audit, what is needed to sample, and the trained parameters of runs that train."""
     run = RUNS[wildcards.run]
@@ -94,4 +99,4 @@ def run_records(wildcards):
         **{name: LAYOUT.run(run.id, file) for name, file in names.items()},
         "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
-    } | trained_files(LAYOUT, run, "selection", "spend", "training_log")
+    } | trained_files(LAYOUT, run, "selection", "spend", "private", "training_log")

@@ -8,8 +8,9 @@ rule finetune:
         ),
     output:
         weights=LAYOUT.run("{run}", "weights.safetensors"),
-        training_log=LAYOUT.run("{run}", "training_log.csv"),
+        training_log=LAYOUT.run("{run}", "private_log.csv"),
         spend=LAYOUT.run("{run}", "spend.json"),
+        private=LAYOUT.run("{run}", "private.json"),
     log:
         LAYOUT.log("finetune", "{run}"),
     benchmark:
@@ -26,4 +27,5 @@ rule finetune:
         code=code_digest("finetune"),
     shell:
         "{params.launch} dpsapf finetune {params.files} {params.options} --weights {output.weights}"
-        " --training-log {output.training_log} --spend {output.spend} --log {log}"
+        " --training-log {output.training_log} --spend {output.spend} --private {output.private}"
+        " --log {log}"

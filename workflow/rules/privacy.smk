@@ -27,8 +27,7 @@ rule plan_privacy:
 
 rule audit_privacy:
     input:
-        plan=LAYOUT.run("{run}", "plan.json"),
-        spends=lambda w: spend_records(LAYOUT, RUNS[w.run]),
+        unpack(audit_inputs),
     output:
         LAYOUT.run("{run}", "ledger.json"),
     log:

@@ -13,10 +13,12 @@ rule score_saliency:
     output:
         scores=LAYOUT.scores("{scores}", "scores.csv"),
         spend=LAYOUT.scores("{scores}", "spend.json"),
+        private=LAYOUT.scores("{scores}", "private.json"),
     log:
         LAYOUT.log("score_saliency", "{scores}"),
     benchmark:
         LAYOUT.benchmark("score_saliency", "{scores}")
+    retries: 0  # a refusal has spent its epsilon
     conda:
         ENVIRONMENT
     threads: THREADS
@@ -30,14 +32,15 @@ rule score_saliency:
         code=code_digest("saliency"),
     shell:
         "python -m dpsapf score-saliency {params.files} {params.run} {params.options} {params.privacy}"
-        " --scores {output.scores} --spend {output.spend} --log {log}"
+        " --scores {output.scores} --spend {output.spend} --private {output.private} --log {log}"
 
 
 rule select_matrices:
     input:
         unpack(selection_inputs),
     output:
-        LAYOUT.run("{run}", "selection.csv"),
+        out=LAYOUT.run("{run}", "selection.csv"),
+        record=LAYOUT.run("{run}", "selection.json"),
     log:
         LAYOUT.log("select_matrices", "{run}"),
     benchmark:
@@ -51,4 +54,4 @@ rule select_matrices:
         files=lambda w, input: given(input),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf select-matrices {params.files} --out {output} --log {log}"
+        "python -m dpsapf select-matrices {params.files} --out {output.out} --record {output.record} --log {log}"

@@ -1,0 +1,77 @@
+"""compose-releases: what several released runs on one dataset cost together; and earlier releases for a plan."""
+
+import json
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpsapf.experiment.records import Composition, Ledger, Release, Spend
+from dpsapf.experiment.stages import ComposeReleases
+from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
+from dpsapf.support.errors import UserError
+from dpsapf.support.provenance import provenance
+from dpsapf.support.records import read_record, write_record
+
+LOG = logging.getLogger(__name__)
+
+
+def compose_releases(options: ComposeReleases) -> None:
+    """Write and print the composed epsilon of ledgers (and of refusals' spend records) of one dataset.
+
+    Scores that runs share, by their digest, are one release.
+
+    Raises:
+        UserError: a record is of another dataset.
+    """
+    first = _read(options.records[0])
+    releases = prior_releases(options.records, first.dataset_id)
+    spent = {name: epsilon(name, releases, options.delta) for name in ACCOUNTANTS}
+    LOG.info(
+        "%d releases at delta %g: %s", len(releases), options.delta, {name: round(value, 4) for name, value in spent.items()}
+    )
+    write_record(
+        options.out,
+        Composition(
+            dataset_id=first.dataset_id,
+            delta=options.delta,
+            records=tuple(str(path) for path in options.records),
+            releases=tuple(releases),
+            spent_epsilon={name: value for name, value in spent.items() if math.isfinite(value)},
+            provenance=provenance(),
+        ),
+    )
+
+
+def prior_releases(paths: Sequence[Path], dataset_id: str) -> list[Release]:
+    """Collect what ledgers and spend records say was released of a dataset; each distinct release once.
+
+    A ledger's own earlier releases count, too.
+
+    Raises:
+        UserError: a record is of another dataset.
+    """
+    found: dict[tuple[str, Release], Release] = {}
+    for path in paths:
+        record = _read(path)
+        if record.dataset_id != dataset_id:
+            raise UserError(str(path), record.dataset_id[:12], f"is of another dataset than {dataset_id[:12]}: leave it out")
+        found |= {(key, release): release for key, release in _named(record)}
+    return list(found.values())
+
+
+def _read(path: Path) -> Ledger | Spend:
+    try:
+        kind = Ledger if "releases" in json.loads(path.read_text(encoding="utf-8")) else Spend
+    except ValueError:
+        kind = Ledger  # which tells the mistake
+    return read_record(path, kind)
+
+
+def _named(record: Ledger | Spend) -> list[tuple[str, Release]]:
+    """Name each release by the digest of what was released, or by the record where nothing was."""
+    if isinstance(record, Spend):
+        return [(record.digest or record.private, record.release)]
+    digests = {"saliency": record.digests.get("scores"), "dp-sgd": record.weights_digest}
+    earlier = [(f"before {record.run.id}, {place}", release) for place, release in enumerate(record.prior)]
+    return earlier + [(digests[release.name], release) for release in record.releases]

@@ -1,0 +1,132 @@
+"""An audited run as its stages would have left it: files that name one another by digest, and true measures."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from dpsapf.experiment.records import Measured, Plan, Release, Selection, Spend
+from dpsapf.experiment.stages import AuditPrivacy
+from dpsapf.privacy.audit import audit_privacy
+from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.noise import SeededNoise
+from dpsapf.support.checked import replace
+from dpsapf.support.files import sha256
+from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record, write_record
+
+NUMBERS = {"saliency": 40, "dp-sgd": 900}
+
+
+def metered(release: Release, images: int, numbers: int, seed: int = 0) -> Meter:
+    """Do what a release's stage does with the meter, on sums of zeros."""
+    meter = Meter(images)
+    for step in range(release.steps):
+        meter.batch(release.sampling_rate, torch_generator(seed, release.name, "batch", step))
+        if release.mechanism == "none":
+            meter.exact()
+            continue
+        meter.contribution(release.sensitivity)
+        source = SeededNoise(torch_generator(seed, release.name, "noise", step))
+        meter.gaussian([torch.zeros(numbers)], release.noise_multiplier, release.sensitivity, source)
+    return meter
+
+
+@dataclasses.dataclass
+class Run:
+    """A run's folder; change its records or files, then `audit`."""
+
+    folder: object
+    plan: Plan
+
+    def path(self, name):
+        return self.folder / name
+
+    def make(self, seed=0):
+        """Write every file and record of the plan's releases."""
+        write_record(self.path("plan.json"), self.plan)
+        names = [release.name for release in self.plan.releases]
+        self.path("latents.safetensors").write_text("latents")
+        if "saliency" in names:
+            self.path("scores.csv").write_text("scores")
+        self.path("selection.csv").write_text("selection")
+        self.path("weights.safetensors").write_text("weights")
+        scores = sha256(self.path("scores.csv")) if "saliency" in names else None
+        record = Selection(run=self.plan.run, scores=scores, digest=sha256(self.path("selection.csv")), provenance={})
+        write_record(self.path("selection.json"), record)
+        for release in self.plan.releases:
+            self.spend(release, seed)
+        return self
+
+    def spend(self, release, seed=0):
+        """Measure a release and write its two records."""
+        saliency, numbers = release.name == "saliency", NUMBERS[release.name]
+        meter = metered(release, self.plan.images, numbers, seed)
+        write_record(self.path(f"{release.name}.private.json"), meter.measured(1.0))
+        latents = {"latents": sha256(self.path("latents.safetensors")), "model": "m"}
+        trained = {"plan": sha256(self.path("plan.json")), "selection": sha256(self.path("selection.csv"))}
+        released = self.path("scores.csv" if saliency else "weights.safetensors")
+        spend = Spend(
+            subject=self.plan.run.scores_id if saliency else self.plan.run.id,
+            release=meter.release(release),
+            images=self.plan.images,
+            dataset_id=self.plan.dataset_id,
+            made_from=latents if saliency else latents | trained,
+            digest=sha256(released),
+            numbers=numbers,
+            trainable_parameters=0 if saliency else numbers,
+            peak_memory_mb=1.0,
+            private=sha256(self.path(f"{release.name}.private.json")),
+            provenance={},
+        )
+        write_record(self.path(f"{release.name}.json"), spend)
+
+    def change(self, name, **changes):
+        """Change a spend record."""
+        path = self.path(f"{name}.json")
+        write_record(path, replace(read_record(path, Spend), **changes))
+
+    def change_release(self, name, **changes):
+        """Change what a spend record says of the release."""
+        release = read_record(self.path(f"{name}.json"), Spend).release
+        self.change(name, release=replace(release, **changes))
+
+    def change_measures(self, name, **changes):
+        """Change what was measured, and the digest that the spend record has of it."""
+        path = self.path(f"{name}.private.json")
+        write_record(path, replace(read_record(path, Measured), **changes))
+        self.change(name, private=sha256(path))
+
+    def change_plan(self, **changes):
+        """Change the plan, and the digest that the spend record of DP-SGD has of it."""
+        self.plan = replace(self.plan, **changes)
+        write_record(self.path("plan.json"), self.plan)
+        path = self.path("dp-sgd.json")
+        if path.exists():
+            made_from = read_record(path, Spend).made_from
+            self.change("dp-sgd", made_from=made_from | {"plan": sha256(self.path("plan.json"))})
+
+    def options(self, **changes):
+        """Options of the audit."""
+        names = [release.name for release in self.plan.releases]
+        options = {
+            "plan": self.path("plan.json"),
+            "spends": tuple(self.path(f"{name}.json") for name in names),
+            "privates": tuple(self.path(f"{name}.private.json") for name in names),
+            "scores": self.path("scores.csv") if "saliency" in names else None,
+            "out": self.path("ledger.json"),
+        }
+        if "dp-sgd" in names:
+            options |= {name: self.path(f"{name}.{end}") for name, end in (("selection", "csv"), ("weights", "safetensors"))}
+            options["selection_record"] = self.path("selection.json")
+        return AuditPrivacy(**(options | changes))
+
+    def audit(self, **changes):
+        """Audit the folder."""
+        audit_privacy(self.options(**changes))
+
+
+@pytest.fixture
+def audited(tmp_path, plan):
+    """A run that passes the audit."""
+    return Run(tmp_path, plan).make()

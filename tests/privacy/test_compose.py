@@ -1,0 +1,73 @@
+import pytest
+
+from dpsapf.experiment.records import Composition, Ledger, Spend
+from dpsapf.experiment.stages import ComposeReleases
+from dpsapf.privacy.accounting import epsilon
+from dpsapf.privacy.compose import compose_releases, prior_releases
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
+
+
+@pytest.fixture
+def ledgers(audited, tmp_path):
+    """Two ledgers of one dataset: the second of another seed's weights, from the same scores."""
+    audited.audit()
+    first = read_record(audited.path("ledger.json"), Ledger)
+    second = replace(first, run=replace(first.run, seed=1), weights_digest="f" * 64)
+    write_record(tmp_path / "second.json", second)
+    return audited.path("ledger.json"), tmp_path / "second.json"
+
+
+def composed(tmp_path, *records, delta=3.5e-5):
+    compose_releases(ComposeReleases(records=records, delta=delta, out=tmp_path / "composition.json"))
+    return read_record(tmp_path / "composition.json", Composition)
+
+
+def test_shared_scores_count_once_and_weights_each_time(ledgers, tmp_path, releases):
+    found = composed(tmp_path, *ledgers)
+    assert sorted(release.name for release in found.releases) == ["dp-sgd", "dp-sgd", "saliency"]
+    expected = epsilon("pld", [releases[0], releases[1], releases[1]], 3.5e-5)
+    assert found.spent_epsilon["pld"] == pytest.approx(expected)
+    alone = composed(tmp_path, ledgers[0]).spent_epsilon["pld"]
+    assert alone < found.spent_epsilon["pld"] < 2 * alone
+
+
+def test_other_scores_count(ledgers, tmp_path):
+    second = read_record(ledgers[1], Ledger)
+    write_record(ledgers[1], replace(second, digests=second.digests | {"scores": "0" * 64}))
+    assert len(composed(tmp_path, *ledgers).releases) == 4
+
+
+def test_the_same_ledger_twice_counts_once(ledgers, tmp_path):
+    assert composed(tmp_path, ledgers[0], ledgers[0]).releases == composed(tmp_path, ledgers[0]).releases
+
+
+def test_what_a_ledger_held_before_counts(ledgers, tmp_path, releases):
+    second = read_record(ledgers[1], Ledger)
+    write_record(ledgers[1], replace(second, prior=releases))
+    assert len(composed(tmp_path, ledgers[1]).releases) == 4
+
+
+def test_a_refusal_counts(audited, ledgers, tmp_path):
+    refusal = replace(read_record(audited.path("saliency.json"), Spend), digest="", private="r" * 64)
+    write_record(tmp_path / "refused.json", refusal)
+    assert len(composed(tmp_path, ledgers[0], tmp_path / "refused.json").releases) == 3
+
+
+def test_another_dataset_is_refused(ledgers, tmp_path):
+    write_record(ledgers[1], replace(read_record(ledgers[1], Ledger), dataset_id="0" * 64))
+    with pytest.raises(UserError, match="is of another dataset"):
+        composed(tmp_path, *ledgers)
+    with pytest.raises(UserError, match="is of another dataset"):
+        prior_releases(ledgers[:1], "1" * 64)
+
+
+def test_what_is_no_record_is_told(tmp_path):
+    (tmp_path / "x.json").write_text("[")
+    with pytest.raises(UserError, match="not JSON"):
+        prior_releases([tmp_path / "x.json"], "d")
+
+
+def test_no_records_are_no_releases():
+    assert prior_releases([], "d") == []

@@ -1,0 +1,170 @@
+import math
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from dpsapf.experiment.records import Release
+from dpsapf.privacy.meter import Meter, likeness
+from dpsapf.privacy.noise import SeededNoise, SystemNoise
+from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.support.errors import UserError
+from dpsapf.support.randomness import torch_generator
+
+PLANNED = Release(name="dp-sgd", noise_multiplier=9.0, sensitivity=9.0, sampling_rate=0.9, steps=9, noise="system")
+
+
+def source(name="x"):
+    return SeededNoise(torch_generator(0, name))
+
+
+def steps(meter, count=3, sigma=2.0, bound=0.5, size=600, name="step"):
+    sums = [torch.full((size,), 7.0), torch.zeros(3, 4)]
+    return [meter.gaussian(sums, sigma, bound, source(f"{name}{step}")) for step in range(count)]
+
+
+def test_what_was_done_and_nothing_of_the_plan_is_told():
+    meter = Meter(50)
+    for step in range(3):
+        meter.batch(0.25, torch_generator(0, step))
+    steps(meter)
+    expected = {"noise_multiplier": 2.0, "sensitivity": 0.5, "sampling_rate": 0.25, "steps": 3, "noise": "seed"}
+    assert meter.release(PLANNED) == Release(name="dp-sgd", **expected)
+
+
+def test_batches_are_the_samplers_and_are_counted():
+    meter, counts = Meter(50), np.zeros(50, dtype=int)
+    for step in range(4):
+        drawn = meter.batch(0.3, torch_generator(0, step))
+        assert torch.equal(drawn, poisson_batch(50, 0.3, torch_generator(0, step)))
+        counts[drawn] += 1
+    measured = meter.measured(1.0)
+    assert sum(measured.batches) == counts.sum() and len(measured.batches) == 4
+    assert measured.participation == tuple(np.bincount(counts))
+
+
+def test_noise_is_measured_from_what_was_added():
+    """On sums of any size: the squares are those of the difference over sigma C."""
+    meter = Meter(5)
+    released = steps(meter)
+    noise = torch.cat([torch.cat([a - 7.0, b.flatten()]) for a, b in released]) / (2.0 * 0.5)
+    measured = meter.measured(1.0)
+    assert measured.numbers == len(noise) == 3 * 612
+    assert measured.squares == pytest.approx(float(noise.double().square().sum()), rel=1e-6)
+    assert 1e-6 < stats.chi2(measured.numbers).cdf(measured.squares) < 1 - 1e-6
+
+
+@pytest.mark.parametrize("factor", [0.0, 1 / 3])
+def test_a_noise_function_that_adds_less_is_seen(monkeypatch, factor):
+    """The meter believes no argument: it looks at what comes out."""
+    monkeypatch.setattr("dpsapf.privacy.meter.add_gaussian_noise", lambda v, s, c, n: v + factor * s * c * n.normal(v))
+    meter = Meter(5)
+    steps(meter)
+    measured = meter.measured(1.0)
+    assert measured.squares / measured.numbers == pytest.approx(factor**2, abs=0.02)
+
+
+@pytest.mark.parametrize("size", [50, 9000])
+def test_noise_that_is_drawn_again_is_seen(size):
+    meter = Meter(5)
+    steps(meter, size=size)
+    assert meter.measured(1.0).repetition > 1e-4
+    again = Meter(5)
+    for _ in range(2):
+        steps(again, count=1, size=size, name="same")
+    assert again.measured(1.0).repetition < 1e-20
+
+
+def test_noise_of_the_first_step_is_remembered():
+    meter = Meter(5)
+    for name in ("first", "second", "first"):
+        steps(meter, count=1, name=name)
+    assert meter.measured(1.0).repetition < 1e-20
+
+
+def test_likeness_is_the_chance_of_so_large_a_cosine():
+    generator = torch_generator(0, "likeness")
+    values = np.array([likeness(*torch.randn(2, 8, generator=generator, dtype=torch.float64)) for _ in range(2000)])
+    assert stats.kstest(values, stats.uniform.cdf).pvalue > 1e-4
+    one = torch.arange(1.0, 9.0)
+    assert likeness(one, -3 * one) < 1e-20 and likeness(one, torch.zeros(8)) == 0 and likeness(one[:1], one[:1]) == 1
+
+
+@pytest.mark.parametrize(("norms", "largest"), [((0.3, 0.9, 0.5), 0.9), ((), 0.0)])
+def test_the_largest_contribution_is_kept(norms, largest):
+    meter = Meter(5)
+    for norm in norms:
+        meter.contribution(norm)
+    assert meter.measured(1.0).largest_contribution == largest
+
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_contribution_that_is_no_number_counts_as_unbounded(norm):
+    meter = Meter(5)
+    meter.contribution(norm)
+    meter.contribution(0.5)
+    assert meter.measured(1.0).largest_contribution == sys.float_info.max
+
+
+def test_gumbel_noise_has_the_scale_of_the_exponential_mechanism():
+    """D/e with e = 2/(sigma_s sqrt(k)); its quantiles, taken to the normal's, are measured."""
+    meter, scores = Meter(5), np.arange(4000.0)
+    released = meter.gumbel(scores, 4, 5.0, 0.7, source())
+    assert stats.kstest((released - scores) / (0.7 * 5.0 * 2 / 2), stats.gumbel_r.cdf).pvalue > 1e-4
+    measured = meter.measured(1.0)
+    assert measured.numbers == 4000 and 1e-6 < stats.chi2(4000).cdf(measured.squares) < 1 - 1e-6
+    assert meter.release(PLANNED).mechanism == "exponential"
+
+
+def test_laplace_noise_has_scale_sigma_s():
+    noise = np.array([Meter(5).laplace(3.0, 5.0, 1.0, source(f"l{draw}")) - 3.0 for draw in range(2000)])
+    assert stats.kstest(noise, stats.laplace(0, 5.0).cdf).pvalue > 1e-4
+    meter = Meter(5)
+    released = meter.laplace(3.0, 5.0, 1.0, source())
+    expected = stats.norm.ppf(stats.laplace.cdf((released - 3.0) / 5.0)) ** 2
+    assert meter.measured(1.0).squares == pytest.approx(expected) and meter.release(PLANNED).mechanism == "ptr"
+
+
+def test_an_exact_release_says_so():
+    meter = Meter(5)
+    meter.batch(1.0, torch_generator(0))
+    meter.exact()
+    assert meter.release(PLANNED) == Release(name="dp-sgd", mechanism="none", sensitivity=None, sampling_rate=1.0, steps=1)
+
+
+@pytest.mark.parametrize("changes", [{"sigma": 1.0}, {"bound": 0.4}])
+def test_a_release_must_not_change_on_the_way(changes):
+    meter = Meter(5)
+    steps(meter, count=1)
+    with pytest.raises(UserError, match="at an earlier step of the same release"):
+        steps(meter, count=1, **changes)
+
+
+def test_neither_may_its_rate_its_mechanism_or_where_noise_comes_from():
+    meter = Meter(5)
+    meter.batch(0.5, torch_generator(0))
+    with pytest.raises(UserError, match="sampling_rate"):
+        meter.batch(0.4, torch_generator(0))
+    steps(meter, count=1)
+    with pytest.raises(UserError, match="mechanism"):
+        meter.exact()
+    with pytest.raises(UserError, match="noise = 'system'"):
+        meter.gaussian([torch.zeros(600)], 2.0, 0.5, SystemNoise())
+
+
+def test_going_on_from_a_checkpoint_measures_the_same():
+    def run(meter, first, last):
+        for step in range(first, last):
+            meter.batch(0.4, torch_generator(0, step))
+            meter.contribution(0.1 * step)
+            meter.gaussian([torch.zeros(30)], 2.0, 0.5, source(f"{step}"))
+        return meter
+
+    whole, half, resumed = run(Meter(40), 0, 6), run(Meter(40), 0, 3), Meter(40)
+    resumed.restore(*half.state())
+    run(resumed, 3, 6)
+    one, two = (dict(meter.measured(1.0)) for meter in (whole, resumed))
+    assert one.pop("salt") != two.pop("salt") and one == two
+    assert resumed.release(PLANNED) == whole.release(PLANNED)
