@@ -1,30 +1,39 @@
 """The only place where privacy noise is drawn, and where the secret draws of a batch come from.
 
 ``seed`` reproduces a run bit by bit and so protects nobody who knows the seed; ``system`` is for a release:
-it draws from the operating system's generator, and no seed exists that could be stored.
+it draws from a stream cipher whose key comes from the operating system, and no seed exists that could be stored.
 """
 
 import math
 import os
 import typing
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.algorithms import AES256
+from cryptography.hazmat.primitives.ciphers.modes import CTR
 
 from dpsapf.experiment.methods import NoiseMode
 from dpsapf.support.randomness import torch_generator
 
 _TWISTER = slice(24, 24 + 8 * 624)  # bytes of torch's CPU generator state, after its seed and two counters
+_ZEROS = np.zeros(2**20, dtype=np.uint8)  # what the cipher encrypts: the result is its key stream
+_BLOCK = 2**16  # normals drawn at a time: few enough for the cache, many enough for torch's calls to be cheap
+_SHARE = 2**18  # normals that are worth a thread, some 5 ms
+_HALF = torch.tensor(0.5 + 2.0**-53, dtype=torch.float64)
+_ONE = torch.tensor(-1.0 - 2.0**-52, dtype=torch.float64)
 
 
 class NoiseSource(typing.Protocol):
     """Independent draws for one release.
 
     Attributes:
-        kind: where the draws come from.
+        kind: the noise mode that the source stands for: who knows the seed of ``seed`` knows the noise.
     """
 
-    kind: NoiseMode
+    kind: typing.ClassVar[NoiseMode]
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         """Draw N(0, 1) in the shape, dtype and place of a tensor."""
@@ -34,13 +43,16 @@ class NoiseSource(typing.Protocol):
 
 
 class SeededNoise:
-    """Reproducible draws.
+    """Reproducible draws, which protect nobody: their seed is stored with the run.
+
+    Keeping it secret would not help. On a CPU, torch fills its Mersenne Twister from 32 bits of a seed, so that a
+    search of 2^32 seeds finds a run's noise; the 63 bits of `child_seed` only keep draws of other names apart.
 
     Args:
         generator: torch's generator on the device of what gets the noise; it must be used for nothing else.
     """
 
-    kind: NoiseMode = "seed"
+    kind: typing.ClassVar[NoiseMode] = "seed"
 
     def __init__(self, generator: torch.Generator) -> None:
         self._generator = generator
@@ -56,25 +68,102 @@ class SeededNoise:
 
 
 class SystemNoise:
-    """Draws from the operating system's cryptographic generator.
+    """Cryptographically secure draws: the key stream of AES-256 in counter mode.
+
+    Key and first counter come from the operating system, for each source and each process that uses it; they are kept
+    nowhere else. A source goes through its 2^128 counters in order and so never uses one twice. One thread at a time:
+    for a large tensor a source starts threads of its own, each with a source, and so a key, of its own.
 
     A normal is half the sum of four, so that the bits of a released float do not give its noise away (Holohan and
-    Braghin 2021, arXiv 2107.10138, as in Opacus' secure mode).
+    Braghin 2021, arXiv 2107.10138, as in Opacus' secure mode): four uniforms of 53 bits go into each, and into no other.
     """
 
-    kind: NoiseMode = "system"
+    kind: typing.ClassVar[NoiseMode] = "system"
+
+    def __init__(self) -> None:
+        self._process = -1  # of the key: none yet
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
-        """Draw N(0, 1) by inverting the normal distribution function."""
-        from scipy.special import ndtri
-
-        draws = sum(ndtri(self.uniform(like.numel())) for _ in range(4)) / 2
-        return torch.from_numpy(draws).reshape(like.shape).to(like)
+        """Draw N(0, 1), on the CPU with as many threads as torch has; a tensor on another device gets a copy."""
+        if not like.numel():
+            return torch.empty(like.shape, dtype=like.dtype, device=like.device)
+        space = np.empty(like.numel() * like.element_size(), dtype=np.uint8)  # NumPy's come in huge pages, unlike torch's
+        draws = torch.from_numpy(space).view(like.dtype)
+        threads = min(torch.get_num_threads(), len(draws) // _SHARE)
+        if threads > 1:
+            _draw_in_threads(draws, threads)
+        else:
+            self._draw(draws)
+        return draws.reshape(like.shape).to(like.device)
 
     def uniform(self, count: int) -> np.ndarray:
         """Draw uniforms: 52 bits each, centred in their cells, so that none rounds to 1."""
-        bits = np.frombuffer(os.urandom(8 * count), dtype=np.uint64) >> np.uint64(12)
-        return (bits + 0.5) * 2.0**-52
+        words = torch.empty(count, dtype=torch.int64)
+        self._fill(words)
+        return ((words.numpy().view(np.uint64) >> np.uint64(12)) + 0.5) * 2.0**-52
+
+    @torch.inference_mode()
+    def _draw(self, draws: torch.Tensor) -> None:
+        """Overwrite a contiguous CPU tensor of any float type, [n > 0], with normals."""
+        blocks = math.ceil(len(draws) / _BLOCK)
+        words = torch.empty(4, math.ceil(len(draws) / blocks), dtype=torch.int64)
+        values = words.view(torch.float64)
+        for part in draws.chunk(blocks):
+            self._fill(words)
+            values.copy_(words)  # in place: each integer becomes a float where it stands
+            _normals(values, part)
+
+    def _fill(self, words: torch.Tensor) -> None:
+        """Overwrite integers with the next bytes of the key stream.
+
+        Args:
+            words: contiguous int64 on the CPU, any shape.
+        """
+        if self._process != os.getpid():  # a forked process would repeat its parent's draws
+            self._stream = Cipher(AES256(os.urandom(32)), CTR(os.urandom(16))).encryptor()
+            self._process = os.getpid()
+        space = words.numpy().reshape(-1).view(np.uint8)
+        for start in range(0, len(space), len(_ZEROS)):
+            chunk = space[start : start + len(_ZEROS)]
+            self._stream.update_into(_ZEROS[: len(chunk)], chunk)
+
+
+def _draw_in_threads(draws: torch.Tensor, threads: int) -> None:
+    """Overwrite a contiguous CPU tensor [n] with normals, one part of it and one source to a thread.
+
+    torch's own threads would meet after each of its calls, and wait there for whoever shares the cores. Here each
+    thread gets one of them: the setting holds for the thread that makes it, and for those that start later.
+    """
+    setting = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            done = [pool.submit(SystemNoise()._draw, part) for part in draws.chunk(threads)]
+    finally:
+        torch.set_num_threads(setting)
+    for part in done:
+        part.result()  # raises what the thread has raised
+
+
+def _normals(words: torch.Tensor, draws: torch.Tensor) -> None:
+    """Turn random integers into normals, each half the sum of four independent ones: one entry of a 4-vector.
+
+    A standard normal vector y of four entries has y'y = -2 log(u1 u2). Of that, y1^2 + y2^2 is the share s, uniform, and
+    the angle a of (y1, y2) is uniform: y1 = sqrt(-2 s log(u1 u2)) cos(a). It is half the sum of the entries of H y, four
+    normals, too, where H is the 4 x 4 Hadamard matrix over 2. Two pairs by Box and Muller need as many uniforms for the
+    same law, but twice the logarithms, roots and cosines.
+
+    Args:
+        words: uniform on the integers of 64 bits, float64 [4, n]; overwritten. In rows: u1, u2, s and a. The first three
+            are rounded to multiples of 2^-53 in (0, 1]: never 0, so that the logarithm is finite.
+        draws: gets N(0, 1), any float type, [n], or shorter if fewer are wanted. All is computed in float64, so that
+            the tails are right, up to 12 in absolute value.
+    """
+    squares, other, shares, angles = words
+    torch.add(_HALF, words[:2], alpha=2.0**-64, out=words[:2])
+    torch.add(_ONE, shares, alpha=-(2.0**-63), out=shares)  # -2 s
+    roots = squares.mul_(other).log_().mul_(shares).rsqrt_()  # of an infinite one the normal is 0
+    angles.mul_(math.pi * 2.0**-63).cos_()
+    torch.div(angles[: len(draws)], roots[: len(draws)], out=draws)
 
 
 def noise_source(mode: NoiseMode, generator: torch.Generator) -> NoiseSource:

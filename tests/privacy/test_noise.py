@@ -1,12 +1,15 @@
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from dpsapf.privacy import noise as noise_module
 from dpsapf.privacy.noise import (
     SeededNoise,
     SystemNoise,
@@ -17,6 +20,8 @@ from dpsapf.privacy.noise import (
     secret_generator,
 )
 from dpsapf.support.randomness import torch_generator
+
+BY_CHANCE = 1e-8  # system noise differs in every run: how often a test of it may fail
 
 
 class Given:
@@ -30,6 +35,14 @@ class Given:
         return self.draws
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def seeded(name="x"):
     return SeededNoise(torch_generator(0, name))
 
@@ -38,7 +51,7 @@ def seeded(name="x"):
 def test_noise_has_the_stated_scale(source):
     """A KS test that accepts sigma C and rejects 2/3 and 3/2 of it."""
     noise = add_gaussian_noise(torch.zeros(4000), 3.0, 0.5, source).numpy()
-    assert stats.kstest(noise, stats.norm(0, 1.5).cdf).pvalue > 1e-4  # system noise differs in every run
+    assert stats.kstest(noise, stats.norm(0, 1.5).cdf).pvalue > BY_CHANCE
     for wrong in (1.0, 2.25):
         assert stats.kstest(noise, stats.norm(0, wrong).cdf).pvalue < 1e-6
 
@@ -72,14 +85,14 @@ def test_noise_is_scaled_by_the_product_and_does_not_look_at_the_value(sigma, se
 def test_noise_takes_the_shape_and_type_of_what_it_is_added_to(source, dtype, shape):
     noisy = add_gaussian_noise(torch.zeros(shape, dtype=dtype), 1.0, 1.0, source)
     assert noisy.shape == shape and noisy.dtype == dtype
-    assert noisy.numel() == len(set(noisy.flatten().tolist()))  # a draw for each entry
+    assert noisy.numel() <= 1 + len(set(noisy.flatten().tolist()))  # a draw for each entry; two of 32 bits may be equal
 
 
 def test_system_noise_has_no_seed():
     source = noise_source("system", torch_generator(0))
     assert not torch.equal(source.normal(torch.zeros(9)), noise_source("system", torch_generator(0)).normal(torch.zeros(9)))
     draws = source.uniform(10_000)
-    assert draws.min() > 0 and draws.max() < 1 and stats.kstest(draws, "uniform").pvalue > 1e-4
+    assert draws.min() > 0 and draws.max() < 1 and stats.kstest(draws, "uniform").pvalue > BY_CHANCE
     assert source.normal(torch.zeros(2, 3, dtype=torch.float64)).shape == (2, 3)
 
 
@@ -96,9 +109,9 @@ def test_only_seed_mode_uses_the_generator(mode):
 @pytest.mark.parametrize("source", [SeededNoise(torch_generator(0, "others")), SystemNoise()])
 def test_gumbel_and_laplace_have_the_stated_scale(source):
     gumbel = add_gumbel_noise(np.zeros(4000), 2.0, source)
-    laplace = [add_laplace_noise(1.0, 2.0, source) for _ in range(2000)]
-    assert stats.kstest(gumbel, stats.gumbel_r(0, 2).cdf).pvalue > 1e-4
-    assert stats.kstest(laplace, stats.laplace(1, 2).cdf).pvalue > 1e-4
+    laplace = [add_laplace_noise(1.0, 2.0, source) for _ in range(8000)]
+    assert stats.kstest(gumbel, stats.gumbel_r(0, 2).cdf).pvalue > BY_CHANCE
+    assert stats.kstest(laplace, stats.laplace(1, 2).cdf).pvalue > BY_CHANCE
     for wrong in (2 * 2 / 3, 2 * 3 / 2):
         assert stats.kstest(gumbel, stats.gumbel_r(0, wrong).cdf).pvalue < 1e-6
         assert stats.kstest(laplace, stats.laplace(1, wrong).cdf).pvalue < 1e-6
@@ -119,12 +132,153 @@ def test_every_entry_gets_its_own_gumbel_noise():
     assert noisy[0] == noisy[1] + 5 and noisy[2] > noisy[1]
 
 
-@pytest.mark.parametrize("byte", [b"\x00", b"\xff"])
-def test_system_uniforms_stay_inside_the_open_interval(byte, monkeypatch):
-    """Whatever the bits: an infinite normal would release the sum without noise worth the name."""
-    monkeypatch.setattr("os.urandom", lambda count: byte * count)
-    assert ((draws := SystemNoise().uniform(3)) > 0).all() and (draws < 1).all()
-    assert torch.isfinite(SystemNoise().normal(torch.zeros(3))).all()
+class Written(SystemNoise):
+    """System noise whose key stream is what a test gives, int64."""
+
+    def __init__(self, words):
+        self.words = torch.as_tensor(words)
+
+    def _fill(self, words):
+        given, self.words = self.words.split([words.numel(), len(self.words) - words.numel()])
+        words.copy_(given.view(words.shape))
+
+
+def four_normals(words):
+    """The longhand oracle: four independent normals [4, n] from random integers [4, n]; y3 and y4 have any angle."""
+    first, second, share = words[:3] / 2.0**64 + (0.5 + 2.0**-53)
+    squared = -2 * (np.log(first) + np.log(second))
+    radius, other = np.sqrt(squared * share), np.sqrt(squared * np.maximum(1 - share, 0))
+    angle, any_angle = math.pi * words[3] / 2.0**63, np.random.default_rng(1).uniform(0, 2 * math.pi, words.shape[1])
+    y = [radius * np.cos(angle), radius * np.sin(angle), other * np.cos(any_angle), other * np.sin(any_angle)]
+    return np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]]) / 2 @ np.array(y)
+
+
+def integers(count, seed=0):
+    return np.random.default_rng(seed).integers(-(2**63), 2**63, count)
+
+
+def test_a_system_normal_is_half_the_sum_of_four_independent_ones():
+    words = integers(4 * 50_000)
+    four = four_normals(words.reshape(4, -1))
+    drawn = Written(words).normal(torch.zeros(50_000, dtype=torch.float64)).numpy()
+    np.testing.assert_allclose(drawn, four.sum(0) / 2, rtol=0, atol=1e-12)
+    for normal in four:
+        assert stats.kstest(normal, "norm").pvalue > 1e-3  # the same words in every run
+    for moments in (four, four**2):
+        assert np.abs(np.corrcoef(moments) - np.eye(4)).max() < 5 / math.sqrt(50_000)
+
+
+def test_every_block_takes_the_next_words(one_thread):
+    block = noise_module._BLOCK
+    count = 2 * block + 3  # in three blocks, the last one number shorter
+    width = math.ceil(count / 3)
+    words = integers(3 * 4 * width)
+    drawn = Written(words).normal(torch.zeros(count, dtype=torch.float64)).numpy()
+    expected = np.concatenate([four_normals(part.reshape(4, -1)).sum(0) / 2 for part in np.split(words, 3)])
+    np.testing.assert_allclose(drawn, expected[:count], rtol=0, atol=1e-12)
+    single = Written(words).normal(torch.zeros(count)).numpy()
+    assert (single == drawn.astype(np.float32)).all()  # rounded once
+
+
+def test_the_extreme_words_give_the_extreme_normals():
+    """Finite whatever the bits: an infinite normal would release the sum without noise worth the name."""
+    low, high = -(2**63), 2**63 - 1
+    words = np.array(np.meshgrid(*[[low, -1, 0, 1, high]] * 4)).reshape(4, -1)
+    drawn = Written(words.ravel()).normal(torch.zeros(words.shape[1], dtype=torch.float64))
+    assert torch.isfinite(drawn).all()
+    assert drawn.abs().max().item() == pytest.approx(math.sqrt(4 * 53 * math.log(2)))  # beyond 12
+    assert SystemNoise().uniform(0).shape == (0,)
+    uniform = Written(words.ravel()).uniform(words.size)
+    assert uniform.min() == 2.0**-53 and uniform.max() == 1 - 2.0**-53
+
+
+@pytest.mark.parametrize("threads, dtype", [(1, torch.float32), (1, torch.float64), (3, torch.float32), (3, torch.float64)])
+def test_a_million_system_normals_are_normal(threads, dtype, one_thread):
+    torch.set_num_threads(threads)
+    drawn = SystemNoise().normal(torch.zeros(1_000_003, dtype=dtype)).double().numpy()
+    assert torch.get_num_threads() == threads
+    errors = 6 / math.sqrt(len(drawn))
+    for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # E z^p, Var z^p
+        assert abs(np.mean(drawn**power) - moment) < errors * math.sqrt(spread)
+    assert stats.kstest(drawn, "norm").pvalue > BY_CHANCE
+    for sigmas in (2, 3, 4, 5):
+        for side in (drawn, -drawn):
+            assert stats.binomtest(int((side > sigmas).sum()), len(drawn), stats.norm.sf(sigmas)).pvalue > BY_CHANCE
+
+
+def unrelated(first, second):
+    """Neither values nor sizes go together, within six standard errors."""
+    return all(abs(np.corrcoef(f(first), f(second))[0, 1]) < 6 / math.sqrt(len(first)) for f in (np.asarray, np.abs, np.square))
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_two_parts_of_system_noise_go_together(threads, one_thread):
+    """Halves (with two threads, one's and the other's), neighbours, blocks, draws in a row, sources."""
+    torch.set_num_threads(threads)
+    like, source = torch.zeros(2 * noise_module._SHARE), SystemNoise()
+    first, second, other = (each.normal(like).numpy() for each in (source, source, SystemNoise()))
+    assert unrelated(*np.split(first, 2)) and unrelated(first[1:], first[:-1])
+    assert unrelated(first[noise_module._BLOCK :], first[: -noise_module._BLOCK])
+    assert unrelated(first, second) and unrelated(first, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("like", [torch.zeros(6, 5).T, torch.zeros(7, 9)[::2, 1::3], torch.zeros(3, 1).expand(3, 5)])
+def test_system_noise_for_what_is_not_contiguous(like, dtype):
+    drawn = SystemNoise().normal(like.to(dtype))
+    assert drawn.shape == like.shape and drawn.dtype == dtype and len(drawn.unique()) > drawn.numel() / 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_system_noise_in_inference_mode_and_outside(threads, one_thread):
+    torch.set_num_threads(threads)
+    with torch.inference_mode():
+        inside = SystemNoise().normal(torch.zeros(2 * noise_module._SHARE))
+    outside = SystemNoise().normal(torch.zeros(2 * noise_module._SHARE, requires_grad=True))
+    assert abs(inside.std() - 1) < 0.01 and not outside.is_inference() and not outside.requires_grad
+
+
+KEY = bytes.fromhex("603deb1015ca71be2b73aef0857d77811f352c073b6108d72d9810a30914dff4")
+COUNTER = bytes.fromhex("f0f1f2f3f4f5f6f7f8f9fafbfcfdfeff")
+
+
+def test_the_stream_is_aes_256_in_counter_mode(monkeypatch):
+    """The first block is NIST's (SP 800-38A, F.5.5); the rest the library's own encryption of zeros, in order."""
+    monkeypatch.setattr(noise_module.os, "urandom", {32: KEY, 16: COUNTER}.__getitem__)
+    count = 2**20 // 8 + 50  # longer than what is encrypted at a time
+    stream = Cipher(algorithms.AES256(KEY), modes.CTR(COUNTER)).encryptor().update(bytes(8 * (count + 40)))
+    assert stream[:16].hex() == "0bdf7df1591716335e9a8b15c860c502"
+    source, words = SystemNoise(), np.frombuffer(stream, dtype=np.uint64)
+    np.testing.assert_array_equal(source.uniform(count), ((words[:count] >> 12) + 0.5) * 2.0**-52)
+    expected = four_normals(words[count:].view(np.int64).reshape(4, 10)).sum(0) / 2
+    np.testing.assert_allclose(source.normal(torch.zeros(10, dtype=torch.float64)), expected, rtol=0, atol=1e-12)
+
+
+def test_each_source_process_and_thread_has_its_own_key(monkeypatch, one_thread):
+    keys, urandom = [], noise_module.os.urandom
+    monkeypatch.setattr(noise_module.os, "urandom", lambda count: keys.append(urandom(count)) or keys[-1])
+    source = SystemNoise()
+    draws = [source.uniform(9), source.uniform(9)]
+    assert [len(key) for key in keys] == [32, 16]  # once for each source
+    monkeypatch.setattr(noise_module.os, "getpid", lambda: -2)  # as after a fork
+    draws += [source.uniform(9), SystemNoise().uniform(9)]
+    assert len(keys) == 6 and len({tuple(draw) for draw in draws}) == 4
+    torch.set_num_threads(2)
+    source.normal(torch.zeros(2 * noise_module._SHARE))
+    assert len(keys) == len(set(keys)) == 10
+
+
+def test_a_used_source_cannot_be_copied():
+    """A copy would go on with the same numbers."""
+    source = SystemNoise()
+    source.uniform(1)
+    with pytest.raises(TypeError):
+        copy.deepcopy(source)
+
+
+@pytest.mark.parametrize("mode", ["seed", "system"])
+def test_a_source_says_what_it_is(mode):
+    assert noise_source(mode, torch_generator(0)).kind == mode
 
 
 def test_seeded_uniforms_are_never_0(monkeypatch):
