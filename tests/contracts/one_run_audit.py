@@ -1,46 +1,144 @@
-"""An empirical lower bound on epsilon of score, select and fine-tune together, from one run with canaries.
+"""Empirical lower bounds on epsilon, each from one run with canaries, for the right mechanism and for broken ones.
 
 Steinke, Nasr and Jagielski (2023, arXiv 2305.08846): each of m canaries takes part with probability 1/2; from
-everything that is released, guess who did; the number of right guesses bounds epsilon from below. The adversary here
-is the strongest that the guarantee admits: it sees every noisy gradient sum, and knows every canary and its draws.
+everything that is released, guess who did; the number of right guesses bounds epsilon from below. The attacker is the
+strongest that the guarantee admits: it sees every noisy sum, and knows every canary and its draws, but not who takes
+part. A fault changes the mechanism, never the attacker: one attack, with the planned noise and rate, for all of them.
+
+``python -m tests.contracts.one_run_audit`` prints what it finds.
 """
 
-import dataclasses
+import functools
 import math
+import os
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pandas as pd
 import torch
+from safetensors.torch import save_file
 from scipy import optimize, stats
+from scipy.special import ndtr, ndtri
 
-from dpsapf.bench.compare import OpacusGradients
-from dpsapf.experiment.columns import LAYER, MATRIX, SCORE, SELECTED
-from dpsapf.experiment.records import Plan, Release
-from dpsapf.experiment.runs import RunSpec
-from dpsapf.finetune import train
-from dpsapf.finetune.adapters import trainable
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE
+from dpsapf.experiment.records import Release
+from dpsapf.experiment.stages import ScoreSaliency
+from dpsapf.finetune import dp_sgd, train
 from dpsapf.finetune.checkpoint import TrainingState
 from dpsapf.finetune.parallel import ALONE
-from dpsapf.privacy.accounting import calibrate
-from dpsapf.privacy.clipping import clip_factors
-from dpsapf.privacy.mechanisms import mechanism
-from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models import latents as encoded
-from dpsapf.public_models.latents import denoising_loss, draw_pairs
+from dpsapf.gradients import ghost_clipping
+from dpsapf.gradients.per_image import per_image_gradients
+from dpsapf.privacy import clipping, noise
+from dpsapf.privacy.accounting import epsilon
+from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
-from dpsapf.saliency.scores import Bounds
-from dpsapf.saliency.select import chosen, ranking
-from dpsapf.support.checked import replace
 from dpsapf.support.randomness import numpy_generator, torch_generator
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import tiny_scheduler
 
-CANARIES, GUESSES, STEPS, DELTA = 200, 100, 12, 1e-4
-SIGMA_S, BOUND = 10.0, 1.0
+# ---- Patch points: every name of the package that is replaced, and what the attacker knows of its seeds, stands here.
+
+ADD_NOISE = noise.add_gaussian_noise
 
 
-def p_value(right: int, epsilon: float, guesses: int = GUESSES, canaries: int = CANARIES, delta: float = DELTA) -> float:
-    """Bound the chance of at least ``right`` right guesses under (epsilon, delta)-DP (Steinke et al., theorem 5.2)."""
+def planted_draws(draw: Callable) -> AbstractContextManager:
+    """Give each canary its own draws in fine-tuning, whoever else takes part."""
+    return patch.object(train, "draw_pairs", draw)
+
+
+def planted_norms(squared_norms: Callable) -> AbstractContextManager:
+    """Let the saliency stage read planted squared norms, and neither a model nor records."""
+    stack = ExitStack()
+    replaced = {
+        "squared_gradient_norms": squared_norms,
+        "load_unet": lambda *_: None,
+        "load_scheduler": lambda _: tiny_scheduler(),
+        "read_record": lambda *_: SimpleNamespace(sha256="d" * 64),
+    }
+    for name, value in replaced.items():
+        stack.enter_context(patch.object(saliency, name, value))
+    return stack
+
+
+def noise_from_the_seed(release: Release, seed: int) -> np.ndarray:
+    """Draw what a run with seeded noise would add at each step, in units of its standard deviation, [T, m]."""
+    if release.name == "saliency":
+        like, sources = torch.zeros(SCORED, dtype=torch.float64), [torch_generator(seed, "saliency", "privacy noise")]
+    else:
+        like = torch.zeros(SIDE, SIDE)
+        sources = [torch_generator(seed, "finetune", "privacy noise", step) for step in range(release.steps)]
+    return np.stack([noise.SeededNoise(source).normal(like).double().flatten().numpy() for source in sources])
+
+
+def _third(value, noise_multiplier, sensitivity, source):
+    return ADD_NOISE(value, noise_multiplier / 3, sensitivity, source)
+
+
+def _no_noise(value, *_):
+    return value
+
+
+def _unclipped(squared_norms, *_):
+    return torch.ones_like(squared_norms)
+
+
+def _reused_noise() -> AbstractContextManager:
+    """One secret draw, made again at every step."""
+    secret = int.from_bytes(os.urandom(7), "big")
+    same = lambda *_: noise.SeededNoise(torch.Generator().manual_seed(secret))  # noqa: E731
+    return patch.object(train, "noise_source", same)
+
+
+FINETUNE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "noise / 3": lambda: patch.object(dp_sgd, "add_gaussian_noise", _third),
+    "no clipping": lambda: patch.object(ghost_clipping, "clip_factors", _unclipped),
+    "noise reused at every step": _reused_noise,
+    "noise from the public seed": lambda: patch.object(train, "noise_source", lambda _, generator: noise.SeededNoise(generator)),
+}
+SAMPLING_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "everybody at every step": lambda: patch.object(train, "poisson_batch", lambda images, *_: torch.arange(images)),
+}
+SCORE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "noise / 3": lambda: patch.object(noise, "add_gaussian_noise", _third),
+    "no noise": lambda: patch.object(noise, "add_gaussian_noise", _no_noise),
+    "no clipping": lambda: patch.object(clipping, "clip_factors", _unclipped),
+    "noise from the public seed": lambda: patch.object(
+        saliency, "noise_source", lambda _, generator: noise.SeededNoise(generator)
+    ),
+}
+
+# ---- What is attacked. Both bounds need many canaries: ideal attacks reach half of epsilon with 65,536, not with 2,000.
+
+SIDE, SCORED = 256, 2**14  # canaries of fine-tuning, SIDE^2: one for each entry of a matrix; of the scores: matrices
+DELTA, SEED, STEPS = 1e-6, 0, 4
+STRETCH = 10.0  # a canary's gradient norm over C, so that clipping matters
+MU_STEP = 1e-3
+GUESSES = (1024, 2048)  # half of them "took part", for the highest statistics, half "did not"
+FULL = Release(name="dp-sgd", noise_multiplier=3.1, sensitivity=1.0, sampling_rate=1.0, steps=STEPS)
+SAMPLED = Release(name="dp-sgd", noise_multiplier=0.97, sensitivity=1.0, sampling_rate=0.1, steps=STEPS)
+SCORES = Release(name="saliency", noise_multiplier=1.55, sensitivity=1.0, sampling_rate=1.0, steps=1)
+
+
+@functools.cache
+def target(release: Release) -> float:
+    """Return the epsilon that the accounting gives a release: what is attacked."""
+    return epsilon("pld", [release], DELTA)
+
+
+# ---- From right guesses to bounds
+
+
+def p_value(right: int, epsilon: float, guesses: int, canaries: int, delta: float) -> float:
+    """Bound the chance of at least ``right`` right guesses under (epsilon, delta)-DP (Steinke et al., theorem 5.2).
+
+    Right guesses are at most W + F: W ~ Binomial(guesses, e^epsilon/(1 + e^epsilon)), and F >= 0 with a mean of at
+    most 2 m delta. Of all such F, one that is 0 or some i maximises P(W + F >= right).
+    """
     rate = 1 / (1 + math.exp(-epsilon))
     tail = stats.binom.sf(right - 1, guesses, rate)
     sums = np.cumsum(stats.binom.pmf(right - np.arange(1, right + 1), guesses, rate))
@@ -55,128 +153,258 @@ def epsilon_lower_bound(right: int, confidence: float = 0.95, **sizes: float) ->
     return float(optimize.brentq(lambda epsilon: p_value(right, epsilon, **sizes) - (1 - confidence), 0.0, 30.0))
 
 
-def audit(target: float, seed: int, noisy: bool = True) -> tuple[int, float]:
-    """Score, select and fine-tune on the canaries that a coin admits; returns right guesses and the lower bound.
+def gaussian_refuted(right: int, chance: float, mu: float, guesses: int, canaries: int) -> bool:
+    """Tell if mu-Gaussian DP excludes a chance of ``chance`` of at least ``right`` right guesses.
+
+    Mahloujifar, Melis and Chaudhuri (2025, arXiv 2410.22235). Flip one canary's coin: where i guesses were right, its
+    own among them, i - 1 are. Averaged over canaries, with p_l the chance of l right ones, A_i = sum_{l >= i} l p_l / m
+    and B_i = sum_{l >= i} (guesses - l) p_l / m, the trade-off curve gives A_i <= Phi(Phi^-1(B_{i-1}) + mu) for all i.
+    From p_right = chance downwards, take of each p_{i-1} the least that this admits; refuted if they exceed 1.
+    """
+    total, a, b = chance, chance * right / canaries, chance * (guesses - right) / canaries
+    for i in range(right, 0, -1):
+        least = ndtr(ndtri(a) - mu)
+        if least > b:
+            added = (least - b) * canaries / (guesses - i + 1)
+            total, a, b = total + added, a + added * (i - 1) / canaries, least
+        if total > 1:
+            return True
+    return False
+
+
+def gaussian_lower_bound(right: int, confidence: float, guesses: int, canaries: int) -> float:
+    """Return the largest mu, to MU_STEP, for which mu-Gaussian DP is refuted at a confidence; 0 if none."""
+    low, high = 0.0, 10.0
+    while high - low > MU_STEP:
+        middle = (low + high) / 2
+        refuted = gaussian_refuted(right, 1 - confidence, middle, guesses, canaries)
+        low, high = (middle, high) if refuted else (low, middle)
+    return low
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return the epsilon at ``delta`` of mu-Gaussian DP (Dong, Roth and Su 2022, corollary 1); 0 if mu gives none."""
+
+    def excess(value: float) -> float:
+        return ndtr(mu / 2 - value / mu) - math.exp(value) * ndtr(-mu / 2 - value / mu) - delta
+
+    return float(optimize.brentq(excess, 0.0, 100.0)) if mu and excess(0.0) > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the attacker found: (right, guessed) of every statistic and number of guesses that it tried.
+
+    Each bound is the best over them, at a confidence that is corrected for having tried them all (Bonferroni).
+    """
+
+    tried: tuple[tuple[int, int], ...]
+    canaries: int
+
+    def _each(self, confidence: float) -> float:
+        return 1 - (1 - confidence) / len(self.tried)
+
+    def bound(self, confidence: float = 0.95) -> float:
+        """Bound epsilon from below, whatever else the mechanism does."""
+        sizes = {"canaries": self.canaries, "delta": DELTA, "confidence": self._each(confidence)}
+        return max(epsilon_lower_bound(right, guesses=guesses, **sizes) for right, guesses in self.tried)
+
+    def curve_bound(self, confidence: float = 0.95) -> float:
+        """Bound epsilon of a mechanism whose plan is Gaussian DP, at rate 1, from below: tighter, by its whole curve."""
+        chance, best = 1 - self._each(confidence), 0.0
+        for right, guesses in self.tried:
+            if gaussian_refuted(right, chance, best + MU_STEP, guesses, self.canaries):
+                best = gaussian_lower_bound(right, 1 - chance, guesses, self.canaries)
+        return gaussian_epsilon(best, DELTA)
+
+
+# ---- The attacker
+
+
+def attack(sums: np.ndarray, signs: np.ndarray, admitted: np.ndarray, release: Release) -> Found:
+    """Guess who took part by several statistics, for several numbers of guesses.
 
     Args:
-        target: epsilon that the releases are calibrated to.
-        seed: of coins, draws and noise.
-        noisy: False leaves out the noise of every release, and nothing else.
+        sums: what was released, one entry for each canary, [T, m].
+        signs: known sign of each canary's contribution, at each step, [T, m].
+        admitted: who took part, to count right guesses, bool [m].
+        release: the plan: its noise, rate and sensitivity.
     """
-    everyone = tiny_latents(CANARIES, seed)
-    admitted = torch.from_numpy(numpy_generator(seed, "coins").random(CANARIES) < 0.5)
-    releases = planned(target)
-    table, released = scored(everyone, admitted, releases[0], seed, noisy)
-    run = RunSpec(
-        dataset="c", public_model="tiny", method="dp-sapf", level="matrix", ratio=0.3, adapter="lora", epsilon=target, seed=seed
+    scaled = sums / release.sensitivity
+    without_seeded = scaled - release.noise_multiplier * noise_from_the_seed(release, SEED)
+    statistics = (_likelihood(signs * scaled, release), _differences(scaled, signs), _likelihood(signs * without_seeded, release))
+    return Found(tuple(_counted(values, admitted, count) for values in statistics for count in GUESSES), len(admitted))
+
+
+def _likelihood(values: np.ndarray, release: Release) -> np.ndarray:
+    """Log-likelihood ratio of taking part (1 with chance q at each step) against not; at rate 1 the matched filter."""
+    rate, variance = release.sampling_rate, release.noise_multiplier**2
+    left_out = math.log1p(-rate) if rate < 1 else -math.inf
+    return np.logaddexp(left_out, math.log(rate) + (values - 0.5) / variance).sum(0)
+
+
+def _differences(values: np.ndarray, signs: np.ndarray) -> np.ndarray:
+    """Matched filter on differences between steps: noise that is the same at all steps cancels."""
+    centred = signs - signs.mean(0)
+    return (centred * (values - signs / 2)).sum(0)
+
+
+def _counted(statistic: np.ndarray, admitted: np.ndarray, guesses: int) -> tuple[int, int]:
+    order, half = statistic.argsort(), guesses // 2
+    return int((~admitted[order[:half]]).sum() + admitted[order[-half:]].sum()), guesses
+
+
+def ideal(release: Release, canaries: int, seed: int) -> Found:
+    """Attack the mechanism on paper, in which each canary moves its own number by 1: nobody can do better on average."""
+    random = np.random.default_rng(seed)
+    admitted, shape = random.random(canaries) < 0.5, (release.steps, canaries)
+    taken = admitted & (random.random(shape) < release.sampling_rate)
+    sums = taken + release.noise_multiplier * random.standard_normal(shape)
+    tried = [_counted(_likelihood(sums, release), admitted, count) for count in GUESSES]
+    return Found(tuple(tried * 3), canaries)  # the attacker above tries three statistics
+
+
+# ---- Fine-tuning under attack
+
+
+class PlantedModel(torch.nn.Module):
+    """Predict a matrix times the prompt embedding.
+
+    With embedding e_c, and a latent's noise that is huge in entry k alone, a canary's gradient is huge in entry (k, c)
+    of the matrix and next to 0 elsewhere: canaries' gradients are orthogonal.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = torch.nn.Linear(SIDE, SIDE, bias=False)
+        torch.nn.init.zeros_(self.matrix.weight)
+
+    def forward(self, latents, timesteps, embeddings, return_dict):
+        return (self.matrix(embeddings[:, 0]).reshape(latents.shape),)
+
+
+def attack_finetuning(release: Release, fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
+    """Train a matrix by ``train.train_step`` on the canaries that a coin admits; system noise."""
+    admitted, signs = coins(SIDE**2), numpy_generator(SEED, "signs").choice([-1.0, 1.0], (release.steps, SIDE**2))
+    with fault():
+        sums = finetuned(release, torch.from_numpy(admitted.nonzero()[0]), torch.from_numpy(signs).float())
+    return attack(sums, signs, admitted, release)
+
+
+def coins(canaries: int) -> np.ndarray:
+    """Toss who takes part."""
+    return numpy_generator(SEED, "coins").random(canaries) < 0.5
+
+
+def finetuned(release: Release, members: torch.Tensor, signs: torch.Tensor) -> np.ndarray:
+    """Return the noisy gradient sum of each step, [T, m]."""
+    training, state = _trainer(release, len(members))
+    (matrix,), sums = state.parameters.values(), []
+    for step in range(release.steps):
+        with planted_draws(_draws(members, signs[step])):
+            train.train_step(training, state)
+        sums.append(matrix.grad.double().flatten().numpy() * release.sampling_rate * len(members))
+    return np.stack(sums)
+
+
+def _trainer(release: Release, images: int) -> tuple[train.Training, TrainingState]:
+    plan = SimpleNamespace(run=SimpleNamespace(seed=SEED), images=images, clipping="automatic", noise="system")
+    options = SimpleNamespace(
+        device="cpu", micro_batch=8192, noise_multiplicity=1, ema_decay=0.0, learning_rate_schedule="constant", precision="fp32"
     )
-    table = table.assign(**{SCORE: released})
-    table[SELECTED] = chosen(table, run)
-    strength = releases[1].noise_multiplier if noisy else 1e-3
-    normal, moment = observed(everyone, admitted, table, run, replace(releases[1], noise_multiplier=strength))
-    guesses = torch.linalg.solve(normal + 4 * strength**2 * torch.eye(CANARIES, dtype=torch.float64), moment)
-    order = guesses.argsort()
-    half = GUESSES // 2
-    right = int((~admitted[order[:half]]).sum() + admitted[order[-half:]].sum())
-    return right, epsilon_lower_bound(right)
+    model = PlantedModel()
+    parameters = dict(model.named_parameters())
+    gradients = per_image_gradients(model, parameters, None)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)
+    training = train.Training(options, plan, release, None, tiny_scheduler(), gradients, ALONE)
+    return training, TrainingState(parameters, optimizer, None)
 
 
-def planned(target: float) -> tuple[Release, Release]:
-    """Calibrate DP-SGD together with the saliency release; every canary that is admitted takes part in every step."""
-    first = Release(name="saliency", noise_multiplier=SIGMA_S, sensitivity=1.0, sampling_rate=1.0, steps=1)
-
-    def build(sigma: float) -> list[Release]:
-        steps = Release(name="dp-sgd", noise_multiplier=sigma, sensitivity=BOUND, sampling_rate=1.0, steps=STEPS)
-        return [first, steps]
-
-    return tuple(build(calibrate(target, DELTA, build)))
-
-
-def admitted_latents(everyone: encoded.Latents, admitted: torch.Tensor) -> encoded.Latents:
-    """Keep the canaries that the coin admits."""
-    kept = {name: getattr(everyone, name)[admitted] for name in ("mean", "std", "labels")}
-    return dataclasses.replace(everyone, **kept)
-
-
-def own_draws(everyone: encoded.Latents, admitted: torch.Tensor):
-    """Give each canary the same draws whoever else is admitted."""
+def _draws(members: torch.Tensor, signs: torch.Tensor) -> Callable:
+    """Plant canary k SIDE + c: embedding e_c, and noise in entry k that makes its gradient STRETCH C long."""
 
     def draw(latents, batch, multiplicity, timesteps, generator):
-        pairs = draw_pairs(everyone, torch.arange(CANARIES), multiplicity, timesteps, generator)
-        return pairs.images(torch.arange(CANARIES)[admitted], multiplicity, "cpu")
+        who = members[batch]
+        planted = torch.zeros(len(who), SIDE)
+        planted[torch.arange(len(who)), who // SIDE] = -STRETCH * FULL.sensitivity * SIDE / 2 * signs[who]
+        planted = planted.reshape(-1, 1, 16, SIDE // 16)
+        return Pairs(torch.zeros_like(planted), planted, torch.zeros_like(who), who % SIDE, torch.eye(SIDE)[:, None])
 
     return draw
 
 
-def scored(everyone, admitted, release, seed, noisy):
-    """Run the saliency pass on the admitted canaries and release the scores."""
-    unet = tiny_unet()
-    names = candidates(unet)
-    table = pd.DataFrame({MATRIX: names, LAYER: [name.rsplit(".", 1)[0] for name in names]})
-    options = SimpleNamespace(
-        score="share", mechanism="gaussian", votes=3, clipping_norm=BOUND, micro_batch=64, seed=seed, noise="seed", device="cpu"
+# ---- The saliency scores under attack
+
+
+def attack_scores(fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
+    """Run the saliency stage on canaries of which each has all its energy in its own matrix; system noise."""
+    admitted = coins(SCORED)
+    with tempfile.TemporaryDirectory() as folder, planted_norms(_own_matrix), fault():
+        released = released_scores(Path(folder), torch.from_numpy(admitted.nonzero()[0]))
+    return attack(released[None], np.ones((1, SCORED)), admitted, SCORES)
+
+
+def _own_matrix(unet, scheduler, pairs, names, options):
+    for who in pairs.labels.split(256):
+        squared = torch.zeros(len(who), len(names))
+        yield squared.scatter_(1, who[:, None], (STRETCH * SCORES.sensitivity) ** 2)
+
+
+def released_scores(folder: Path, members: torch.Tensor) -> np.ndarray:
+    """Return the noisy scores that ``score_saliency`` writes."""
+    names = [f"m{number}" for number in range(SCORED)]
+    table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
+    table.to_csv(folder / "candidates.csv", index=False)
+    shapes = {"mean": (len(members), 1, 1, 1), "std": (len(members), 1, 1, 1)}
+    shapes |= {"prompt_embeddings": (1, 1, 1), "null_embedding": (1, 1)}
+    latents = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(latents | {"labels": members}, folder / "latents.safetensors")
+    options = ScoreSaliency(
+        dataset=folder / "dataset.json",
+        model=folder / "model.json",
+        candidate_table=folder / "candidates.csv",
+        latents=folder / "latents.safetensors",
+        score="energy",
+        mechanism="gaussian",
+        sigma_s=SCORES.noise_multiplier,
+        clipping_norm=SCORES.sensitivity,
+        expected_batch_size=SCORED,
+        noise="system",
+        seed=SEED,
+        threads=1,
+        scores=folder / "scores.csv",
+        spend=folder / "spend.json",
     )
-    latents = admitted_latents(everyone, admitted)
-    exact = saliency.saliency_scores(unet, tiny_scheduler(), latents, torch.arange(len(latents)), names, options).numpy()
-    units = ranking(table, None, None, "share", Bounds(clipping_norm=BOUND, votes=3))
-    source = SeededNoise(torch_generator(seed, "audit", "saliency"))
-    return table, mechanism("gaussian").release(exact, units, release, source) if noisy else exact
+    saliency.score_saliency(options)
+    return pd.read_csv(options.scores)[SCORE].to_numpy()
 
 
-def observed(everyone, admitted, table, run, release):
-    """Fine-tune on the admitted canaries; return the normal equations of least squares for who took part.
+# ---- The table
 
-    At every step the noisy sum is sum_i w_i g_i + noise with g_i canary i's clipped gradient, w_i its coin.
-    """
-    latents, scheduler = admitted_latents(everyone, admitted), tiny_scheduler()
-    plan = Plan(
-        run=run,
-        images=len(latents),
-        target_epsilon=run.epsilon,
-        delta=DELTA,
-        relation="add or remove one image",
-        unit="one canary",
-        public=(),
-        clipping="automatic",
-        clipping_norm=BOUND,
-        noise="seed",
-        releases=(release,),
-        planned_epsilon={},
-        selection_epsilon=None,
-        dp_sgd_noise_alone=None,
-        dataset_sha256="",
-        provenance={},
-    )
-    unet = tiny_unet()
-    parameters = trainable(unet, run, table, 2, 2.0)
-    options = SimpleNamespace(
-        device="cpu", micro_batch=64, noise_multiplicity=1, ema_decay=0.0, learning_rate_schedule="constant", precision="fp32"
-    )
-    gradients = OpacusGradients(unet, parameters)
-    training = train.Training(options, plan, release, latents, scheduler, gradients, ALONE)
-    state = TrainingState(parameters, torch.optim.AdamW(parameters.values(), lr=1e-2), None)
-    normal, moment = torch.zeros(CANARIES, CANARIES, dtype=torch.float64), torch.zeros(CANARIES, dtype=torch.float64)
-    original, train.draw_pairs = train.draw_pairs, own_draws(everyone, admitted)
-    try:
-        for step in range(release.steps):
-            known = clipped(training, everyone, run.seed, step, parameters)
-            train.train_step(training, state)
-            noisy_sum = torch.cat([value.grad.flatten() for value in parameters.values()]).double() * len(latents)
-            normal += known @ known.T
-            moment += known @ noisy_sum
-    finally:
-        train.draw_pairs = original
-    return normal, moment
+SUBJECTS: dict[str, tuple[Release, int, Callable, dict[str, Callable]]] = {
+    "fine-tuning, rate 1": (FULL, SIDE**2, lambda *fault: attack_finetuning(FULL, *fault), FINETUNE_FAULTS),
+    "fine-tuning, rate 0.1": (SAMPLED, SIDE**2, lambda *fault: attack_finetuning(SAMPLED, *fault), SAMPLING_FAULTS),
+    "scores": (SCORES, SCORED, attack_scores, SCORE_FAULTS),
+}
 
 
-def clipped(training, everyone, seed, step, parameters):
-    """Return every canary's clipped gradient at the current weights, float64 [m, d]."""
-    generator = torch_generator(seed, "finetune", "pairs", step)
-    pairs = draw_pairs(everyone, torch.arange(CANARIES), 1, 1000, generator)
-    rows = pairs.rows(0, CANARIES, "cpu")
-    rows.latents.requires_grad_()
-    denoising_loss(training.gradients.model, training.scheduler, rows).sum().backward()
-    flat = torch.cat([value.grad_sample.flatten(1) for value in parameters.values()], dim=1)
-    for value in parameters.values():
-        value.grad_sample = value.grad = None
-    return (flat * clip_factors(flat.square().sum(1), BOUND, "automatic")[:, None]).double()
+def main() -> None:
+    """Print what is found of the right mechanisms, of every fault, and what ideal attacks reach (median of 11)."""
+    print(f"{'':23}{'':28}{'right of guessed':18}{'bound':>8}{'curve':>8}{'epsilon':>9}")
+    for subject, (release, canaries, attacked, faults) in SUBJECTS.items():
+        for name, fault in {"right": nullcontext, **faults}.items():
+            found = attacked(fault)
+            _print(subject, name, release, found, found.bound(), found.curve_bound())
+        runs = [ideal(release, canaries, seed) for seed in range(11)]
+        bounds = (float(np.median([getattr(run, key)() for run in runs])) for key in ("bound", "curve_bound"))
+        _print(subject, "ideal attack", release, runs[0], *bounds)
+
+
+def _print(subject: str, name: str, release: Release, found: Found, bound: float, curve: float) -> None:
+    right, guesses = max(found.tried, key=lambda pair: pair[0] / pair[1])
+    curve = f"{curve:8.2f}" if release.sampling_rate == 1 else f"{'':8}"
+    print(f"{subject:23}{name:28}{f'{right} of {guesses}':18}{bound:8.2f}{curve}{target(release):9.2f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
