@@ -29,15 +29,17 @@ from scipy.special import ndtr, ndtri
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE
 from dpsapf.experiment.records import Release
 from dpsapf.experiment.stages import ScoreSaliency
-from dpsapf.finetune import dp_sgd, train
+from dpsapf.finetune import train
 from dpsapf.finetune.checkpoint import TrainingState
 from dpsapf.finetune.parallel import ALONE
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.per_image import per_image_gradients
-from dpsapf.privacy import clipping, noise
+from dpsapf.privacy import clipping, meter, noise
 from dpsapf.privacy.accounting import epsilon
+from dpsapf.privacy.evidence import check_measures
 from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
+from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import numpy_generator, torch_generator
 from tests.tiny import tiny_scheduler
 
@@ -58,7 +60,7 @@ def planted_norms(squared_norms: Callable) -> AbstractContextManager:
         "squared_gradient_norms": squared_norms,
         "load_unet": lambda *_: None,
         "load_scheduler": lambda _: tiny_scheduler(),
-        "read_record": lambda *_: SimpleNamespace(sha256="d" * 64),
+        "read_record": lambda *_: SimpleNamespace(name="canaries"),
     }
     for name, value in replaced.items():
         stack.enter_context(patch.object(saliency, name, value))
@@ -95,17 +97,17 @@ def _reused_noise() -> AbstractContextManager:
 
 
 FINETUNE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "noise / 3": lambda: patch.object(dp_sgd, "add_gaussian_noise", _third),
+    "noise / 3": lambda: patch.object(meter, "add_gaussian_noise", _third),
     "no clipping": lambda: patch.object(ghost_clipping, "clip_factors", _unclipped),
     "noise reused at every step": _reused_noise,
     "noise from the public seed": lambda: patch.object(train, "noise_source", lambda _, generator: noise.SeededNoise(generator)),
 }
 SAMPLING_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "everybody at every step": lambda: patch.object(train, "poisson_batch", lambda images, *_: torch.arange(images)),
+    "everybody at every step": lambda: patch.object(meter, "poisson_batch", lambda images, *_: torch.arange(images)),
 }
 SCORE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "noise / 3": lambda: patch.object(noise, "add_gaussian_noise", _third),
-    "no noise": lambda: patch.object(noise, "add_gaussian_noise", _no_noise),
+    "noise / 3": lambda: patch.object(meter, "add_gaussian_noise", _third),
+    "no noise": lambda: patch.object(meter, "add_gaussian_noise", _no_noise),
     "no clipping": lambda: patch.object(clipping, "clip_factors", _unclipped),
     "noise from the public seed": lambda: patch.object(
         saliency, "noise_source", lambda _, generator: noise.SeededNoise(generator)
@@ -119,9 +121,9 @@ DELTA, SEED, STEPS = 1e-6, 0, 4
 STRETCH = 10.0  # a canary's gradient norm over C, so that clipping matters
 MU_STEP = 1e-3
 GUESSES = (1024, 2048)  # half of them "took part", for the highest statistics, half "did not"
-FULL = Release(name="dp-sgd", noise_multiplier=3.1, sensitivity=1.0, sampling_rate=1.0, steps=STEPS)
-SAMPLED = Release(name="dp-sgd", noise_multiplier=0.97, sensitivity=1.0, sampling_rate=0.1, steps=STEPS)
-SCORES = Release(name="saliency", noise_multiplier=1.55, sensitivity=1.0, sampling_rate=1.0, steps=1)
+FULL = Release(name="dp-sgd", noise_multiplier=3.1, sensitivity=1.0, sampling_rate=1.0, steps=STEPS, noise="system")
+SAMPLED = Release(name="dp-sgd", noise_multiplier=0.97, sensitivity=1.0, sampling_rate=0.1, steps=STEPS, noise="system")
+SCORES = Release(name="saliency", noise_multiplier=1.55, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="system")
 
 
 @functools.cache
@@ -283,6 +285,26 @@ class PlantedModel(torch.nn.Module):
         return (self.matrix(embeddings[:, 0]).reshape(latents.shape),)
 
 
+def measured_finetuning(release: Release, fault: Callable[[], AbstractContextManager] = nullcontext) -> str | None:
+    """Train as `attack_finetuning`, and return what the audit's tests of the measures refuse, if they do."""
+    members = torch.from_numpy(coins(SIDE**2).nonzero()[0])
+    signs = torch.from_numpy(numpy_generator(SEED, "signs").choice([-1.0, 1.0], (release.steps, SIDE**2))).float()
+    training, state = _trainer(release, len(members))
+    with fault():
+        for step in range(release.steps):
+            with planted_draws(_draws(members, signs[step])):
+                train.train_step(training, state)
+    done = state.meter.release(release)
+    if done != release:
+        return "the release differs from the plan"
+    spend = SimpleNamespace(release=done, images=len(members), numbers=SIDE**2)
+    try:
+        check_measures(spend, state.meter.measured(0.0), Path("private.json"))
+    except UserError as error:
+        return str(error)
+    return None
+
+
 def attack_finetuning(release: Release, fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
     """Train a matrix by ``train.train_step`` on the canaries that a coin admits; system noise."""
     admitted, signs = coins(SIDE**2), numpy_generator(SEED, "signs").choice([-1.0, 1.0], (release.steps, SIDE**2))
@@ -317,7 +339,7 @@ def _trainer(release: Release, images: int) -> tuple[train.Training, TrainingSta
     gradients = per_image_gradients(model, parameters, None)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)
     training = train.Training(options, plan, release, None, tiny_scheduler(), gradients, ALONE)
-    return training, TrainingState(parameters, optimizer, None)
+    return training, TrainingState(parameters, optimizer, None, meter.Meter(images))
 
 
 def _draws(members: torch.Tensor, signs: torch.Tensor) -> Callable:
@@ -355,10 +377,11 @@ def released_scores(folder: Path, members: torch.Tensor) -> np.ndarray:
     names = [f"m{number}" for number in range(SCORED)]
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(folder / "candidates.csv", index=False)
+    (folder / "model.json").write_text("read by no one, but digested")
     shapes = {"mean": (len(members), 1, 1, 1), "std": (len(members), 1, 1, 1)}
     shapes |= {"prompt_embeddings": (1, 1, 1), "null_embedding": (1, 1)}
     latents = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    save_file(latents | {"labels": members}, folder / "latents.safetensors")
+    save_file(latents | {"labels": members}, folder / "latents.safetensors", {"dataset_id": "canaries"})
     options = ScoreSaliency(
         dataset=folder / "dataset.json",
         model=folder / "model.json",
@@ -374,6 +397,7 @@ def released_scores(folder: Path, members: torch.Tensor) -> np.ndarray:
         threads=1,
         scores=folder / "scores.csv",
         spend=folder / "spend.json",
+        private=folder / "private.json",
     )
     saliency.score_saliency(options)
     return pd.read_csv(options.scores)[SCORE].to_numpy()

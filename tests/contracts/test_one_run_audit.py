@@ -24,6 +24,7 @@ from tests.contracts.one_run_audit import (
     gaussian_epsilon,
     gaussian_lower_bound,
     gaussian_refuted,
+    measured_finetuning,
     p_value,
     target,
 )
@@ -54,6 +55,18 @@ def test_a_fault_of_finetuning_is_found(name):
 @pytest.mark.parametrize("name", SAMPLING_FAULTS)
 def test_a_fault_of_sampling_is_found(name):
     assert attack_finetuning(SAMPLED, SAMPLING_FAULTS[name]).bound() > target(SAMPLED)
+
+
+@pytest.mark.parametrize("name", [None, *FINETUNE_FAULTS])
+def test_the_audit_of_the_measures_finds_the_same_faults(name):
+    """A second, independent check: what the meter saw, without any attack."""
+    refused = measured_finetuning(FULL, *([FINETUNE_FAULTS[name]] if name else []))
+    assert (refused is None) == (name is None), refused
+
+
+def test_the_audit_of_the_measures_finds_a_batch_that_is_always_taken():
+    assert "no Poisson samples" in measured_finetuning(SAMPLED, SAMPLING_FAULTS["everybody at every step"])
+    assert measured_finetuning(SAMPLED) is None
 
 
 @pytest.mark.parametrize("name", SCORE_FAULTS)
