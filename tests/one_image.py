@@ -50,7 +50,8 @@ def row_gradients(kind="lora", multiplicity=1, modules=None):
 
 
 def clipped_sum(gradients, bound, clipping):
-    """Clip each of [B, P] and sum."""
+    """Clip each of [B, P] to a little less than the bound, which is the rule of `dpsapf.privacy.clipping`, and sum."""
+    bound *= 1 - 2**-16
     norms = gradients.norm(dim=1, keepdim=True)
     factors = {"automatic": bound / (norms + 0.01), "flat": (bound / norms).clamp(max=1), "none": 1.0, "always": bound / norms}
     return (gradients * factors[clipping]).sum(0)

@@ -6,22 +6,28 @@ import torch
 
 Clipping = typing.Literal["flat", "automatic", "none"]
 AUTOMATIC_STABILITY = 0.01  # gamma of automatic clipping (Bu et al. 2023, arXiv 2206.07136)
+MARGIN = 128  # units of rounding (2^-16 in fp32, 2^-45 in fp64) that clipped norms stay below the bound
 
 
 def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) -> torch.Tensor:
     """Return the factor that brings each image's gradient to a norm of at most ``bound``.
 
+    C' = (1 - MARGIN eps) C takes the place of C, with eps of the norms' dtype: a norm from sums in fp32 may be too
+    small, and the product with the factor is rounded, so that min(1, C/||g||) can exceed C. Sums of squares of 3e7
+    numbers are off by some 10 eps.
+
     Args:
-        squared_norms: squared L2 norms over everything that is released jointly, [B], >= 0, fp32.
+        squared_norms: squared L2 norms over everything that is released jointly, [B], >= 0, fp32 or fp64.
         bound: C > 0.
-        clipping: ``flat`` is min(1, C/||g||) (Abadi et al. 2016); ``automatic`` is C/(||g|| + 0.01); ``none`` is 1,
+        clipping: ``flat`` is min(1, C'/||g||) (Abadi et al. 2016); ``automatic`` is C'/(||g|| + 0.01); ``none`` is 1,
             for the method without a guarantee.
 
     Returns:
-        Factors [B]. ``factor * ||g|| <= C`` for the first two kinds; a non-finite norm gets 0, so that a broken
-        image contributes nothing rather than something unbounded.
+        Factors [B]. ``factor * ||g|| <= C`` for the first two kinds, for the exact norm; a non-finite norm gets 0, so
+        that a broken image contributes nothing rather than something unbounded.
     """
     norms = squared_norms.sqrt()
+    bound *= 1 - MARGIN * torch.finfo(norms.dtype).eps
     if clipping == "none":
         factors = torch.ones_like(norms)
     elif clipping == "automatic":
