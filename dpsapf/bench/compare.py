@@ -61,8 +61,11 @@ class OpacusGradients:
         self.model = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=False)
         self._parameters = list(parameters.values())
 
-    def clipped_sum(self, bound: float, clipping: Clipping, multiplicity: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
+    def clipped_sum(
+        self, losses: torch.Tensor, bound: float, clipping: Clipping, multiplicity: int = 1
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """See `PerImageGradients`."""
+        losses.sum().backward()
         gradients = [averaged(parameter.grad_sample, multiplicity) for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad_sample = parameter.grad = None

@@ -57,7 +57,7 @@ def private_gradient(
 
     Args:
         loss_function: pairs -> loss of each row [rows]; it calls ``gradients.model``.
-        gradients: gives clipped sums after a backward pass.
+        gradients: runs the backward pass and gives clipped sums.
         parameters: what is trained, in the order of ``gradients``.
         pairs: the whole Poisson batch, B K rows.
         release: DP-SGD's planned release.
@@ -75,8 +75,7 @@ def private_gradient(
     images = processes.shard(len(pairs) // multiplicity)
     for chunk in _chunks(images, micro_batch):
         loss = loss_function(pairs.images(chunk, multiplicity, device))
-        loss.sum().backward()
-        clipped, norms = gradients.clipped_sum(release.sensitivity or math.inf, clipping, multiplicity)
+        clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity)
         if len(chunk) == 1:
             meter.contribution(float(torch.stack(torch._foreach_norm(clipped)).norm()))
         torch._foreach_add_(sums, clipped)

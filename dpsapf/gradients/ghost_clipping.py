@@ -1,17 +1,30 @@
-"""Clipped gradient sums from one backward pass, without per-image gradients of the weight matrices.
+"""Clipped gradient sums from backward passes, without per-image gradients of the weight matrices.
 
-Book-keeping (Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038): the backward pass leaves each layer's input a and
-output gradient g; image norms come from them by ghost norms (Li et al. 2022, arXiv 2110.05679), and so does the
-clipped sum, as one contraction sum_b c_b g_b^T a_b per layer.
+A backward pass hands over each layer's input a and output gradient g; image norms come from them by ghost norms (Li et
+al. 2022, arXiv 2110.05679), and so does the clipped sum, as one contraction sum_b c_b g_b^T a_b per layer (book-keeping:
+Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038).
+
+Book-keeping keeps every layer's a and g until the norms are known: one pass. Under gradient checkpointing, whose purpose
+is not to have all of them at once, a first pass takes the norms and a second the sums, and nothing is kept in between. The
+second pass is not Li et al.'s, of the re-weighted loss: there 0 times a broken image's gradient is not 0, and with bf16
+activations the sum would agree with the norms to 8 bits only. Contracted as above, both ways give the same numbers.
 """
 
+import typing
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from dpsapf.gradients.ghost_norms import MATRIX_LAYERS, NORM_LAYERS, LayerHooks, padded, row_gradients, squared_norms
 from dpsapf.privacy.clipping import Clipping, clip_factors
 from dpsapf.support.errors import UserError
+
+Parameter = tuple[str, str]  # layer, and weight or bias
+Kept = tuple[torch.Tensor, ...]  # of a matrix: inputs and output gradients; of another parameter: row gradients
+Compute = Callable[[torch.nn.Module, Kept], typing.Any]
+Each = Callable[[Compute], list]  # computes something of every parameter's layer and kept tensors, in order
 
 
 class GhostClipping:
@@ -33,19 +46,20 @@ class GhostClipping:
 
     def __init__(self, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:
         _check(model, parameters)
-        self._parameters = dict.fromkeys(tuple(name.rpartition(".")[::2]) for name in parameters)  # (layer, kind)
-        self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}  # inputs and output gradients of matrix layers
-        self._rows: dict[tuple[str, str], torch.Tensor] = {}  # row gradients of everything else
+        self._parameters: dict[Parameter, None] = dict.fromkeys(tuple(name.rpartition(".")[::2]) for name in parameters)
+        self._compute: Compute | None = None  # of the backward pass that is under way
+        self._computed: dict[Parameter, typing.Any] = {}
         layers = list(dict.fromkeys(layer for layer, _ in self._parameters))
         self._hooks = LayerHooks(model, layers, MATRIX_LAYERS + NORM_LAYERS, self._receive)
         self.model = model.requires_grad_(False)
 
-    def clipped_sum(self, bound: float, clipping: Clipping, multiplicity: int = 1) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Clip each image's gradient over all parameters together, and sum over images; after the backward pass.
-
-        The backward pass is that of the sum of row losses. What was kept of it is forgotten.
+    def clipped_sum(
+        self, losses: torch.Tensor, bound: float, clipping: Clipping, multiplicity: int = 1
+    ) -> tuple[list[torch.Tensor], torch.Tensor]:
+        """Clip each image's gradient over all parameters together, and sum over images.
 
         Args:
+            losses: of each row [B K], with their graph, which is used up.
             bound: C > 0.
             clipping: see `dpsapf.privacy.clipping.clip_factors`.
             multiplicity: K; an image's K adjacent rows are averaged before clipping.
@@ -56,47 +70,60 @@ class GhostClipping:
             whose norm is not finite contributes 0.
 
         Raises:
-            UserError: a layer got no gradient.
+            UserError: a layer got no gradient, or is called twice.
         """
-        self._hooks.finish()
-        squared = torch.stack([self._squared_norms(*parameter, multiplicity) for parameter in self._parameters]).sum(0)
+        norms, sums = self._passes(losses)
+        squared = torch.stack(norms(lambda layer, kept: _squared_norms(layer, kept, multiplicity))).sum(0)
         weights = (clip_factors(squared, bound, clipping) / multiplicity).repeat_interleave(multiplicity)
         usable = torch.isfinite(squared).repeat_interleave(multiplicity)
         rows = slice(None) if usable.all() else usable
-        with torch.autocast(squared.device.type, enabled=False):
-            sums = [self._sum(*parameter, weights[rows], rows) for parameter in self._parameters]
-        return sums, squared.sqrt()
+        return sums(lambda layer, kept: _sum(layer, kept, weights[rows], rows)), squared.sqrt()
 
     def close(self) -> None:
-        """Remove the hooks and forget what they kept."""
+        """Remove the hooks."""
         self._hooks.close()
-        self._kept.clear()
-        self._rows.clear()
+
+    def _passes(self, losses: torch.Tensor) -> tuple[Each, Each]:
+        """Return what goes over the parameters a first and a second time."""
+        if any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):  # diffusers' flag
+            return partial(self._backward, losses, retain_graph=True), partial(self._backward, losses)
+        kept = self._backward(losses, lambda layer, kept: kept)
+        layers = [self._hooks.layers[name] for name, _ in self._parameters]
+        return (
+            lambda compute: [compute(layer, part) for layer, part in zip(layers, kept, strict=True)],
+            lambda compute: [compute(layer, kept.pop(0)) for layer in layers],
+        )
+
+    def _backward(self, losses: torch.Tensor, compute: Compute, *, retain_graph: bool = False) -> list:
+        """Run the backward pass of the sum of losses, and compute something of each parameter as soon as it is reached."""
+        self._compute = compute
+        losses.sum().backward(retain_graph=retain_graph)
+        self._hooks.finish()
+        return [self._computed.pop(parameter) for parameter in self._parameters]
 
     def _receive(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         layer = self._hooks.layers[name]
         for kind in ("weight", "bias"):
-            if (name, kind) not in self._parameters:
-                continue
-            if self._is_matrix(name, kind):
-                self._kept[name] = inputs, gradients
-            else:
-                self._rows[name, kind] = row_gradients(layer, kind, inputs, gradients)
+            if (name, kind) in self._parameters:
+                is_matrix = kind == "weight" and isinstance(layer, MATRIX_LAYERS)
+                kept = (inputs, gradients) if is_matrix else (row_gradients(layer, kind, inputs, gradients),)
+                self._computed[name, kind] = self._compute(layer, kept)
 
-    def _is_matrix(self, name: str, kind: str) -> bool:
-        return kind == "weight" and isinstance(self._hooks.layers[name], MATRIX_LAYERS)
 
-    def _squared_norms(self, name: str, kind: str, multiplicity: int) -> torch.Tensor:
-        if self._is_matrix(name, kind):
-            return squared_norms(self._hooks.layers[name], *self._kept[name], multiplicity)
-        images = self._rows[name, kind].unflatten(0, (-1, multiplicity)).mean(1)
-        return images.flatten(1).square().sum(1)
+def _squared_norms(layer: torch.nn.Module, kept: Kept, multiplicity: int) -> torch.Tensor:
+    """Return the squared norm of each image's mean gradient of one parameter, fp32 [B]."""
+    if len(kept) == 2:
+        return squared_norms(layer, *kept, multiplicity)
+    images = kept[0].unflatten(0, (-1, multiplicity)).mean(1)
+    return images.flatten(1).square().sum(1)
 
-    def _sum(self, name: str, kind: str, weights: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
-        if self._is_matrix(name, kind):
-            inputs, gradients = self._kept.pop(name)
-            return _weighted_sum(self._hooks.layers[name], inputs[rows], gradients[rows], weights)
-        return torch.tensordot(weights, self._rows.pop((name, kind))[rows], dims=1)
+
+def _sum(layer: torch.nn.Module, kept: Kept, weights: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
+    """Return the weighted sum of some rows' gradients of one parameter, fp32 [*shape]."""
+    with torch.autocast(weights.device.type, enabled=False):
+        if len(kept) == 2:
+            return _weighted_sum(layer, kept[0][rows], kept[1][rows], weights)
+        return torch.tensordot(weights, kept[0][rows], dims=1)
 
 
 def _check(model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:

@@ -96,8 +96,8 @@ def test_opacus_and_ghost_clipping_give_the_same_sum(multiplicity, clipping):
     for engine in (lambda unet, trained: OpacusGradients(unet, trained), lambda *given: per_image_gradients(*given, None)):
         unet = tiny_unet().train()
         gradients = engine(unet, dict(unet.named_parameters()))
-        denoising_loss(gradients.model, tiny_scheduler(), pairs(4)).sum().backward()
-        total, norm = gradients.clipped_sum(0.5, clipping, multiplicity)
+        losses = denoising_loss(gradients.model, tiny_scheduler(), pairs(4))
+        total, norm = gradients.clipped_sum(losses, 0.5, clipping, multiplicity)
         sums.append(torch.cat([part.flatten() for part in total]))
         norms.append(norm)
         assert all(parameter.grad is None for parameter in unet.parameters())

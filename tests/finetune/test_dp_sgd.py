@@ -91,8 +91,9 @@ def test_without_a_guarantee_nothing_is_clipped_or_noised():
     torch.testing.assert_close(computed, oracle(clipping="none") / EXPECTED, rtol=1e-3, atol=2e-6)  # plain training's gradient
 
 
-def test_an_empty_batch_still_gets_noise():
-    empty, report = gradient(sigma=2.0, batch=torch.tensor([], dtype=torch.int64))
+@pytest.mark.parametrize("kind", ["lora", "lokr", "full"])
+def test_an_empty_batch_still_gets_noise(kind):
+    empty, report = gradient(sigma=2.0, batch=torch.tensor([], dtype=torch.int64), kind=kind)
     assert empty.abs().min() > 0 and report.images == 0 and math.isnan(report.loss)
 
 

@@ -67,8 +67,7 @@ def ghost(selection, multiplicity=1, *, bound=1.0, clipping="flat", micro_batch=
     clipper = GhostClipping(unet, trained(unet, selection))
     total, norms, rows = 0, [], micro_batch * multiplicity
     for start in range(0, len(pairs), rows):
-        losses(clipper.model, pairs, start, start + rows).sum().backward()
-        sums, chunk = clipper.clipped_sum(bound, clipping, multiplicity)
+        sums, chunk = clipper.clipped_sum(losses(clipper.model, pairs, start, start + rows), bound, clipping, multiplicity)
         total = total + flat(sums)
         norms.append(chunk)
     assert all(parameter.grad is None for parameter in unet.parameters())
@@ -138,7 +137,7 @@ def test_the_norm_of_one_image_is_at_most_the_bound(clipping):
     bound = 0.1 * median_norm("all", 1)
     for image in range(IMAGES):
         others = [other for other in range(IMAGES) if other != image]
-        assert ghost("all", bound=bound, clipping=clipping, broken=others)[0].norm() <= bound * (1 + 1e-5)  # fp32 rounding
+        assert ghost("all", bound=bound, clipping=clipping, broken=others)[0].double().norm() <= bound
 
 
 @pytest.mark.parametrize("multiplicity", [1, 3])
@@ -164,9 +163,9 @@ def test_the_packaged_unet():
         output = unet(*(part[image : image + 1] for part in rows), return_dict=False)[0]
         gradients.append(flat(torch.autograd.grad(output.square().mean(), list(parameters.values()))))
     clipper = GhostClipping(unet, parameters)
-    unet(*rows, return_dict=False)[0].square().flatten(1).mean(1).sum().backward()
+    row_losses = unet(*rows, return_dict=False)[0].square().flatten(1).mean(1)
     expected = clipped(torch.stack(gradients), 0.1, "flat")
-    total = flat(clipper.clipped_sum(0.1, "flat")[0])
+    total = flat(clipper.clipped_sum(row_losses, 0.1, "flat")[0])
     torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())  # as in check
 
 
@@ -175,8 +174,7 @@ def test_layers_without_bias(layer):
     inputs = torch.randn(4, 2, 3)
     expected = [torch.autograd.grad(layer(row).square().sum(), layer.weight)[0] for row in inputs]
     clipper = GhostClipping(layer, {"weight": layer.weight})
-    layer(inputs).square().sum().backward()
-    (total,), norms = clipper.clipped_sum(1e9, "flat")
+    (total,), norms = clipper.clipped_sum(layer(inputs).square(), 1e9, "flat")
     torch.testing.assert_close(total, sum(expected), rtol=1e-5, atol=1e-5)  # fp32 sums in another order
     torch.testing.assert_close(norms, torch.stack([gradient.norm() for gradient in expected]), rtol=1e-5, atol=1e-5)
 
@@ -188,8 +186,7 @@ def test_strange_convolutions(padding, mode):
     inputs, parameters = torch.randn(4, 4, 6, 6), dict(layer.named_parameters())
     rows = [flat(torch.autograd.grad(layer(row[None]).square().sum(), list(parameters.values()))) for row in inputs]
     clipper = GhostClipping(layer, parameters)
-    layer(inputs).square().sum().backward()
-    sums, norms = clipper.clipped_sum(5.0, "flat")
+    sums, norms = clipper.clipped_sum(layer(inputs).square(), 5.0, "flat")
     torch.testing.assert_close(flat(sums), clipped(torch.stack(rows), 5.0, "flat"), rtol=1e-4, atol=1e-4)  # fp32 sums
     torch.testing.assert_close(norms, torch.stack(rows).norm(dim=1), rtol=1e-4, atol=1e-4)
 
@@ -199,10 +196,9 @@ def test_sums_are_fp32_under_autocast():
     layer = torch.nn.Sequential(torch.nn.Conv2d(4, 8, 3), torch.nn.Flatten(2), torch.nn.Linear(16, 8))
     clipper = GhostClipping(layer, dict(layer.named_parameters()))
     with torch.autocast("cpu", torch.bfloat16):
-        layer(torch.randn(1, 4, 6, 6)).float().square().sum().backward()
-        sums, norms = clipper.clipped_sum(0.5, "flat")
+        sums, norms = clipper.clipped_sum(layer(torch.randn(1, 4, 6, 6)).float().square(), 0.5, "flat")
     assert norms.item() > 0.5 and {total.dtype for total in sums} == {torch.float32}
-    assert flat(sums).norm().item() == pytest.approx(0.5, rel=1e-5)
+    assert 0.5 * (1 - 2e-5) < flat(sums).double().norm().item() <= 0.5
 
 
 def test_the_optimizer_updates_frozen_parameters():
@@ -210,8 +206,8 @@ def test_the_optimizer_updates_frozen_parameters():
     parameters = trained(unet, "few")
     clipper, optimizer = GhostClipping(unet, parameters), torch.optim.AdamW(parameters.values(), lr=0.1)
     before = flat(parameters.values()).detach().clone()
-    losses(clipper.model, draws(1), 0, IMAGES).sum().backward()
-    for parameter, total in zip(parameters.values(), clipper.clipped_sum(1.0, "automatic")[0], strict=True):
+    sums, _ = clipper.clipped_sum(losses(clipper.model, draws(1), 0, IMAGES), 1.0, "automatic")
+    for parameter, total in zip(parameters.values(), sums, strict=True):
         parameter.grad = total
     optimizer.step()
     assert (flat(parameters.values()) != before).float().mean() > 0.99
