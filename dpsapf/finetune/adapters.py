@@ -15,8 +15,6 @@ if typing.TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
     from peft import PeftConfig
 
-ON_CONVOLUTIONS = ("lora", "rslora", "ffa-lora")  # two convolutions; the others have no exact per-image gradient there
-
 
 def trainable(
     unet: "UNet2DConditionModel", run: RunSpec, selection: pd.DataFrame, rank: int, alpha: float
@@ -34,7 +32,7 @@ def trainable(
         Parameters by their name in the UNet, in a fixed order, each with ``requires_grad``.
 
     Raises:
-        UserError: nothing is selected, a selected name is not in the UNet, or the adapter cannot be put on a module.
+        UserError: nothing is selected, or a selected name is not in the UNet.
     """
     row = method(run.method)
     unet.requires_grad_(False).train()  # diffusers checkpoints in training mode only; there is no dropout
@@ -76,14 +74,7 @@ def add_adapter(unet: torch.nn.Module, adapter: Adapter, selected: list[str], ra
         rank: r.
         alpha: scale; LoRA's update is alpha/r B A.
         seed: of the initial values.
-
-    Raises:
-        UserError: the adapter has no exact per-image gradients on a selected convolution.
     """
-    for name in selected:
-        if adapter not in ON_CONVOLUTIONS and isinstance(unet.get_submodule(name), torch.nn.Conv2d):
-            remedy = f"has no exact per-image gradients on the convolution {name}; use {', '.join(ON_CONVOLUTIONS)}"
-            raise UserError("adapter", adapter, remedy)
     from peft import inject_adapter_in_model
 
     with torch.random.fork_rng():
