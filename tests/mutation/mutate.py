@@ -54,6 +54,7 @@ MUTANTS = (
     Mutant("Gumbel noise halved", "privacy/noise.py", "value - scale * np.log", "value - 0.5 * scale * np.log", (NOISE,)),
     Mutant("Laplace noise halved", "privacy/noise.py", "value - scale * math", "value - 0.5 * scale * math", (NOISE,)),
     Mutant("clip doubled", "privacy/clipping.py", "torch.clamp(bound / norms", "torch.clamp(2 * bound / norms", (CLIP,)),
+    Mutant("no margin for rounding", "privacy/clipping.py", "bound *= 1 - MARGIN", "bound *= 1 - 0", (CLIP,)),
     Mutant("automatic clip doubled", "privacy/clipping.py", "factors = bound / (norms", "factors = 2 * bound / (norms", (CLIP,)),
     Mutant(
         "clip per parameter",
@@ -229,13 +230,35 @@ MUTANTS = (
         "((a.mT @ a) * (g.mT @ g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
         (GHOST,),
     ),
-    Mutant("norm instead of its square", "gradients/ghost_norms.py", "dim=(1, 2, 3)).square()", "dim=(1, 2, 3))", (GHOST,)),
+    Mutant("norm of sums", "gradients/ghost_norms.py", "(g @ a.mT).square_().sum(", "(g @ a.mT).abs_().sum(", (GHOST,)),
+    Mutant("second calls overwrite", "gradients/ghost_norms.py", "if name in self._received:", "if False:", (GHOST, PER_IMAGE)),
     Mutant(
         "ghost factors not applied",
         "gradients/ghost_clipping.py",
         "weights = (clip_factors(squared, bound, clipping) / multiplicity)",
         "weights = (clip_factors(squared, bound, clipping) * 0 + 1 / multiplicity)",
         (GHOST_CLIP,),
+    ),
+    Mutant(
+        "factors not applied in the pass of the sums",
+        "gradients/ghost_clipping.py",
+        "_weighted_sum(layer, kept[0][rows], kept[1][rows], weights)",
+        "_weighted_sum(layer, kept[0][rows], kept[1][rows], weights * 0 + 1)",
+        (GHOST_CLIP,),
+    ),
+    Mutant(
+        "every layer kept under gradient checkpointing",
+        "gradients/ghost_clipping.py",
+        'if any(getattr(module, "gradient_checkpointing", False)',
+        'if False and any(getattr(module, "gradient_checkpointing", False)',
+        (PER_IMAGE,),
+    ),
+    Mutant(
+        "LoKr's scale dropped",
+        "gradients/adapter_rows.py",
+        "layer.scaling[adapter] * g.unflatten",
+        "g.unflatten",
+        (PER_IMAGE,),
     ),
     Mutant(
         "no noise on an empty batch",
@@ -268,8 +291,8 @@ MUTANTS = (
     Mutant(
         "adapters without layers of their own clipped to twice the bound",
         "gradients/per_image.py",
-        "return clipped_sum([by_name[name] for name in self._names], bound, clipping)",
-        "return clipped_sum([by_name[name] for name in self._names], 2 * bound, clipping)",
+        "for name in self._names], bound, clipping)",
+        "for name in self._names], 2 * bound, clipping)",
         (PER_IMAGE,),
     ),
     Mutant(
