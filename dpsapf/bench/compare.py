@@ -20,6 +20,7 @@ from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.gradients.per_image import PerImageGradients, averaged, per_image_gradients
 from dpsapf.privacy.clipping import Clipping, clipped_sum
+from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Pairs, denoising_loss
 from dpsapf.public_models.load import packaged_unet
@@ -183,6 +184,7 @@ def _step(
     release = Release(name="dp-sgd", noise_multiplier=1.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
     noise = SeededNoise(torch_generator(0, "bench noise", device=options.device))
     settings = {"multiplicity": 1, "clipping": "automatic", "micro_batch": options.batch, "device": options.device}
+    meter = Meter(len(built.pairs))
 
     def private() -> None:
         private_gradient(
@@ -193,6 +195,7 @@ def _step(
             release,
             expected_batch=len(built.pairs),
             noise=noise,
+            meter=meter,
             **settings,
         )
         optimizer.step()

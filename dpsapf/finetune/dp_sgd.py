@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch.linalg import vector_norm
 
 from dpsapf.experiment.records import Release
 from dpsapf.finetune.parallel import ALONE, Processes
@@ -77,7 +78,7 @@ def private_gradient(
         loss = loss_function(pairs.images(chunk, multiplicity, device))
         clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity)
         if len(chunk) == 1:
-            meter.contribution(float(torch.stack(torch._foreach_norm(clipped)).norm()))
+            meter.contribution(math.hypot(*(float(vector_norm(part, dtype=torch.float64)) for part in clipped)))
         torch._foreach_add_(sums, clipped)
         totals += torch.stack([torch.tensor(float(len(chunk)), device=device), loss.detach().sum() / multiplicity, norms.sum()])
     processes.add([*sums, totals])
