@@ -5,7 +5,7 @@ al. 2022, arXiv 2110.05679), and so does the clipped sum, as one contraction sum
 Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038).
 
 Book-keeping keeps every layer's a and g until the norms are known: one pass. Under gradient checkpointing, whose purpose
-is not to have all of them at once, a first pass takes the norms and a second the sums, and nothing is kept in between. The
+is not to have all of them at once, a first pass can take the norms and a second the sums, with nothing kept in between. The
 second pass is not Li et al.'s, of the re-weighted loss: there 0 times a broken image's gradient is not 0, and with bf16
 activations the sum would agree with the norms to 8 bits only. Contracted as above, both ways give the same numbers.
 """
@@ -38,14 +38,16 @@ class GhostClipping:
     Args:
         model: its forward pass treats rows independently and calls each trained layer once.
         parameters: what is trained, by name in the model, in a fixed order.
+        two_passes: run two backward passes, and keep nothing of all layers at once.
 
     Raises:
         UserError: a parameter is not in the model under its name, is shared by two layers, or is not the
             weight or bias of a ``Linear``, ``Conv2d``, ``GroupNorm`` or ``LayerNorm``.
     """
 
-    def __init__(self, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:
+    def __init__(self, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter], *, two_passes: bool = False) -> None:
         _check(model, parameters)
+        self._two_passes = two_passes
         self._parameters: dict[Parameter, None] = dict.fromkeys(tuple(name.rpartition(".")[::2]) for name in parameters)
         self._compute: Compute | None = None  # of the backward pass that is under way
         self._computed: dict[Parameter, typing.Any] = {}
@@ -85,7 +87,7 @@ class GhostClipping:
 
     def _passes(self, losses: torch.Tensor) -> tuple[Each, Each]:
         """Return what goes over the parameters a first and a second time."""
-        if any(getattr(module, "gradient_checkpointing", False) for module in self.model.modules()):  # diffusers' flag
+        if self._two_passes:
             return partial(self._backward, losses, retain_graph=True), partial(self._backward, losses)
         kept = self._backward(losses, lambda layer, kept: kept)
         layers = [self._hooks.layers[name] for name, _ in self._parameters]

@@ -248,9 +248,9 @@ MUTANTS = (
     ),
     Mutant(
         "every layer kept under gradient checkpointing",
-        "gradients/ghost_clipping.py",
-        'if any(getattr(module, "gradient_checkpointing", False)',
-        'if False and any(getattr(module, "gradient_checkpointing", False)',
+        "gradients/per_image.py",
+        "two_passes=checkpointed and adapter is None",
+        "two_passes=False",
         (PER_IMAGE,),
     ),
     Mutant(
