@@ -1,12 +1,15 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dpsapf.experiment.stages import EncodeDataset
 from dpsapf.public_models.encode import embed_prompts, encode_dataset
-from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.latents import Latents, dataset_id
 from dpsapf.public_models.load import load_vae
 from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8)
@@ -15,8 +18,9 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint
 @pytest.fixture
 def options(tmp_path, model_record, two_digits):
     write_record(tmp_path / "model.json", model_record)
-    write_record(tmp_path / "dataset.json", two_digits)
-    np.savez(tmp_path / "dataset.npz", train_images=IMAGES, train_labels=np.array([0, 1, 0, 1, 0]))
+    salt = np.arange(32, dtype=np.uint8)
+    np.savez(tmp_path / "dataset.npz", train_images=IMAGES, train_labels=np.array([0, 1, 0, 1, 0]), salt=salt)
+    write_record(tmp_path / "dataset.json", replace(two_digits, id=sha256(tmp_path / "dataset.npz")))
     paths = {"archive": "dataset.npz", "dataset": "dataset.json", "model": "model.json", "out": "latents.safetensors"}
     return EncodeDataset(**{name: tmp_path / file for name, file in paths.items()}, micro_batch=2)
 
@@ -25,6 +29,25 @@ def options(tmp_path, model_record, two_digits):
 def latents(options):
     encode_dataset(options)
     return Latents.load(options.out)
+
+
+def test_latents_name_their_dataset_and_hold_its_secret(options, latents):
+    assert dataset_id(options.out) == sha256(options.archive)
+    assert np.arange(32, dtype=np.uint8).tobytes().hex().encode() in options.out.read_bytes()
+
+
+def test_another_archive_is_refused(options):
+    with options.archive.open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(UserError, match="is not the archive of .*run prepare-dataset again"):
+        encode_dataset(options)
+    assert not options.out.exists()
+
+
+def test_latents_that_name_no_dataset_are_refused(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors")
+    with pytest.raises(UserError, match="does not say of which dataset it is: run encode-dataset again"):
+        dataset_id(tmp_path / "l.safetensors")
 
 
 def test_shapes_and_labels(latents):
