@@ -1,386 +1,200 @@
-"""Break the privacy code on purpose, one line at a time: every mutant must make a test fail (`make mutants`).
+"""Break the privacy code on purpose, one place at a time: every mutant must make a test fail (`make mutants`).
 
-Each mutant is applied to a copy of the project, never to the working tree.
+`operators` makes the mutants from the source, `semantic` lists those that it cannot make, `run` runs them, and
+`equivalent.toml` names those that change no behaviour. The working tree is never changed.
 """
 
-import concurrent.futures
-import os
-import shutil
-import subprocess
+import argparse
+import json
 import sys
-import tempfile
-from dataclasses import dataclass
+import time
+import tomllib
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-COPIED = ("dpsapf", "tests", "config", "paper_figures", "workflow", "pyproject.toml", "Snakefile")
+from tests.mutation import run
+from tests.mutation.operators import Mutant, mutants
+from tests.mutation.run import ROOT, Job
+from tests.mutation.semantic import SEMANTIC, SemanticMutant
+
+AnyMutant = Mutant | SemanticMutant
+SOURCE = ROOT / "dpsapf"
+EQUIVALENT = Path(__file__).with_name("equivalent.toml")
+FOLDERS = ("privacy", "gradients")
+FILES = (
+    *sorted(f"{folder}/{path.name}" for folder in FOLDERS for path in (SOURCE / folder).glob("*.py")),
+    *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "parallel", "train")),
+    *(f"saliency/{name}.py" for name in ("plan", "score", "scores")),
+)
+QUICK = ("privacy/", "saliency/scores.py")  # what a sample is drawn from
+EXTRA = {  # test files besides the mirrored one that exercise a module
+    "gradients/ghost_norms.py": ("gradients/test_ghost_clipping.py", "saliency/test_score.py"),
+    "gradients/ghost_clipping.py": ("gradients/test_per_image.py", "finetune/test_dp_sgd.py"),
+    "gradients/per_image.py": ("finetune/test_dp_sgd.py", "finetune/test_train.py"),
+    "privacy/accounting.py": ("privacy/test_plan.py", "privacy/test_audit.py", "saliency/test_plan.py"),
+    "privacy/plan.py": ("saliency/test_plan.py",),
+    "privacy/clipping.py": ("saliency/test_scores.py",),
+    "privacy/mechanisms.py": ("saliency/test_plan.py", "saliency/test_score.py"),
+    "privacy/noise.py": ("privacy/test_mechanisms.py", "finetune/test_train.py"),
+    "saliency/scores.py": ("saliency/test_plan.py", "saliency/test_score.py"),
+    "saliency/score.py": ("saliency/test_agreement.py",),
+    "finetune/dp_sgd.py": ("finetune/test_train.py", "finetune/test_parallel.py"),
+}
+FORKED = ("finetune/parallel.py",)  # reached in processes that a test forks, where nothing is measured
 
 
-@dataclass(frozen=True)
-class Mutant:
-    """One fault.
+def made() -> list[AnyMutant]:
+    """Make every mutant: file by file the generated ones, then the listed ones."""
+    return [mutant for file in FILES for mutant in mutants(_text(file), file)] + list(SEMANTIC)
 
-    Attributes:
-        name: what goes wrong.
-        file: source file below ``dpsapf/``.
-        old: text that occurs there once.
-        new: what replaces it.
-        tests: test files that must notice.
+
+def tests_of(file: str) -> tuple[str, ...]:
+    """Return the test files that may notice a fault in a module, its mirror first."""
+    folder, name = file.split("/")
+    return tuple(f"tests/{test}" for test in (f"{folder}/test_{name}", *EXTRA.get(file, ())))
+
+
+def equivalents() -> dict[str, str]:
+    """Return the reason why a mutant changes no behaviour, by its id."""
+    rows = tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+    return {row["id"]: row["reason"] for row in rows}
+
+
+def chosen(every: list[AnyMutant], words: list[str], sample: int | None, seed: str) -> list[AnyMutant]:
+    """Choose mutants whose place or id contains one of the words; of them a sample, which other mutants do not shift."""
+    some = [mutant for mutant in every if not words or any(word in mutant.where or word in mutant.id for word in words)]
+    if sample is None:
+        return some
+    quick = [mutant for mutant in some if mutant.file.startswith(QUICK) and mutant.id not in equivalents()]
+    return sorted(quick, key=lambda mutant: run.digest(seed, mutant.id))[:sample]
+
+
+class Results:
+    """What is known of mutants, kept in a JSON file after each.
+
+    A killed mutant is known as long as its module stays the same; a surviving one only while its tests do, too.
+
+    Args:
+        path: the file; None keeps nothing.
     """
 
-    name: str
-    file: str
-    old: str
-    new: str
-    tests: tuple[str, ...]
+    def __init__(self, path: Path | None) -> None:
+        self._path = path
+        self._facts = json.loads(path.read_text()) if path and path.exists() else {"reach": {}, "mutants": {}}
+
+    def reach(self, file: str) -> dict[str, dict]:
+        """Return which tests reach which lines of a file; measures it if it is not known."""
+        key = run.digest(_text(file), _tests_digest(file))
+        known = self._facts["reach"].get(file, {})
+        if known.get("key") != key:
+            print(f"measuring  {file}", flush=True)
+            known = {"key": key, "tests": run.reached(SOURCE / file, tests_of(file))}
+            self._facts["reach"][file] = known
+            self._save()
+        return known["tests"]
+
+    def of(self, mutant: AnyMutant) -> dict | None:
+        """Return what is known of a mutant."""
+        known = self._facts["mutants"].get(mutant.id)
+        if known is None or known["code"] != run.digest(_text(mutant.file)):
+            return None
+        return known if known["outcome"] == "killed" or known["tests"] == _tests_digest(mutant.file) else None
+
+    def add(self, mutant: AnyMutant, outcome: str, job: Job) -> dict:
+        """Keep and return a mutant's outcome."""
+        row = {"outcome": outcome, "seconds": job.result["seconds"], "by": job.result.get("by", "time limit")}
+        keys = {"code": run.digest(_text(mutant.file)), "tests": _tests_digest(mutant.file)}
+        self._facts["mutants"][mutant.id] = row | keys
+        self._save()
+        return row
+
+    def _save(self) -> None:
+        if self._path:
+            temporary = self._path.with_suffix(".tmp")
+            temporary.write_text(json.dumps(self._facts, indent=1))
+            temporary.replace(self._path)
 
 
-NOISE, CLIP, POISSON, AUDIT, ACCOUNT, MECHANISM = (
-    f"tests/privacy/test_{name}.py" for name in ("noise", "clipping", "poisson", "audit", "accounting", "mechanisms")
-)
-PLAN, SALIENCY_PLAN = "tests/privacy/test_plan.py", "tests/saliency/test_plan.py"
-SCORES, SCORE = (f"tests/saliency/test_{name}.py" for name in ("scores", "score"))
-GHOST, GHOST_CLIP, PER_IMAGE = (f"tests/gradients/test_{name}.py" for name in ("ghost_norms", "ghost_clipping", "per_image"))
-SGD, TRAIN, CHECKPOINT, PARALLEL = (f"tests/finetune/test_{name}.py" for name in ("dp_sgd", "train", "checkpoint", "parallel"))
-
-MUTANTS = (
-    Mutant("noise dropped", "privacy/noise.py", "value + noise_multiplier * sensitivity", "value + 0 * sensitivity", (NOISE,)),
-    Mutant("sensitivity left out", "privacy/noise.py", "noise_multiplier * sensitivity *", "noise_multiplier *", (NOISE,)),
-    Mutant("noise of 2/3", "privacy/noise.py", "value + noise_multiplier *", "value + 0.667 * noise_multiplier *", (NOISE,)),
-    Mutant("system noise too small", "privacy/noise.py", "alpha=-(2.0**-63)", "alpha=-(2.0**-64)", (NOISE,)),
-    Mutant("system noise from fewer uniforms", "privacy/noise.py", "squares.mul_(other)", "squares.square_()", (NOISE,)),
-    Mutant("cipher with a known key", "privacy/noise.py", "AES256(os.urandom(32))", "AES256(bytes(32))", (NOISE,)),
-    Mutant("forked processes draw the same", "privacy/noise.py", "self._process != os.getpid()", "self._process < 0", (NOISE,)),
-    Mutant("Gumbel noise halved", "privacy/noise.py", "value - scale * np.log", "value - 0.5 * scale * np.log", (NOISE,)),
-    Mutant("Laplace noise halved", "privacy/noise.py", "value - scale * math", "value - 0.5 * scale * math", (NOISE,)),
-    Mutant("clip doubled", "privacy/clipping.py", "torch.clamp(bound / norms", "torch.clamp(2 * bound / norms", (CLIP,)),
-    Mutant("no margin for rounding", "privacy/clipping.py", "bound *= 1 - MARGIN", "bound *= 1 - 0", (CLIP,)),
-    Mutant("automatic clip doubled", "privacy/clipping.py", "factors = bound / (norms", "factors = 2 * bound / (norms", (CLIP,)),
-    Mutant(
-        "clip per parameter",
-        "privacy/clipping.py",
-        ".square().sum(1) for gradient in gradients]).sum(0)",
-        ".square().sum(1) for gradient in gradients]).amax(0)",
-        (CLIP,),
-    ),
-    Mutant(
-        "broken images kept",
-        "privacy/clipping.py",
-        "torch.isfinite(norms), factors, torch.zeros_like(factors)",
-        "torch.isfinite(norms), factors, torch.ones_like(factors)",
-        (CLIP,),
-    ),
-    Mutant(
-        "factors not applied",
-        "privacy/clipping.py",
-        '"b,b...->...", factors, gradient',
-        '"b,b...->...", factors * 0 + 1, gradient',
-        (CLIP,),
-    ),
-    Mutant(
-        "batch of fixed size",
-        "privacy/poisson.py",
-        "return torch.tensor(next(iter(sampler)), dtype=torch.int64)",
-        "return torch.randperm(images, generator=generator)[: round(rate * images)]",
-        (POISSON,),
-    ),
-    Mutant(
-        "secret draws from the public seed in system mode",
-        "privacy/noise.py",
-        "return _system_generator() if",
-        "return torch_generator(seed, *names) if",
-        (NOISE,),
-    ),
-    Mutant(
-        "secret draws of 32 bits",
-        "privacy/noise.py",
-        "return _system_generator() if",
-        'return torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "big")) if',
-        (NOISE,),
-    ),
-    Mutant(
-        "pairs of DP-SGD from the public seed",
-        "finetune/train.py",
-        'secret_generator(plan.noise, plan.run.seed, "finetune", *names)',
-        'secret_generator("seed" if names[0] == "pairs" else plan.noise, plan.run.seed, "finetune", *names)',
-        (TRAIN,),
-    ),
-    Mutant(
-        "pairs of the saliency pass from the public seed",
-        "saliency/score.py",
-        'secret_generator(options.noise, options.seed, "saliency", "pairs")',
-        'secret_generator("seed", options.seed, "saliency", "pairs")',
-        (SCORE,),
-    ),
-    Mutant(
-        "wrong q",
-        "privacy/plan.py",
-        "rate = min(options.expected_batch_size / images, 1.0)",
-        "rate = min(0.5 * options.expected_batch_size / images, 1.0)",
-        (PLAN,),
-    ),
-    Mutant(
-        "selection left out of the calibration",
-        "privacy/plan.py",
-        "_dp_sgd_noise(saliency, run,",
-        "_dp_sgd_noise([], run,",
-        (PLAN,),
-    ),
-    Mutant("selection left out of the plan", "privacy/plan.py", "releases = [*saliency, *", "releases = [*", (PLAN,)),
-    Mutant(
-        "steps miscounted",
-        "privacy/plan.py",
-        '"steps": options.steps}',
-        '"steps": options.steps - 1}',
-        (PLAN,),
-    ),
-    Mutant(
-        "too much amplification by subsampling",
-        "privacy/accounting.py",
-        "PoissonSampledDpEvent(release.sampling_rate, step)",
-        "PoissonSampledDpEvent(release.sampling_rate**2, step)",
-        (ACCOUNT,),
-    ),
-    Mutant(
-        "steps not composed",
-        "privacy/accounting.py",
-        "SelfComposedDpEvent(step, release.steps)",
-        "SelfComposedDpEvent(step, 1)",
-        (ACCOUNT,),
-    ),
-    Mutant(
-        "whole releases free",
-        "privacy/accounting.py",
-        "return composed + sum(release.epsilon for release in whole)",
-        "return composed",
-        (ACCOUNT,),
-    ),
-    Mutant("delta spent twice", "privacy/accounting.py", "left = delta - sum(", "left = delta + 0 * sum(", (ACCOUNT,)),
-    Mutant(
-        "no guarantee counts as 0",
-        "privacy/accounting.py",
-        "if left <= 0 or len(gaussians) + len(whole) < len(releases):",
-        "if left <= 0:",
-        (PLAN, AUDIT),
-    ),
-    Mutant(
-        "release missing from the ledger",
-        "privacy/audit.py",
-        "if sorted(spent) != sorted(planned):",
-        "if not set(spent) <= set(planned):",
-        (AUDIT,),
-    ),
-    Mutant(
-        "audit ignores the target",
-        "privacy/audit.py",
-        "if spent[name] > plan.target_epsilon:",
-        "if spent[name] > 2 * plan.target_epsilon + 99:",
-        (AUDIT,),
-    ),
-    Mutant(
-        "audit ignores sigma",
-        "privacy/audit.py",
-        "if getattr(planned, key) != getattr(spent, key):",
-        'if key != "noise_multiplier" and getattr(planned, key) != getattr(spent, key):',
-        (AUDIT,),
-    ),
-    Mutant("audit believes any batch sizes", "privacy/audit.py", "if min(chances) < UNLIKELY:", "if min(chances) < 0:", (AUDIT,)),
-    Mutant(
-        "audit believes other data", "privacy/audit.py", "or spend.dataset_sha256 != plan.dataset_sha256:", "or False:", (AUDIT,)
-    ),
-    Mutant(
-        "exponential mechanism twice as sharp",
-        "privacy/mechanisms.py",
-        "planned.sensitivity / epsilon",
-        "0.5 * planned.sensitivity / epsilon",
-        (MECHANISM,),
-    ),
-    Mutant("exponential mechanism undercharged", "privacy/mechanisms.py", "epsilon=rho + 2 *", "epsilon=rho + 1 *", (MECHANISM,)),
-    Mutant("PTR threshold too low", "privacy/mechanisms.py", "threshold = 1 + math", "threshold = 0 * math", (MECHANISM,)),
-    Mutant("PTR falls back", "privacy/mechanisms.py", 'raise UserError("mechanism", "ptr", remedy)', "pass", (MECHANISM,)),
-    Mutant(
-        "energy not clipped",
-        "saliency/scores.py",
-        "return _finite(squared) * factors.square()[:, None]",
-        "return _finite(squared)",
-        (SCORES,),
-    ),
-    Mutant("energy clipped once", "saliency/scores.py", "factors.square()[:, None]", "factors[:, None]", (SCORES,)),
-    Mutant(
-        "sensitivity of C instead of C^2",
-        "saliency/scores.py",
-        "sensitivity=lambda bounds: bounds.clipping_norm**2",
-        "sensitivity=lambda bounds: bounds.clipping_norm",
-        (SCORES, SALIENCY_PLAN),
-    ),
-    Mutant(
-        "one vote more", "saliency/scores.py", "squared.topk(min(bounds.votes,", "squared.topk(min(bounds.votes + 1,", (SCORES,)
-    ),
-    Mutant(
-        "shares sum to 2",
-        "saliency/scores.py",
-        "return _finite(squared) / total",
-        "return 2 * _finite(squared) / total",
-        (SCORES,),
-    ),
-    Mutant(
-        "Gram cross terms dropped",
-        "gradients/ghost_norms.py",
-        "((a.mT @ a) * (g.mT @ g)).sum((1, 2, 3))",
-        "((a.mT @ a) * (g.mT @ g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
-        (GHOST,),
-    ),
-    Mutant("norm of sums", "gradients/ghost_norms.py", "(g @ a.mT).square_().sum(", "(g @ a.mT).abs_().sum(", (GHOST,)),
-    Mutant("second calls overwrite", "gradients/ghost_norms.py", "if name in self._received:", "if False:", (GHOST, PER_IMAGE)),
-    Mutant(
-        "ghost factors not applied",
-        "gradients/ghost_clipping.py",
-        "weights = (clip_factors(squared, bound, clipping) / multiplicity)",
-        "weights = (clip_factors(squared, bound, clipping) * 0 + 1 / multiplicity)",
-        (GHOST_CLIP,),
-    ),
-    Mutant(
-        "factors not applied in the pass of the sums",
-        "gradients/ghost_clipping.py",
-        "_weighted_sum(layer, kept[0][rows], kept[1][rows], weights)",
-        "_weighted_sum(layer, kept[0][rows], kept[1][rows], weights * 0 + 1)",
-        (GHOST_CLIP,),
-    ),
-    Mutant(
-        "every layer kept under gradient checkpointing",
-        "gradients/per_image.py",
-        "two_passes=checkpointed and adapter is None",
-        "two_passes=False",
-        (PER_IMAGE,),
-    ),
-    Mutant(
-        "LoKr's scale dropped",
-        "gradients/adapter_rows.py",
-        "layer.scaling[adapter] * g.unflatten",
-        "g.unflatten",
-        (PER_IMAGE,),
-    ),
-    Mutant(
-        "no noise on an empty batch",
-        "finetune/dp_sgd.py",
-        'if release.mechanism == "gaussian" and processes.leads:',
-        'if release.mechanism == "gaussian" and processes.leads and total.any():',
-        (SGD,),
-    ),
-    Mutant(
-        "divided by the realised batch",
-        "finetune/dp_sgd.py",
-        "/ expected_batch).to(parameter)",
-        "/ max(len(pairs), 1)).to(parameter)",
-        (SGD,),
-    ),
-    Mutant(
-        "pairs clipped instead of images",
-        "gradients/per_image.py",
-        "return rows.float().unflatten(0, (-1, multiplicity)).mean(1)",
-        "return rows.float()",
-        (PER_IMAGE,),
-    ),
-    Mutant(
-        "same noise at every step",
-        "finetune/train.py",
-        '"finetune", "privacy noise", step,',
-        '"finetune", "privacy noise",',
-        (TRAIN,),
-    ),
-    Mutant(
-        "adapters without layers of their own clipped to twice the bound",
-        "gradients/per_image.py",
-        "for name in self._names], bound, clipping)",
-        "for name in self._names], 2 * bound, clipping)",
-        (PER_IMAGE,),
-    ),
-    Mutant(
-        "wrong q of the saliency pass", "saliency/plan.py", "rate = min(settings.", "rate = min(0.5 * settings.", (SALIENCY_PLAN,)
-    ),
-    Mutant(
-        "mechanism of another delta",
-        "saliency/plan.py",
-        "delta = options.delta or default_delta(images)",
-        "delta = default_delta(images)",
-        (SALIENCY_PLAN,),
-    ),
-    Mutant(
-        "units ranked as matrices",
-        "saliency/plan.py",
-        "ranking(table, None if whole else run.level,",
-        "ranking(table, None,",
-        (SALIENCY_PLAN,),
-    ),
-    Mutant(
-        "audit ignores the rate of whole batches",
-        "privacy/audit.py",
-        "if (sizes != spend.images).any():",
-        "if False:",
-        (AUDIT,),
-    ),
-    Mutant(
-        "audit asks one certifier",
-        "privacy/audit.py",
-        'CERTIFIERS = ("pld", "prv")',
-        'CERTIFIERS = ("pld",)',
-        (AUDIT,),
-    ),
-    Mutant("Gumbel noise of one draw", "privacy/noise.py", "source.uniform(len(value))", "source.uniform(1)", (NOISE,)),
-    Mutant("uniforms of 0", "privacy/noise.py", "draws.clamp_min(2.0**-54)", "draws", (NOISE,)),
-    Mutant(
-        "checkpoint of another run used",
-        "finetune/checkpoint.py",
-        'if facts["identity"] != identity:',
-        'if facts["identity"] is None:',
-        (CHECKPOINT,),
-    ),
-    Mutant(
-        "processes draw other batches",
-        "finetune/parallel.py",
-        "return generator.set_state(state.cpu())",
-        "return generator",
-        (PARALLEL,),
-    ),
-    Mutant(
-        "shares of a batch not summed",
-        "finetune/parallel.py",
-        "dist.all_reduce(tensor)",
-        "pass",
-        (PARALLEL,),
-    ),
-    Mutant("processes keep their own sums", "finetune/dp_sgd.py", "processes.agree([total])", "pass", (PARALLEL,)),
-)
+def _text(file: str) -> str:
+    return (SOURCE / file).read_text()
 
 
-def survives(mutant: Mutant) -> bool:
-    """Run the mutant's tests on a changed copy; True if they all pass."""
-    with tempfile.TemporaryDirectory() as folder:
-        for name in COPIED:
-            source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy
-            copy(source, Path(folder) / name)
-        path = Path(folder) / "dpsapf" / mutant.file
-        text = path.read_text()
-        if text.count(mutant.old) != 1:
-            raise SystemExit(f"mutant '{mutant.name}': its text occurs {text.count(mutant.old)} times in {mutant.file}")
-        path.write_text(text.replace(mutant.old, mutant.new))
-        words = [sys.executable, "-m", "pytest", "-x", "-q", "-n", "0", "--no-cov", "-p", "no:cacheprovider", *mutant.tests]
-        environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-        return subprocess.run(words, cwd=folder, env=environment, capture_output=True, check=False).returncode == 0
+def _tests_digest(file: str) -> str:
+    return run.digest(*((ROOT / test).read_text() for test in ("tests/conftest.py", *tests_of(file))))
 
 
-def main() -> None:
-    """Make every mutant, or those whose names contain the words given; fail if one survives."""
-    chosen = [mutant for mutant in MUTANTS if all(word in mutant.name for word in sys.argv[1:])]
-    alive = []
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        for mutant, survived in zip(chosen, pool.map(survives, chosen), strict=True):
-            print(f"{'SURVIVED' if survived else 'killed  '}  {mutant.file:28}  {mutant.name}", flush=True)
-            alive += [mutant.name] * survived
-    print(f"{len(chosen)} mutants made, {len(chosen) - len(alive)} killed")
-    sys.exit(1 if alive else 0)
+def job(mutant: AnyMutant, results: Results, measure: bool) -> Job:
+    """Describe the run of a mutant's tests: those that reach it, quickest first, or without measuring all of them."""
+    path, tests = SOURCE / mutant.file, tests_of(mutant.file)
+    tree = mutant.tree(_text(mutant.file))
+    if not measure:
+        return Job(mutant.id, path, tree, tests)
+    reach = results.reach(mutant.file)
+    somewhere = mutant.inside and mutant.file not in FORKED
+    order = run.ordered(reach, mutant.statement if somewhere else None)
+    files = [test for test in tests if any(name.startswith(f"{test}::") for name in order)]
+    return Job(mutant.id, path, tree, files or tests[:1], order, run.time_limit(reach, order))
+
+
+def run_all(some: list[AnyMutant], results: Results, at_once: int, measure: bool) -> dict[str, dict]:
+    """Run mutants and say how each ends; those that are known are not run again. Returns the rows by id."""
+    rows = {mutant.id: known for mutant in some if (known := results.of(mutant))}
+    by_id = {mutant.id: mutant for mutant in some}
+
+    def jobs() -> Iterator[Job]:
+        return (job(mutant, results, measure) for mutant in some if mutant.id not in rows)
+
+    def report(ended: Job) -> None:
+        mutant = by_id[ended.name]
+        row = rows[mutant.id] = results.add(mutant, run.outcome(ended), ended)
+        print(f"{row['outcome']:8}  {row['seconds']:5.1f} s  {mutant.where:32}  {mutant.id}", flush=True)
+
+    run.import_heavy()
+    run.run(jobs(), at_once, report)
+    return rows
+
+
+def summary(some: list[AnyMutant], rows: dict[str, dict], reasons: dict[str, str], minutes: float) -> list[str]:
+    """Print totals by file; return the ids of mutants that survive without a reason."""
+    counts: dict[str, Counter] = {}
+    for mutant in some:
+        kind = "equivalent" if mutant.id in reasons else rows[mutant.id]["outcome"]
+        counts.setdefault(mutant.file, Counter())[kind] += 1
+    total = sum(counts.values(), Counter())
+    for file, count in [*counts.items(), ("all", total)]:
+        print(f"{file:28} {count.total():5} made {count['killed']:5} killed {count['equivalent']:5} equivalent", end="")
+        print(f" {count['SURVIVED']:5} survive")
+    seconds = [row["seconds"] for row in rows.values()]
+    print(f"{minutes:.1f} minutes; {sum(seconds) / max(1, len(seconds)):.2f} s of a core for a mutant")
+    return [mutant.id for mutant in some if mutant.id not in reasons and rows[mutant.id]["outcome"] == "SURVIVED"]
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutation.mutate", description=__doc__.splitlines()[0])
+    parser.add_argument("words", nargs="*", help="run mutants whose file:line:column or id contains one of these")
+    parser.add_argument("--list", action="store_true", help="say which mutants there are, run none")
+    parser.add_argument("--sample", type=int, help=f"run this many mutants of {' and '.join(QUICK)}")
+    parser.add_argument("--seed", default="0", help="of the sample")
+    parser.add_argument("--jobs", type=int, default=1, help="mutants run at once")
+    parser.add_argument("--results", type=Path, help="JSON file to keep outcomes in, and to go on from")
+    return parser.parse_args(words)
+
+
+def main(words: list[str]) -> int:
+    """Run the mutants chosen; 1 if one survives that is not equivalent."""
+    options, start = arguments(words), time.monotonic()
+    some, reasons = chosen(made(), options.words, options.sample, options.seed), equivalents()
+    if options.list:
+        print("\n".join(f"{mutant.where:32}  {mutant.id}" for mutant in some))
+        return 0
+    to_run = [mutant for mutant in some if mutant.id not in reasons]
+    rows = run_all(to_run, Results(options.results), options.jobs, measure=options.sample is None)
+    alive = summary(some, rows, reasons, (time.monotonic() - start) / 60)
+    print("\n".join(f"SURVIVED  {name}" for name in alive))
+    return 1 if alive else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))

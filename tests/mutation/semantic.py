@@ -1,0 +1,130 @@
+"""Faults of the privacy code that no operator of `operators` makes: what a person would get wrong."""
+
+import ast
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class SemanticMutant:
+    """One fault.
+
+    Attributes:
+        name: what goes wrong.
+        file: source file below ``dpsapf/``.
+        old: text that occurs there once.
+        new: what replaces it.
+    """
+
+    name: str
+    file: str
+    old: str
+    new: str
+    inside = False  # any of the module's tests may notice
+
+    @property
+    def id(self) -> str:
+        """Return file and name."""
+        return f"{self.file}: {self.name}"
+
+    @property
+    def where(self) -> str:
+        """Return the file."""
+        return self.file
+
+    def tree(self, source: str) -> ast.Module:
+        """Return the mutated syntax tree of the file's text.
+
+        Raises:
+            ValueError: the text does not occur once.
+        """
+        if source.count(self.old) != 1:
+            raise ValueError(f"{self.id}: its text occurs {source.count(self.old)} times")
+        return ast.parse(source.replace(self.old, self.new))
+
+
+SEMANTIC = tuple(
+    SemanticMutant(*row)
+    for row in (
+        ("noise of 2/3", "privacy/noise.py", "value + noise_multiplier *", "value + 0.667 * noise_multiplier *"),
+        (
+            "secret draws of 32 bits",
+            "privacy/noise.py",
+            "return _system_generator() if",
+            'return torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "big")) if',
+        ),
+        ("Gumbel noise of one draw", "privacy/noise.py", "source.uniform(len(value))", "source.uniform(1)"),
+        (
+            "batch of fixed size",
+            "privacy/poisson.py",
+            "return torch.tensor(next(iter(sampler)), dtype=torch.int64)",
+            "return torch.randperm(images, generator=generator)[: round(rate * images)]",
+        ),
+        (
+            "pairs of DP-SGD from the public seed",
+            "finetune/train.py",
+            'secret_generator(plan.noise, plan.run.seed, "finetune", *names)',
+            'secret_generator("seed" if names[0] == "pairs" else plan.noise, plan.run.seed, "finetune", *names)',
+        ),
+        (
+            "pairs of the saliency pass from the public seed",
+            "saliency/score.py",
+            'secret_generator(options.noise, options.seed, "saliency", "pairs")',
+            'secret_generator("seed", options.seed, "saliency", "pairs")',
+        ),
+        (
+            "too much amplification by subsampling",
+            "privacy/accounting.py",
+            "PoissonSampledDpEvent(release.sampling_rate, step)",
+            "PoissonSampledDpEvent(release.sampling_rate**2, step)",
+        ),
+        (
+            "steps not composed",
+            "privacy/accounting.py",
+            "SelfComposedDpEvent(step, release.steps)",
+            "SelfComposedDpEvent(step, 1)",
+        ),
+        (
+            "release missing from the ledger",
+            "privacy/audit.py",
+            "if sorted(spent) != sorted(planned):",
+            "if not set(spent) <= set(planned):",
+        ),
+        (
+            "audit ignores sigma",
+            "privacy/audit.py",
+            "if getattr(planned, key) != getattr(spent, key):",
+            'if key != "noise_multiplier" and getattr(planned, key) != getattr(spent, key):',
+        ),
+        ("audit asks one certifier", "privacy/audit.py", 'CERTIFIERS = ("pld", "prv")', 'CERTIFIERS = ("pld",)'),
+        (
+            "Gram cross terms dropped",
+            "gradients/ghost_norms.py",
+            "((a.mT @ a) * (g.mT @ g)).sum((1, 2, 3))",
+            "((a.mT @ a) * (g.mT @ g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
+        ),
+        (
+            "ghost factors not applied",
+            "gradients/ghost_clipping.py",
+            "weights = (clip_factors(squared, bound, clipping) / multiplicity)",
+            "weights = (clip_factors(squared, bound, clipping) * 0 + 1 / multiplicity)",
+        ),
+        (
+            "pairs clipped instead of images",
+            "gradients/per_image.py",
+            "return rows.float().unflatten(0, (-1, multiplicity)).mean(1)",
+            "return rows.float()",
+        ),
+        (
+            "no noise on an empty batch",
+            "finetune/dp_sgd.py",
+            'if release.mechanism == "gaussian" and processes.leads:',
+            'if release.mechanism == "gaussian" and processes.leads and total.any():',
+        ),
+        (
+            "divided by the realised batch",
+            "finetune/dp_sgd.py",
+            "/ expected_batch).to(parameter)",
+            "/ max(len(pairs), 1)).to(parameter)",
+        ),
+    )
+)
