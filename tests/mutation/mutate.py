@@ -150,7 +150,7 @@ def run_all(some: list[AnyMutant], results: Results, at_once: int, measure: bool
         row = rows[mutant.id] = results.add(mutant, run.outcome(ended), ended)
         print(f"{row['outcome']:8}  {row['seconds']:5.1f} s  {mutant.where:32}  {mutant.id}", flush=True)
 
-    run.import_heavy()
+    run.import_heavy(models=measure)
     run.run(jobs(), at_once, report)
     return rows
 
@@ -177,23 +177,25 @@ def arguments(words: list[str]) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="say which mutants there are, run none")
     parser.add_argument("--sample", type=int, help=f"run this many mutants of {' and '.join(QUICK)}")
     parser.add_argument("--seed", default="0", help="of the sample")
+    parser.add_argument("--equivalent", action="store_true", help="run those said to be equivalent, too: none may be killed")
     parser.add_argument("--jobs", type=int, default=1, help="mutants run at once")
     parser.add_argument("--results", type=Path, help="JSON file to keep outcomes in, and to go on from")
     return parser.parse_args(words)
 
 
 def main(words: list[str]) -> int:
-    """Run the mutants chosen; 1 if one survives that is not equivalent."""
+    """Run the mutants chosen; 1 if one survives that is not equivalent, or one is killed that is said to be."""
     options, start = arguments(words), time.monotonic()
     some, reasons = chosen(made(), options.words, options.sample, options.seed), equivalents()
     if options.list:
         print("\n".join(f"{mutant.where:32}  {mutant.id}" for mutant in some))
         return 0
-    to_run = [mutant for mutant in some if mutant.id not in reasons]
+    to_run = [mutant for mutant in some if options.equivalent or mutant.id not in reasons]
     rows = run_all(to_run, Results(options.results), options.jobs, measure=options.sample is None)
     alive = summary(some, rows, reasons, (time.monotonic() - start) / 60)
-    print("\n".join(f"SURVIVED  {name}" for name in alive))
-    return 1 if alive else 0
+    wrong = [name for name in reasons if rows.get(name, {}).get("outcome") == "killed"]
+    print("\n".join([f"SURVIVED  {name}" for name in alive] + [f"KILLED, so not equivalent  {name}" for name in wrong]))
+    return 1 if alive or wrong else 0
 
 
 if __name__ == "__main__":

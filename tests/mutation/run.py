@@ -35,13 +35,6 @@ HEAVY = (
     "torch",
     "torch.distributed",
     "torch.multiprocessing",
-    "torchvision",
-    "diffusers.models.unets.unet_2d_condition",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.schedulers.scheduling_ddim",
-    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
-    "transformers.models.clip.modeling_clip",
-    "peft",
     "opacus.accountants.analysis.gdp",
     "opacus.grad_sample",
     "opacus.utils.uniform_sampler",
@@ -62,16 +55,25 @@ HEAVY = (
     "hypothesis.strategies",
     "coverage",
 )
+MODELS = (  # as long to import as the rest, and needed by tests of whole models only
+    "torchvision",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.schedulers.scheduling_ddim",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "transformers.models.clip.modeling_clip",
+    "peft",
+)
 OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=line")
 GENEROUS = 20.0  # seconds of a core that a mutant's tests may take beyond four times what they take without it
 
 
-def import_heavy() -> None:
-    """Import what tests need from others, in one thread, so that a fork is safe."""
+def import_heavy(models: bool = True) -> None:
+    """Import what tests need from others, with or without libraries of models, in one thread, so that a fork is safe."""
     os.environ |= {"OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     from _pytest.config import default_plugins
 
-    for name in (*HEAVY, *(f"_pytest.{name}" for name in default_plugins)):
+    for name in (*HEAVY, *(MODELS if models else ()), *(f"_pytest.{name}" for name in default_plugins)):
         importlib.import_module(name)
     if any(name.partition(".")[0] == PACKAGE for name in sys.modules):
         raise RuntimeError(f"{PACKAGE} was imported before it could be mutated")
@@ -231,7 +233,11 @@ class Job:
     def _read(self, code: int, seconds: float) -> dict:
         path = Path(self.folder) / "result.json"
         written = json.loads(path.read_text()) if path.exists() else {}
-        return {"code": code, "seconds": round(seconds, 2), "output": (Path(self.folder) / "output").read_text()[-3000:]} | written
+        return {
+            "code": code,
+            "seconds": round(seconds, 2),
+            "output": (Path(self.folder) / "output").read_text()[-3000:],
+        } | written
 
 
 def _child(job: Job) -> typing.NoReturn:
@@ -251,9 +257,8 @@ def _child(job: Job) -> typing.NoReturn:
 
 def _run_tests(job: Job) -> int:
     os.chdir(job.root)
-    import torch.multiprocessing as multiprocessing
-
-    multiprocessing.spawn = functools.partial(multiprocessing.start_processes, start_method="fork")
+    if multiprocessing := sys.modules.get("torch.multiprocessing"):
+        multiprocessing.spawn = functools.partial(multiprocessing.start_processes, start_method="fork")
     if job.tree is not None:
         name = ".".join(job.path.relative_to(job.root).with_suffix("").parts)
         sys.meta_path.insert(0, MutatedFinder(job.path, name, job.tree))

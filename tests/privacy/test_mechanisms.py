@@ -32,6 +32,19 @@ def test_gaussian_noise_has_the_planned_scale():
     assert stats.kstest(noise, stats.norm(0, 5 * 2 / 3).cdf).pvalue < 1e-6
 
 
+def test_a_plan_says_what_is_released():
+    described = Ranking(unit_of=np.arange(6), kept=2, sensitivity=3.0, unit_sensitivity=2.0)
+    for name, sensitivity in (("gaussian", 3.0), ("exponential", 2.0), ("ptr", 2.0)):
+        planned = mechanism(name).plan(described, 5.0, 0.25, DELTA)
+        assert (planned.name, planned.mechanism, planned.steps) == ("saliency", name, 1)
+        assert (planned.noise_multiplier, planned.sensitivity, planned.sampling_rate) == (5.0, sensitivity, 0.25)
+    assert mechanism("none").plan(described, None, 0.25, DELTA).steps == 1
+
+
+def test_released_scores_are_an_array():
+    assert isinstance(released("gaussian"), np.ndarray)
+
+
 def test_exponential_draws_follow_the_exponential_mechanism():
     """First draw: probability proportional to exp(e s/D), e = 2/(sigma_s sqrt(k))."""
     rate = 2 / (5.0 * math.sqrt(2))
@@ -91,7 +104,7 @@ def test_ptr_refuses_and_says_what_it_cost():
 
 def test_ptr_hardly_ever_releases_an_unstable_set():
     """At a gap of exactly D the test passes with probability delta."""
-    loose = replace(mechanism("ptr").plan(ranking(kept=1), 5.0, 1.0, 1.0), delta=0.1)
+    loose = replace(mechanism("ptr").plan(ranking(kept=1), 1.0, 1.0, 1.0), delta=0.1)
     scores = np.array([1.0, 0, 0, 0, 0, 0])
     passed = 0
     for seed in range(2000):
@@ -101,6 +114,24 @@ def test_ptr_hardly_ever_releases_an_unstable_set():
         except UserError:
             pass
     assert 0.07 < passed / 2000 < 0.13  # four standard errors about 0.1
+
+
+def test_ptr_measures_the_gap_in_units_of_what_one_image_moves():
+    """At the same scores, a tenth of the unit sensitivity lets the test pass, ten times of it does not."""
+    threshold = 1 + 5.0 * math.log(1 / (2 * DELTA * 0.1))
+    scores = np.array([1.0, 0, 0, 0, 0, 0]) * 2 * threshold
+    assert released("ptr", scores=scores, kept=1, unit_sensitivity=0.1).tolist() == [1, 0, 0, 0, 0, 0]
+    with pytest.raises(UserError, match="refused"):
+        released("ptr", scores=scores, kept=1, unit_sensitivity=10.0)
+
+
+def test_ptr_refuses_large_scores_that_are_close():
+    with pytest.raises(UserError, match="refused"):
+        released("ptr", scores=np.array([9.0, 9, 0, 0, 0, 0]) * 1e6, kept=1)
+
+
+def test_ptr_releases_all_units_whatever_their_scores():
+    assert released("ptr", kept=6).tolist() == [1] * 6  # no image could change a set of everything
 
 
 def test_ptr_gap_moves_by_at_most_one_between_neighbours():
