@@ -219,16 +219,38 @@ def test_close_removes_the_hooks():
     assert not layer._forward_hooks
 
 
+def test_close_forgets_a_backward_pass():
+    layer = torch.nn.Linear(3, 3)
+    engine = GhostClipping(layer, dict(layer.named_parameters()))
+    inputs = torch.randn(2, 3)
+    engine.model(inputs).sum().backward()
+    assert engine._kept and engine._rows
+    engine.close()
+    assert not engine._kept and not engine._rows
+
+
 def model_of(kind):
     layers = torch.nn.ModuleDict({"a": torch.nn.Linear(3, 3), "b": torch.nn.Linear(3, 3), "e": torch.nn.Embedding(3, 3)})
     if kind == "shared":
         layers["b"].weight = layers["a"].weight
+    if kind == "scale":
+        layers["a"].scale = torch.nn.Parameter(torch.ones(3))
     return layers
 
 
-@pytest.mark.parametrize(("kind", "name"), [("shared", "a.weight"), ("embedding", "e.weight"), ("missing", "c.weight")])
-def test_other_parameters_are_refused_by_name(kind, name):
+@pytest.mark.parametrize(
+    ("kind", "name", "message"),
+    [
+        ("shared", "a.weight", "'a.weight': is shared by two layers"),
+        ("embedding", "e.weight", "'e'"),
+        ("missing", "c.weight", "'c.weight': is not the weight or bias"),
+        ("misnamed", "b.weight", "'b.weight': is not the weight or bias"),
+        ("scale", "a.scale", "'a.scale': is not the weight or bias"),
+    ],
+)
+def test_other_parameters_are_refused_by_name(kind, name, message):
     layers = model_of(kind)
-    parameter = dict(layers.named_parameters()).get(name, layers["a"].weight)
-    with pytest.raises(UserError, match=f"'{name.removesuffix('.weight')}"):
+    known = {} if kind == "misnamed" else dict(layers.named_parameters())
+    parameter = known.get(name, layers["a"].weight)
+    with pytest.raises(UserError, match=message):
         GhostClipping(layers, {name: parameter})
