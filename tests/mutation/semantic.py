@@ -117,8 +117,8 @@ SEMANTIC = tuple(
         (
             "no noise on an empty batch",
             "finetune/dp_sgd.py",
-            'if release.mechanism == "gaussian" and processes.leads:',
-            'if release.mechanism == "gaussian" and processes.leads and total.any():',
+            "elif processes.leads:",
+            "elif processes.leads and any(total.any() for total in sums):",
         ),
         (
             "divided by the realised batch",
