@@ -8,8 +8,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dpsapf"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-# draws that are not privacy noise: the diffusion's own, and public training
-DRAWS = {"privacy/noise.py", "public_models/latents.py", "pretraining/pretrain.py", "public_models/encode.py"}
+ADDS_NOISE = {"add_gaussian_noise", "add_gumbel_noise", "add_laplace_noise"}
+NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri", "log_normal_", "NormalDistribution", "Normal"}
+# privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
+DRAWN = {"privacy/noise.py", "public_models/latents.py", "public_models/encode.py"}
+DRAWN |= {"finetune/adapters.py", "pretraining/pretrain.py", "pretraining/public_data.py", "bench/compare.py"}
+MEASURED = {"privacy/meter.py"}
+TEXTURES = "datasets/"  # procedural images, drawn before anything is private
 
 
 def calls(path):
@@ -19,14 +24,59 @@ def calls(path):
             yield ast.unparse(node.func)
 
 
-def test_privacy_noise_is_added_in_two_stages_only():
-    users = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if "add_gaussian_noise" in set(calls(path))}
-    assert users == {"privacy/mechanisms.py", "finetune/dp_sgd.py"}
+def named(tree):
+    """Every name that code uses, however it is reached: attributes, names, imports, and strings given to getattr."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.alias):
+            yield node.name.rpartition(".")[2]
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
+            yield from (word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str))
+
+
+def users_of(names):
+    """Files below the package that use one of the names."""
+    return {path.relative_to(PACKAGE).as_posix() for path in SOURCES if names & set(named(ast.parse(path.read_text())))}
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "torch.randn(3)",
+        "torch.randn_like(x)",
+        "x.normal_()",
+        "from torch import randn as r",
+        "f = torch.randn",
+        "getattr(torch, 'randn')(3)",
+        "np.random.default_rng(0).standard_normal(3)",
+        "torch.distributions.Normal(0, 1)",
+    ],
+)
+def test_a_draw_is_seen_however_it_is_written(code):
+    assert NORMALS & set(named(ast.parse(code)))
+
+
+def test_privacy_noise_is_added_by_the_meter_alone():
+    assert users_of(ADDS_NOISE) == {"privacy/meter.py"}
+    assert {user for user in users_of({"Meter"}) if not user.startswith("bench/")} == {
+        "privacy/mechanisms.py",
+        "saliency/score.py",
+        "saliency/agreement.py",
+        "finetune/dp_sgd.py",
+        "finetune/train.py",
+        "finetune/checkpoint.py",
+    }
+
+
+def test_batches_are_drawn_by_the_meter_alone():
+    assert users_of({"poisson_batch"}) == {"privacy/meter.py"}
 
 
 def test_normal_draws_are_where_they_belong():
-    users = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if "torch.randn" in set(calls(path))}
-    assert users <= DRAWS
+    assert {user for user in users_of(NORMALS) if not user.startswith(TEXTURES)} <= DRAWN | MEASURED
 
 
 def test_clipping_is_computed_in_one_module():
