@@ -6,6 +6,7 @@
 
 import argparse
 import json
+import signal
 import sys
 import time
 import tomllib
@@ -154,6 +155,7 @@ def run_all(some: list[AnyMutant], results: Results, at_once: int, measure: bool
         print(f"{row['outcome']:8}  {row['seconds']:5.1f} s  {mutant.where:32}  {mutant.id}", flush=True)
 
     run.import_heavy(models=measure)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what runs is stopped, too
     run.run(jobs(), at_once, report)
     return rows
 

@@ -21,6 +21,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -222,13 +223,17 @@ class Job:
         late = time.monotonic() - self.started > 10 * self.limit
         if not ended and not late:
             return False
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process, signal.SIGKILL)  # also what a test started
+        self.stop()
         if not ended:
             _, status, usage = os.wait4(self.process, 0)
         self.result = self._read(os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime)
         shutil.rmtree(self.folder, ignore_errors=True)
         return True
+
+    def stop(self) -> None:
+        """Kill it, and what its tests started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process, signal.SIGKILL)
 
     def _read(self, code: int, seconds: float) -> dict:
         path = Path(self.folder) / "result.json"
@@ -244,6 +249,7 @@ def _child(job: Job) -> typing.NoReturn:
     """Run the tests in the forked process; its exit code is pytest's."""
     code = 70
     try:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         os.setpgid(0, 0)
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(job.limit), math.ceil(job.limit)))  # whoever else is at work
         output = os.open(Path(job.folder) / "output", os.O_CREAT | os.O_WRONLY)
@@ -251,6 +257,8 @@ def _child(job: Job) -> typing.NoReturn:
         os.dup2(output, 2)
         code = _run_tests(job)
         sys.stdout.flush()
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(code)
 
@@ -273,20 +281,24 @@ def _run_tests(job: Job) -> int:
 
 
 def run(jobs: Iterator[Job], at_once: int, report: Callable[[Job], None]) -> None:
-    """Run jobs, some at once, and report each when it ends."""
+    """Run jobs, some at once, and report each when it ends; none outlives the caller."""
     running: list[Job] = []
-    while True:
-        while len(running) < at_once and (job := next(jobs, None)):
-            job.start()
-            running.append(job)
-        if not running:
-            return
-        ended = [job for job in running if job.done()]
-        for job in ended:
-            running.remove(job)
-            report(job)
-        if not ended:
-            time.sleep(0.02)
+    try:
+        while True:
+            while len(running) < at_once and (job := next(jobs, None)):
+                job.start()
+                running.append(job)
+            if not running:
+                return
+            ended = [job for job in running if job.done()]
+            for job in ended:
+                running.remove(job)
+                report(job)
+            if not ended:
+                time.sleep(0.02)
+    finally:
+        for job in running:
+            job.stop()
 
 
 def outcome(job: Job) -> str:
