@@ -109,6 +109,13 @@ def test_no_array_is_read_with_pickles():
             assert "np.load(" not in line or "allow_pickle=False" in line
 
 
+def test_what_has_spent_and_refused_is_not_tried_again():
+    """The Slurm profile retries failed jobs; a retry would draw the refusal's noise anew."""
+    rules = (PACKAGE.parent / "workflow" / "rules" / "saliency.smk").read_text()
+    scoring = rules.split("rule ")[1]
+    assert scoring.startswith("score_saliency") and re.search(r"^    retries: 0\b", scoring, re.MULTILINE)
+
+
 def test_no_image_without_an_audit():
     """The only way to sampling is a ledger, and the only writer of ledgers is the audit."""
     writers = [path for path in SOURCES if "Ledger" in set(calls(path))]

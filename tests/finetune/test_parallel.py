@@ -13,6 +13,7 @@ from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise, secret_generator
 from dpsapf.public_models.latents import Pairs
+from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
 
 IMAGES = 7  # one process gets one more than the other
@@ -63,6 +64,11 @@ def work(rank, ports, folder):
         result["gradient"] = gradient(joined, noise=("leader", "follower")[rank])
         result["few"] = gradient(joined, 1)  # the second process has none
         result["empty"] = gradient(joined, 0)
+        joined.check_equal(7, "step")
+        try:
+            joined.check_equal(rank, "step that a process resumes at")
+        except UserError as error:
+            result["unequal"] = str(error)
     os.environ["MASTER_PORT"] = str(ports[1])  # the first port's store may still be closing
     try:
         with processes("cpu"):
@@ -120,6 +126,11 @@ def test_the_noise_of_the_other_process_or_of_both_would_differ(two):
         assert not torch.allclose(two[0]["gradient"][0], wrong, rtol=1e-2, atol=1e-2)
 
 
+def test_processes_that_resume_at_different_steps_are_refused(two):
+    for rank, result in enumerate(two):
+        assert f"resumes at = {rank}: others have 0 to 1: put the outputs in a folder" in result["unequal"]
+
+
 def test_the_group_is_left_after_an_error(two):
     assert [result["left"] for result in two] == [True, True]
 
@@ -149,5 +160,6 @@ def test_alone_there_is_nothing_to_sum_or_to_agree_on():
     before = generator.get_state()
     ALONE.add([value])
     ALONE.agree([value])
+    ALONE.check_equal(3, "step")
     assert value.tolist() == [0, 1, 2]
     assert ALONE.agree_on_generator(generator, "cpu") is generator and torch.equal(generator.get_state(), before)
