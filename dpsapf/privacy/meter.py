@@ -8,6 +8,7 @@ import math
 import secrets
 import sys
 import typing
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ class Meter:
         released = [add_gaussian_noise(value, noise_multiplier, sensitivity, source) for value in sums]
         scale = noise_multiplier * sensitivity
         self._step("gaussian", noise_multiplier, sensitivity, source)
-        self._added([(after - before).flatten() / scale for before, after in zip(sums, released, strict=True)])
+        self._added((after - before).flatten() / scale for before, after in zip(sums, released, strict=True))
         return released
 
     def gumbel(self, scores: np.ndarray, kept: int, sigma_s: float, sensitivity: float, source: NoiseSource) -> np.ndarray:
@@ -126,11 +127,14 @@ class Meter:
         if self._done.setdefault(key, value) != value:
             raise UserError(key, value, f"was {self._done[key]} at an earlier step of the same release: a defect, report it")
 
-    def _added(self, noise: list[torch.Tensor]) -> None:
-        """Measure standardised noise, flat tensors: how much there was, and whether it was there before."""
-        self._facts["numbers"] += sum(part.numel() for part in noise)
-        self._facts["squares"] += sum(float(part.double().square().sum()) for part in noise)
-        sample = torch.cat([part[:KEPT].double().cpu() for part in noise])[:KEPT]
+    def _added(self, noise: Iterable[torch.Tensor]) -> None:
+        """Measure standardised noise, flat tensors one after the other: how much, and whether it was there before."""
+        kept = []
+        for part in noise:
+            self._facts["numbers"] += part.numel()
+            self._facts["squares"] += float(part.double().square().sum())
+            kept.append(part[:KEPT].double().cpu())
+        sample = torch.cat(kept)[:KEPT]
         for earlier in self._noise.values():
             self._facts["repetition"] = min(self._facts["repetition"], likeness(sample, earlier))
         self._noise = {"first": self._noise.get("first", sample), "last": sample}
