@@ -111,8 +111,7 @@ class Results:
     def add(self, mutant: AnyMutant, outcome: str, job: Job) -> dict:
         """Keep and return a mutant's outcome."""
         row = {"outcome": outcome, "seconds": job.result["seconds"], "by": job.result.get("by", "time limit")}
-        keys = {"code": run.digest(_text(mutant.file)), "tests": _tests_digest(mutant.file)}
-        self._facts["mutants"][mutant.id] = row | keys
+        self._facts["mutants"][mutant.id] = row | job.facts
         self._save()
         return row
 
@@ -121,6 +120,11 @@ class Results:
             temporary = self._path.with_suffix(".tmp")
             temporary.write_text(json.dumps(self._facts, indent=1))
             temporary.replace(self._path)
+
+
+def _state(mutant: AnyMutant) -> dict[str, str]:
+    """Return what an outcome depends on, as it is when the run starts."""
+    return {"code": run.digest(_text(mutant.file)), "tests": _tests_digest(mutant.file)}
 
 
 def _text(file: str) -> str:
@@ -136,12 +140,12 @@ def job(mutant: AnyMutant, results: Results, measure: bool) -> Job:
     path, tests = SOURCE / mutant.file, tests_of(mutant.file)
     tree = mutant.tree(_text(mutant.file))
     if not measure:
-        return Job(mutant.id, path, tree, tests)
+        return Job(mutant.id, path, tree, tests, facts=_state(mutant))
     reach = results.reach(mutant.file)
     somewhere = mutant.inside and mutant.file not in FORKED
     order = run.ordered(reach, mutant.statement if somewhere else None)
     files = [test for test in tests if any(name.startswith(f"{test}::") for name in order)]
-    return Job(mutant.id, path, tree, files or tests[:1], order, run.time_limit(reach, order))
+    return Job(mutant.id, path, tree, files or tests[:1], order, run.time_limit(reach, order), facts=_state(mutant))
 
 
 def run_all(some: list[AnyMutant], results: Results, at_once: int, measure: bool) -> dict[str, dict]:

@@ -194,6 +194,7 @@ class Job:
         limit: seconds of a core after which it is stopped; ten times as many by the clock, if it waits.
         measure: find out what each test reaches.
         root: folder that holds the package and the tests.
+        facts: what the caller wants to know of it when it ends.
     """
 
     name: str
@@ -204,6 +205,7 @@ class Job:
     limit: float = 600.0
     measure: bool = False
     root: Path = ROOT
+    facts: dict = field(default_factory=dict)
     process: int = 0
     started: float = 0.0
     folder: str = ""

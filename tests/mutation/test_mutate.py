@@ -262,10 +262,10 @@ class TestResults:
         ],
     )
     def test_a_later_run_goes_on(self, tmp_path, mutant, outcome, change, known):
-        job = mutate.Job("toy", tmp_path, None, (), result={"seconds": 1.0, "by": "test"})
-        mutate.Results(tmp_path / "results.json").add(mutant, outcome, job)
+        job = mutate.Job("toy", tmp_path, None, (), facts=mutate._state(mutant), result={"seconds": 1.0, "by": "test"})
         if change:
-            mutant.texts[change] = "changed"
+            mutant.texts[change] = "changed"  # perhaps while the mutant runs
+        mutate.Results(tmp_path / "results.json").add(mutant, outcome, job)
         row = mutate.Results(tmp_path / "results.json").of(mutant)
         assert (row is not None) == known
         assert not known or row["outcome"] == outcome
