@@ -219,14 +219,15 @@ def test_close_removes_the_hooks():
     assert not layer._forward_hooks
 
 
-def test_close_forgets_a_backward_pass():
+@pytest.mark.parametrize("two_passes", [False, True])
+def test_nothing_of_a_batch_is_kept(two_passes):
     layer = torch.nn.Linear(3, 3)
-    engine = GhostClipping(layer, dict(layer.named_parameters()))
-    inputs = torch.randn(2, 3)
-    engine.model(inputs).sum().backward()
-    assert engine._kept and engine._rows
+    engine = GhostClipping(layer, dict(layer.named_parameters()), two_passes=two_passes)
+    engine.clipped_sum(engine.model(torch.randn(2, 3)).sum(1), 1.0, "flat", 1)
+    assert not engine._computed
     engine.close()
-    assert not engine._kept and not engine._rows
+    engine.model(torch.randn(2, 3)).sum().backward()
+    assert not engine._computed
 
 
 def model_of(kind):

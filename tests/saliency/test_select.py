@@ -2,12 +2,14 @@ import pandas as pd
 import pytest
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.experiment.records import Selection
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, kept, random_units, ranking, select_matrices, top_units
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
-from dpsapf.support.records import write_record
+from dpsapf.support.files import sha256
+from dpsapf.support.records import read_record, write_record
 
 
 def table():
@@ -65,7 +67,8 @@ def options(tmp_path, plan, **changes):
     write_record(tmp_path / "plan.json", plan)
     table().drop(columns=SCORE).to_csv(tmp_path / "candidates.csv", index=False)
     table()[[MATRIX, SCORE]].to_csv(tmp_path / "scores.csv", index=False)
-    values = {"plan": "plan.json", "candidate_table": "candidates.csv", "scores": "scores.csv", "out": "selection.csv"} | changes
+    values = {"plan": "plan.json", "candidate_table": "candidates.csv", "scores": "scores.csv", "out": "selection.csv"}
+    values |= {"record": "selection.json"} | changes
     return SelectMatrices(**{key: value and tmp_path / value for key, value in values.items()})
 
 
@@ -73,6 +76,9 @@ def test_selection_file(tmp_path, plan):
     select_matrices(options(tmp_path, plan))
     written = pd.read_csv(tmp_path / "selection.csv")
     assert written[SCORE].tolist() == table()[SCORE].tolist()
+    record = read_record(tmp_path / "selection.json", Selection)
+    assert record.run == plan.run and record.digest == sha256(tmp_path / "selection.csv")
+    assert record.scores == sha256(tmp_path / "scores.csv")
     assert written.loc[written[SELECTED], MATRIX].tolist() == ["block.attn0.to_q", "block.attn2.to_q"]
 
 
@@ -81,6 +87,7 @@ def test_dp_lora_selects_everything_without_scores(tmp_path, plan):
     select_matrices(options(tmp_path, replace(plan, run=run), scores=None))
     written = pd.read_csv(tmp_path / "selection.csv")
     assert written[SELECTED].all() and written[SCORE].isna().all()
+    assert read_record(tmp_path / "selection.json", Selection).scores is None
 
 
 def test_missing_or_foreign_scores_are_refused(tmp_path, plan):
