@@ -225,9 +225,6 @@ def test_nothing_of_a_batch_is_kept(two_passes):
     engine = GhostClipping(layer, dict(layer.named_parameters()), two_passes=two_passes)
     engine.clipped_sum(engine.model(torch.randn(2, 3)).sum(1), 1.0, "flat", 1)
     assert not engine._computed
-    engine.close()
-    engine.model(torch.randn(2, 3)).sum().backward()
-    assert not engine._computed
 
 
 def model_of(kind):

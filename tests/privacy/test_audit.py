@@ -1,6 +1,6 @@
 import pytest
 
-from dpsapf.experiment.records import Ledger, Release, Selection
+from dpsapf.experiment.records import Ledger, Measured, Release, Selection
 from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
 from dpsapf.privacy.audit import check_target
 from dpsapf.support.checked import replace
@@ -49,6 +49,12 @@ def other_scores_with_their_record(run):
     run.change("saliency", digest=sha256(run.path("scores.csv")))
 
 
+def other_measures(run):
+    """True ones, but of another run."""
+    path = run.path("dp-sgd.private.json")
+    write_record(path, replace(read_record(path, Measured), seconds=2.0))
+
+
 def other_run_spends(run):
     other = replace(run.plan.run, seed=7)
     run.change("dp-sgd", subject=other.id)
@@ -90,7 +96,8 @@ TAMPERINGS = {
         lambda run: write_record(run.path("plan.json"), replace(run.plan, delta=3.6e-5)),
         "--plan",
     ),
-    "measures after the fact": (write("dp-sgd.private.json", "{}"), r"dp-sgd\.private\.json"),
+    "measures after the fact": (other_measures, r"dp-sgd\.private\.json = .*the records say"),
+    "measures that are none": (write("dp-sgd.private.json", "{}"), r"dp-sgd\.private\.json"),
     # measures: what was done is not what the record says
     "noise of a third": (lambda run: run.change_measures("dp-sgd", squares=3600 / 9), r"the noise was 0\.333 times"),
     "noise of nine tenths": (lambda run: run.change_measures("dp-sgd", squares=3600 * 0.81), r"the noise was 0\.9 times"),
