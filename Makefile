@@ -30,7 +30,7 @@ report: .venv/.installed ## HTML report of the demo
 test: .venv/.installed ## every test, with coverage
 	$(BIN)/python -m pytest -n auto --durations=10 --cov --cov-report=term
 
-mutants: .venv/.installed ## break the privacy code one place at a time; every mutant must fail a test (an hour of a core; goes on where it stopped)
+mutants: .venv/.installed ## break the privacy code one place at a time; every mutant must fail a test (long; goes on where it stopped)
 	$(BIN)/python -m tests.mutation.mutate --jobs 2 --results .mutants.json
 
 lint: .venv/.installed

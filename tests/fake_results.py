@@ -138,6 +138,25 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         weights_digest="e" * 64 if row.trains else None,
         provenance={},
     )
+    fidelity, utility, ceiling = _evaluated(protocol, accuracy, fid, changes)
+    records = {
+        "plan": plan,
+        "ledger": ledger,
+        "fidelity": fidelity,
+        "utility": utility,
+    }
+    for name, record in records.items():
+        write_record(folder / f"{name}.json", record)
+    timing = Timing(ledger=sha256(folder / "ledger.json"), samples="s" * 64, seconds=40.0, peak_memory_mb=900.0)
+    write_record(folder / "timing.json", timing)
+    write_record(layout.reference(run.dataset, protocol, "ceiling.json"), ceiling)
+    if row.trains:
+        _write_training(folder, run, releases[-1], candidates)
+    candidates.to_csv(layout.root / "candidates.csv", index=False)
+    return collect_options(layout, run, protocol)
+
+
+def _evaluated(protocol, accuracy, fid, changes):
     fidelity = Fidelity(
         protocol=protocol,
         fid=fid,
@@ -162,21 +181,7 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     ceiling = replace(utility, trained_on="real", accuracy=0.93)
     utility = replace(utility, **{key: value for key, value in changes.items() if hasattr(utility, key)})
     fidelity = replace(fidelity, **{key: value for key, value in changes.items() if hasattr(fidelity, key)})
-    records = {
-        "plan": plan,
-        "ledger": ledger,
-        "fidelity": fidelity,
-        "utility": utility,
-    }
-    for name, record in records.items():
-        write_record(folder / f"{name}.json", record)
-    timing = Timing(ledger=sha256(folder / "ledger.json"), samples="s" * 64, seconds=40.0, peak_memory_mb=900.0)
-    write_record(folder / "timing.json", timing)
-    write_record(layout.reference(run.dataset, protocol, "ceiling.json"), ceiling)
-    if row.trains:
-        _write_training(folder, run, releases[-1], candidates)
-    candidates.to_csv(layout.root / "candidates.csv", index=False)
-    return collect_options(layout, run, protocol)
+    return fidelity, utility, ceiling
 
 
 def _write_training(folder, run, release, candidates):

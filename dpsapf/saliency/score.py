@@ -85,7 +85,7 @@ def _spend(
     options: ScoreSaliency, release: Release, meter: Meter, identity: str, scores: Path | None, numbers: int, start: float
 ) -> Spend:
     """Write private.json and describe what was spent; ``scores``: the released file, None after a refusal."""
-    private = options.private if scores else options.private.with_name("refused.private.json")
+    private = options.private if scores else options.private.with_name("private.refused.json")
     write_record(private, meter.measured(time.monotonic() - start))
     return Spend(
         subject=_subject(options),

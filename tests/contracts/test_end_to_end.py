@@ -18,14 +18,14 @@ from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import Finetune, ScoreSaliency
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
-from dpsapf.public_models.latents import denoising_loss
 from dpsapf.saliency import score
 from dpsapf.support.checked import replace
 from dpsapf.support.randomness import child_seed
 from dpsapf.support.records import write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
 
-IMAGES, RATE, STEPS, SIGMA, BOUND, LEARNING_RATE, DECAY = 12, 0.5, 3, 0.8, 0.3, 1e-2, 0.5
+# every image is clipped, and noise and signal are about as large: AdamW hardly notices the scale of either alone
+IMAGES, RATE, STEPS, SIGMA, BOUND, LEARNING_RATE, DECAY = 12, 0.5, 3, 0.3, 0.02, 1e-2, 0.5
 
 
 def generator(*names, seed=0):
@@ -131,8 +131,8 @@ def test_finetune_is_dp_sgd_as_it_is_written_down(files, plan, clipping):
     weights, expected = finetune(files, plan, clipping=clipping), oracle(files, plan, clipping)
     assert set(weights) == set(expected)
     for name, value in expected.items():
-        # AdamW's first steps have the sign of the gradient: a rounding may turn an entry near zero by twice its rate
-        assert (weights[name] - value).abs().median() < 1e-5 and (weights[name] - value).abs().mean() < 2e-4, name
+        # fp32 passes give 4e-8; a tenth less noise gives 3e-4, no clipping 4e-4
+        assert (weights[name] - value).abs().mean() < 1e-6, name
 
 
 def seeded_batches_and_pairs(monkeypatch, *stages):
@@ -195,4 +195,3 @@ def test_in_system_mode_the_noise_alone_makes_two_score_releases_differ(files, d
     seeded_batches_and_pairs(monkeypatch, score)
     first, second = (score_saliency(files, dataset_record, "system", out) for out in ("a", "b"))
     assert (first != second).all() and (first != scores_oracle()).all()
-    assert denoising_loss is score.denoising_loss  # the real loss: nothing but model and seeds was replaced

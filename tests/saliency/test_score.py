@@ -20,6 +20,7 @@ from dpsapf.saliency.score import saliency_scores
 from dpsapf.saliency.scores import SCORES, Bounds
 from dpsapf.saliency.select import top_units
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
@@ -217,6 +218,7 @@ def test_a_refusal_is_accounted_and_not_drawn_again(stage, tmp_path, monkeypatch
     spend = read_record(tmp_path / "refused.json", Spend)
     plan = read_record(tmp_path / "plan.json", Plan)
     assert spend.release == plan.releases[0] and spend.digest == "" and not (tmp_path / "s.csv").exists()
+    assert spend.private == sha256(tmp_path / "private.refused.json")
     monkeypatch.setattr("dpsapf.privacy.meter.add_laplace_noise", lambda value, scale, source: 1e9)
     monkeypatch.setattr(score, "load_unet", lambda *_: pytest.fail("computed again"))
     with pytest.raises(UserError, match=r"refused\.json.*refused before, and epsilon is spent.*--prior"):
