@@ -65,11 +65,11 @@ def releases():
 def plan(run, releases):
     return Plan(
         run=run,
-        images=3500,
+        population=3500,
         target_epsilon=10.0,
         delta=3.5e-5,
         relation="zero out one image",
-        unit="one image",
+        unit="image",
         public=("N",),
         clipping="automatic",
         clipping_norm=1.0,

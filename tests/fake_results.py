@@ -105,11 +105,11 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     ] * row.trains
     plan = Plan(
         run=run,
-        images=3500,
+        unit="image",
+        population=3500,
         target_epsilon=run.epsilon,
         delta=3.5e-5,
         relation="zero out one image",
-        unit="one image",
         public=("N",),
         clipping="automatic",
         clipping_norm=1.0,
@@ -191,7 +191,8 @@ def _write_training(folder, run, release, candidates):
     spend = Spend(
         subject=run.id,
         release=release,
-        images=3500,
+        unit="image",
+        population=3500,
         dataset_id="d" * 64,
         made_from={},
         numbers=1,

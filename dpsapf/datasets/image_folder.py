@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from dpsapf.datasets.images import LabelledImages, Parts, check_digest
@@ -40,11 +41,12 @@ def image_folder(entry: DatasetEntry) -> Parts:
 
     The class folders are the entry's ``classes``; files are taken in the order of their names, hidden
     files are passed over, and one folder around everything is allowed. A .zip is read in memory and
-    never unpacked. Images are cropped to their central square and resized (Lanczos).
+    never unpacked. Images are cropped to their central square and resized (Lanczos). An entry's ``users`` is a CSV
+    with columns ``file`` (a name in the source) and ``user``: who each image is of.
 
     Returns:
         The splits that have a folder, or all images as ``train``: uint8 [N, resolution, resolution,
-        channels] with int64 labels.
+        channels] with int64 labels, and users' names if the entry tells them.
 
     Raises:
         UserError: names the file and what is wrong with it, or the class folders that do not match.
@@ -55,7 +57,35 @@ def image_folder(entry: DatasetEntry) -> Parts:
     check_digest(entry, lambda: sha256(path))
     with _open(path) as readers:
         plan = arrange(list(readers), entry)
-        return {split: _decode_all(members, readers, entry) for split, members in plan.items()}
+        users = None if entry.users is None else read_users(Path(entry.users), [m.name for part in plan.values() for m in part])
+        return {split: _decode_all(members, readers, users, entry) for split, members in plan.items()}
+
+
+def read_users(path: Path, names: list[str]) -> dict[str, str]:
+    """Read who each image is of.
+
+    Args:
+        path: CSV with columns ``file`` and ``user``; further columns and files are passed over.
+        names: files that need a user.
+
+    Raises:
+        UserError: the file cannot be read, lacks a column, or names no user, or two, for an image.
+    """
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise UserError("users", str(path), f"must be a readable CSV with columns file and user ({error})") from error
+    missing = {"file", "user"} - set(table.columns)
+    if missing:
+        raise UserError("users", str(path), f"lacks column(s) {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    twice = table["file"][table["file"].duplicated()]
+    if len(twice):
+        raise UserError("users", str(path), f"names {twice.iloc[0]} more than once: give each image one row")
+    users = dict(zip(table["file"], table["user"], strict=True))
+    without = [name for name in names if not users.get(name)]
+    if without:
+        raise UserError("users", str(path), f"names no user for {without[0]} ({len(without)} image(s) in all): add rows")
+    return users
 
 
 @contextmanager
@@ -146,12 +176,13 @@ def _check_labels(split: str, members: list[Member], entry: DatasetEntry) -> Non
         raise UserError("source", entry.source, f"no {split} images in class folder(s) {', '.join(missing)}")
 
 
-def _decode_all(members: list[Member], readers: Readers, entry: DatasetEntry) -> LabelledImages:
+def _decode_all(members: list[Member], readers: Readers, users: dict[str, str] | None, entry: DatasetEntry) -> LabelledImages:
     images = np.empty((len(members), entry.resolution, entry.resolution, entry.channels), np.uint8)
     for index, member in enumerate(track(members, "decode", "image")):
         where = f"{entry.source}/{member.name}"
         images[index] = decode(_read(readers[member.name], where), where, entry)
-    return LabelledImages(images, np.array([member.label for member in members], np.int64))
+    names = None if users is None else np.array([users[member.name] for member in members])
+    return LabelledImages(images, np.array([member.label for member in members], np.int64), names)
 
 
 def _read(reader: Callable[[], bytes], where: str) -> bytes:

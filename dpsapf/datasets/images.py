@@ -17,14 +17,17 @@ class LabelledImages(typing.NamedTuple):
     Attributes:
         images: uint8 [N, H, W, C] in [0, 255]; C is 1 (grey) or 3 (RGB).
         labels: int64 [N], positions in the entry's ``classes``.
+        users: name of the person that each image is of, str [N]; None if the entry names none.
     """
 
     images: np.ndarray
     labels: np.ndarray
+    users: np.ndarray | None = None
 
     def take(self, indices: np.ndarray) -> "LabelledImages":
         """Return the images at int64 ``indices`` [M], in that order."""
-        return LabelledImages(self.images[indices], self.labels[indices])
+        users = None if self.users is None else self.users[indices]
+        return LabelledImages(self.images[indices], self.labels[indices], users)
 
 
 Parts = dict[str, LabelledImages]

@@ -38,11 +38,14 @@ def loader(entry: DatasetEntry) -> Loader:
     """Look up an entry's loader.
 
     Raises:
-        UserError: no such loader, or the entry calls generated images recorded (or the reverse).
+        UserError: no such loader, or the entry calls generated images recorded (or the reverse), or names users of images
+            that are not in a folder.
     """
     if entry.loader not in LOADERS:
         raise UserError("loader", entry.loader, f"must be one of {', '.join(LOADERS)}")
     found = LOADERS[entry.loader]
     if entry.procedural != found.procedural:
         raise UserError("procedural", entry.procedural, f"must be {found.procedural} for loader {entry.loader}")
+    if entry.users is not None and entry.loader != "image-folder":
+        raise UserError("users", entry.users, f"loader {entry.loader} has its own images: leave it out")
     return found

@@ -4,6 +4,7 @@ import logging
 import os
 
 import numpy as np
+import pandas as pd
 
 from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, Parts
@@ -25,7 +26,8 @@ def prepare_dataset(options: PrepareDataset) -> None:
     """Write dataset.npz, its record and a preview; write nothing if anything is wrong.
 
     The archive holds ``{train,validation,test}_images`` uint8 [N, H, W, 3] (grey images three times)
-    and ``{train,validation,test}_labels`` int64 [N]; and 32 secret bytes, ``salt``, so that the archive's digest, which
+    and ``{train,validation,test}_labels`` int64 [N]; ``train_users`` int64 [N], numbered from 0, if the entry names
+    ``users``; and 32 secret bytes, ``salt``, so that the archive's digest, which
     records may publish, says nothing to whoever lacks the archive.
 
     Raises:
@@ -35,8 +37,8 @@ def prepare_dataset(options: PrepareDataset) -> None:
     check_classes(item)
     parts = split(_load(item), item)
     check_training_classes(parts["train"].labels, item.classes)
-    parts = {name: LabelledImages(as_rgb(part.images), part.labels) for name, part in parts.items()}
-    write_archive(options.archive, _arrays(parts) | {"salt": np.frombuffer(os.urandom(32), dtype=np.uint8)})
+    parts = {name: part._replace(images=as_rgb(part.images)) for name, part in parts.items()}
+    write_archive(options.archive, arrays(parts) | {"salt": np.frombuffer(os.urandom(32), dtype=np.uint8)})
     record = _record(options, item, parts)
     with atomic(options.preview) as temporary:
         contact_sheet(parts["train"], item.classes, _title(record)).save(temporary)
@@ -86,8 +88,11 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
     return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
-def _arrays(parts: Parts) -> dict[str, np.ndarray]:
-    return {f"{name}_{key}": array for name, part in parts.items() for key, array in part._asdict().items()}
+def arrays(parts: Parts) -> dict[str, np.ndarray]:
+    """Name the arrays of an archive; users' names become numbers, in an order that depends on no name."""
+    found = {f"{name}_{key}": getattr(part, key) for name, part in parts.items() for key in ("images", "labels")}
+    users = parts["train"].users
+    return found if users is None else found | {"train_users": pd.factorize(users)[0]}
 
 
 def _record(options: PrepareDataset, item: DatasetEntry, parts: Parts) -> DatasetRecord:
@@ -96,10 +101,15 @@ def _record(options: PrepareDataset, item: DatasetEntry, parts: Parts) -> Datase
         name=options.name,
         **{key: getattr(item, key) for key in shared},
         **{name: len(part.labels) for name, part in parts.items()},
+        users=_users(parts["train"]),
         train_per_class=tuple(np.bincount(parts["train"].labels).tolist()),
         id=sha256(options.archive),
         provenance=provenance(),
     )
+
+
+def _users(train: LabelledImages) -> int | None:
+    return None if train.users is None else len(set(train.users))
 
 
 def _title(record: DatasetRecord) -> str:

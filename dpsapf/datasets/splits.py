@@ -1,4 +1,7 @@
-"""Seeded, stratified splits into train, validation and test."""
+"""Splits into train, validation and test: each image's place depends on that image, or on its user, alone."""
+
+import hashlib
+import hmac
 
 import numpy as np
 
@@ -6,30 +9,28 @@ from dpsapf.datasets.images import LabelledImages, Parts
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
-from dpsapf.support.randomness import numpy_generator
 
 
 def split(parts: Parts, entry: DatasetEntry) -> Parts:
     """Complete a loader's parts to ``train``, ``validation`` and ``test``.
 
-    A split that the source has apart is kept as it is. A missing one is held out of ``train``, the
-    test images first, by a permutation seeded with the entry's ``split_seed``.
+    A split that the source has apart is kept as it is. A missing one is held out of ``train``: each image is drawn by a
+    keyed hash of its pixels, or of its user's name, with probability count/N. So another image cannot move it, and a
+    guarantee for the training images is one for all images of the source. Equal images, and the images of one user, stay
+    together. The number held out varies as Binomial(N, count/N) does.
 
     Returns:
-        The three splits, in the order of `dpsapf.experiment.records.SPLITS`; no image is in two of them.
+        The three splits, in the order of `dpsapf.experiment.columns.SPLITS`, no image in two of them. What was split
+        stands in the order of its hashes.
 
     Raises:
         UserError: a held-out count is not 0 although the source has that split, or is 0 although it
-            has not, or leaves a class without training images.
+            has not, or leaves nothing for training; or no image falls into a split.
     """
-    result = dict(parts)
-    for name in ("test", "validation"):
-        count = getattr(entry, name)
-        if name in parts:
-            _refuse_count(name, count)
-        else:
-            result["train"], result[name] = _hold_out(result["train"], name, count, entry)
-    return {name: result[name] for name in SPLITS}
+    counts = {name: getattr(entry, name) for name in ("test", "validation")}
+    for name in parts.keys() & counts.keys():
+        _refuse_count(name, counts.pop(name))
+    return {name: (parts | _divided(parts["train"], counts, entry.split_seed))[name] for name in SPLITS}
 
 
 def _refuse_count(name: str, count: int) -> None:
@@ -37,44 +38,34 @@ def _refuse_count(name: str, count: int) -> None:
         raise UserError(name, count, f"must be 0: the source has its own {name} split")
 
 
-def _hold_out(train: LabelledImages, name: str, count: int, entry: DatasetEntry) -> tuple[LabelledImages, LabelledImages]:
-    classes, images = len(entry.classes), len(train.labels)
-    if not classes <= count <= images - classes:
-        least = f"at least {classes} (one per class; the source has no {name} split of its own)"
-        raise UserError(name, count, f"must be {least} and at most {images - classes} of {images} images")
-    kept, held = stratified_holdout(train.labels, count, numpy_generator(entry.split_seed, "split", name))
-    return train.take(kept), train.take(held)
+def _divided(pool: LabelledImages, counts: dict[str, int], seed: int) -> Parts:
+    """Cut the unit interval into a piece for each held-out split, and the rest for training."""
+    total = len(pool.labels)
+    for name, count in counts.items():
+        if not 1 <= count < total:
+            raise UserError(name, count, f"must be at least 1 and below {total}, the source's images: it has no {name} split")
+    edges = np.cumsum([count / total for count in counts.values()])
+    if len(edges) and edges[-1] >= 1:
+        raise UserError("validation", counts.get("validation"), f"leaves none of {total} images for training")
+    hashes = unit_hashes(pool, seed)
+    order = np.argsort(hashes, kind="stable") if counts else np.arange(total)
+    pieces = np.searchsorted(edges, hashes[order], side="right")
+    result = {name: pool.take(order[pieces == place]) for place, name in enumerate([*counts, "train"])}
+    for name, part in result.items():
+        if not len(part.labels):
+            raise UserError(name, counts.get(name, total), "no image fell into this split: hold more out, or change split_seed")
+    return result
 
 
-def stratified_holdout(labels: np.ndarray, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Hold out ``count`` images so that each class keeps its share, rounded by largest remainder.
-
-    Args:
-        labels: int64 [N].
-        count: images to hold out, in [0, N].
-        generator: draws the permutation.
-
-    Returns:
-        Indices of the kept [N - count] and the held-out [count] images, both in permuted order.
-    """
-    order = generator.permutation(len(labels))
-    held = np.zeros(len(labels), dtype=bool)
-    for label, quota in enumerate(class_quotas(np.bincount(labels), count)):
-        held[np.flatnonzero(labels[order] == label)[:quota]] = True
-    return order[~held], order[held]
-
-
-def class_quotas(sizes: np.ndarray, count: int) -> np.ndarray:
-    """Share ``count`` out over classes of the given sizes by largest remainder (ties: lower label first).
+def unit_hashes(pool: LabelledImages, seed: int) -> np.ndarray:
+    """Map each image to [0, 1) by HMAC-SHA-256 of its user's name if it has one, else of its pixels; float64 [N].
 
     Args:
-        sizes: images per class, int64 [K].
-        count: at most the sum of ``sizes``.
-
-    Returns:
-        int64 [K] that sum to ``count``.
+        pool: any images.
+        seed: the key: another one gives another split.
     """
-    whole, remainder = np.divmod(sizes * count, sizes.sum())
-    largest = np.argsort(-remainder, kind="stable")[: count - whole.sum()]
-    whole[largest] += 1
-    return whole
+    key = f"dpsapf split {seed}".encode()
+    values = pool.images if pool.users is None else pool.users
+    names = (str(value).encode() if pool.users is not None else value.tobytes() for value in values)
+    heads = b"".join(hmac.digest(key, name, hashlib.sha256)[:8] for name in names)
+    return (np.frombuffer(heads, dtype=">u8") >> np.uint64(11)) * 2.0**-53

@@ -4,7 +4,7 @@ import typing
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import NoiseMode
+from dpsapf.experiment.methods import NoiseMode, Unit
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 
@@ -24,6 +24,7 @@ class DatasetRecord(Checked):
     train: int
     validation: int
     test: int
+    users: int | None = None  # persons that the training images are of; null: not told
     train_per_class: tuple[int, ...]
     id: str  # SHA-256 of dataset.npz, which holds 32 secret bytes: says nothing to whoever lacks the file
     provenance: dict
@@ -44,10 +45,10 @@ class ModelRecord(Checked):
 
 
 class Release(Checked):
-    """One release of private information, under zeroing one image out: N stays, the image adds nothing.
+    """One release of private information, under zeroing one unit out: N stays, the image (or the user) adds nothing.
 
     ``gaussian``: each step adds N(0, (noise_multiplier x sensitivity)^2) to a sum over a Poisson sample, in which one
-    image's contribution has an L2 norm of at most ``sensitivity``; steps compose numerically.
+    unit's contribution has an L2 norm of at most ``sensitivity``; steps compose numerically.
     ``exponential``, ``ptr``: the whole release is (epsilon, delta)-DP; what amplification by sampling would save is
     not claimed. ``none``: exact, without any guarantee.
     """
@@ -55,7 +56,7 @@ class Release(Checked):
     name: typing.Literal["saliency", "dp-sgd"]
     mechanism: typing.Literal["gaussian", "exponential", "ptr", "none"] = "gaussian"
     noise_multiplier: float | None = Field(None, description="gaussian: noise standard deviation over sensitivity", gt=0)
-    sensitivity: float | None = Field(description="bound on one image's contribution; null: unbounded", gt=0)
+    sensitivity: float | None = Field(description="bound on one unit's contribution; null: unbounded", gt=0)
     sampling_rate: float = Field(description="Poisson rate", gt=0, le=1)
     steps: int = Field(description="releases made", ge=1)
     noise: NoiseMode | None = Field(None, description="where the noise came from; null: no noise")
@@ -67,11 +68,11 @@ class Plan(Checked):
     """plan.json: everything that a run will release, before any of it is computed."""
 
     run: RunSpec
-    images: int  # N, training images; treated as public
+    unit: Unit  # what is protected: an image, or all images of a user
+    population: int  # N, training images or users; treated as public
     target_epsilon: float | None  # null: without a guarantee (epsilon infinite), or nothing is trained
     delta: float
     relation: str
-    unit: str
     public: tuple[str, ...]  # what is treated as public
     clipping: str
     clipping_norm: float
@@ -92,9 +93,9 @@ class Measured(Checked):
     """
 
     salt: str
-    batches: tuple[int, ...]  # images drawn at each step
-    participation: tuple[int, ...]  # entry t: images that took part in t steps
-    largest_contribution: float  # largest L2 norm that one image was seen to add to a sum
+    batches: tuple[int, ...]  # units drawn at each step
+    participation: tuple[int, ...]  # entry t: units that took part in t steps
+    largest_contribution: float  # largest L2 norm that one unit was seen to add to a sum
     numbers: int  # noise draws in all
     squares: float  # sum of the squares of the standardised noise that was added
     repetition: float  # smallest chance, over steps, of noise so like the step's before and the first's
@@ -106,7 +107,8 @@ class Spend(Checked):
 
     subject: str  # id of the run, or of the scores that runs share
     release: Release
-    images: int
+    unit: Unit
+    population: int  # N, images or users that were drawn from
     dataset_id: str  # of the latents that were read
     made_from: dict[str, str]  # what was read -> SHA-256
     digest: str  # SHA-256 of the released file
@@ -133,7 +135,7 @@ class Ledger(Checked):
     target_epsilon: float | None
     delta: float
     relation: str
-    unit: str
+    unit: Unit
     noise: NoiseMode
     not_for_release: str | None  # why nothing of this run may be published as private; null: it may
     dataset_id: str
@@ -149,6 +151,7 @@ class Composition(Checked):
     """composition.json: several released runs of one dataset together."""
 
     dataset_id: str
+    unit: Unit
     delta: float
     records: tuple[str, ...]
     releases: tuple[Release, ...]

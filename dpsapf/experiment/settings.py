@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import NoiseMode
+from dpsapf.experiment.methods import NoiseMode, Unit
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
 from dpsapf.experiment.runs import RunSpec, Study, expand
 from dpsapf.support.checked import Checked, parse
@@ -21,12 +21,15 @@ class PrivacyConfig(Checked):
     """DP-SGD's and the plan's settings that enter the accounting."""
 
     steps: int = Field(description="DP-SGD steps [steps]", ge=1)
-    expected_batch_size: int = Field(description="expected Poisson batch; the rate is this over N, at most 1 [images]", ge=1)
+    expected_batch_size: int = Field(description="expected Poisson batch; the rate is this over N, at most 1 [units]", ge=1)
     clipping: typing.Literal["flat", "automatic"] = Field(
         "automatic", description="flat: g min(1, C/||g||); automatic: C g/(||g|| + 0.01)"
     )
-    clipping_norm: float = Field(1.0, description="C, the bound on one image's contribution to a step", gt=0)
+    clipping_norm: float = Field(1.0, description="C, the bound on one unit's contribution to a step", gt=0)
     delta: float | None = Field(None, description="target delta; null: 1/(N ln N)", gt=0, le=0.1)
+    unit: Unit = Field(
+        "image", description="what is protected: image, or user: all images of one person (the dataset's entry names them)"
+    )
     noise: NoiseMode = Field(
         "seed", description="seed: reproducible, for research; system: from the operating system's generator, for a release"
     )
@@ -45,7 +48,7 @@ class SaliencyConfig(Checked):
     )
     votes: int = Field(16, description="matrices that an image votes for; score vote [matrices]", ge=1)
     expected_batch_size: int = Field(
-        50000, description="B_s, expected Poisson batch; the rate is this over N, at most 1 [images]", ge=1
+        50000, description="B_s, expected Poisson batch; the rate is this over N, at most 1 [units]", ge=1
     )
 
 
@@ -66,7 +69,9 @@ class FinetuneConfig(Checked):
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     lora_rank: int = Field(4, description="LoRA rank", ge=1)
     lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
-    noise_multiplicity: int = Field(1, description="(timestep, noise) pairs averaged per image before clipping", ge=1)
+    noise_multiplicity: int = Field(
+        1, description="(timestep, noise) pairs averaged per unit before clipping; a user's are each of an image drawn anew", ge=1
+    )
     ema_decay: float = Field(0.0, description="decay of the weight average that is released; 0: none", ge=0, le=0.9999)
     checkpoint_every: int = Field(50, description="steps between checkpoints [steps]", ge=1)
 

@@ -14,6 +14,7 @@ from dpsapf.experiment.methods import (
     Ratio,
     ScoreName,
     Seed,
+    Unit,
 )
 from dpsapf.experiment.runs import Treatment
 from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig
@@ -112,6 +113,7 @@ class ScoreSaliency(SaliencyConfig, ComputeConfig):
     level: Level | None = Field(None, description="what is ranked; for exponential and ptr")
     ratio: Ratio | None = Field(None, description="fraction that is kept; for exponential and ptr")
     delta: float | None = Field(None, description="target delta of the run; omitted: 1/(N ln N)", gt=0, le=0.1)
+    unit: Unit = Field("image", description="what is protected; as in the plans of the runs that use the scores")
     noise: NoiseMode = Field(description="where privacy noise is drawn from; as in the plans of the runs that use the scores")
     seed: Seed = Field(0, description="seed of timesteps, noise and release")
     scores: Path = target("noisy scores (.csv)")

@@ -23,12 +23,12 @@ class StepReport:
     """What a step saw. Private: computed from the images outside the guarantee, for debugging only.
 
     Attributes:
-        images: size of the Poisson batch.
+        units: size of the Poisson batch.
         loss: mean loss, nan for an empty batch.
-        gradient_norm: mean per-image gradient norm before clipping, nan for an empty batch.
+        gradient_norm: mean per-unit gradient norm before clipping, nan for an empty batch.
     """
 
-    images: int
+    units: int
     loss: float
     gradient_norm: float
 
@@ -51,8 +51,8 @@ def private_gradient(
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
 
-    The K losses of an image are averaged before clipping (noise multiplicity, Dockhorn et al. 2023), so one
-    image's contribution to the sum has a joint L2 norm of at most ``release.sensitivity``. Noise is added once
+    The K losses of a unit, an image or a user, are averaged before clipping (noise multiplicity, Dockhorn et al. 2023), so
+    one unit's contribution to the sum has a joint L2 norm of at most ``release.sensitivity``. Noise is added once
     per step, by the leading process and also to an empty batch; without a guarantee there is none. The sum is
     divided by the *expected* batch size, which is data-free.
 
@@ -65,17 +65,17 @@ def private_gradient(
         multiplicity: K.
         clipping: kind of clipping.
         expected_batch: sampling rate times N.
-        micro_batch: rows are processed in chunks of this many images; it cannot change the result.
+        micro_batch: rows are processed in chunks of this many units; it cannot change the result.
         device: where the chunks are processed.
         noise: source of this step's privacy noise.
-        meter: of the release; the step's first image is processed alone, and what it adds is measured.
-        processes: share the batch; each sums its images, one adds the noise.
+        meter: of the release; the step's first unit is processed alone, and what it adds is measured.
+        processes: share the batch; each sums its units, one adds the noise.
     """
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-    totals = torch.zeros(3, device=device)  # images, losses, norms
-    images = processes.shard(len(pairs) // multiplicity)
-    for chunk in _chunks(images, micro_batch):
-        loss = loss_function(pairs.images(chunk, multiplicity, device))
+    totals = torch.zeros(3, device=device)  # units, losses, norms
+    units = processes.shard(len(pairs) // multiplicity)
+    for chunk in _chunks(units, micro_batch):
+        loss = loss_function(pairs.units(chunk, multiplicity, device))
         clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity)
         if len(chunk) == 1:
             meter.contribution(math.hypot(*(float(vector_norm(part, dtype=torch.float64)) for part in clipped)))
@@ -88,9 +88,9 @@ def private_gradient(
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
 
 
-def _chunks(images: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
+def _chunks(units: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
     """Split positions [b] into the first alone, and the others by ``micro_batch``."""
-    return [chunk for part in (images[:1], images[1:]) if len(part) for chunk in part.split(micro_batch)]
+    return [chunk for part in (units[:1], units[1:]) if len(part) for chunk in part.split(micro_batch)]
 
 
 def _released(

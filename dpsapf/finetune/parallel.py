@@ -28,9 +28,9 @@ class Processes:
         """True for the process that draws noise, writes files and logs."""
         return self.rank == 0
 
-    def shard(self, images: int) -> torch.Tensor:
-        """Return this process' positions in a batch of ``images``, int64; the shards partition the batch."""
-        return torch.arange(images)[self.rank :: self.count]
+    def shard(self, units: int) -> torch.Tensor:
+        """Return this process' positions in a batch of ``units``, int64; the shards partition the batch."""
+        return torch.arange(units)[self.rank :: self.count]
 
     def add(self, tensors: list[torch.Tensor]) -> None:
         """Sum tensors over processes, in place."""

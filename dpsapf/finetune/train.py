@@ -57,13 +57,13 @@ def finetune(options: Finetune) -> None:
     batch.
 
     Raises:
-        UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images.
+        UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images or users.
     """
     torch.set_num_threads(options.threads)
     plan, release = _planned(options)
-    latents = Latents.load(options.latents)
-    if len(latents) != plan.images:
-        raise UserError("--latents", len(latents), f"the plan is for {plan.images} images: use the plan's dataset")
+    latents = Latents.load(options.latents, plan.unit)
+    if len(latents) != plan.population:
+        raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
         gradients, scheduler, state = _build(options, plan)
         _train(Training(options, plan, release, latents, scheduler, gradients, joined), state)
@@ -102,7 +102,7 @@ def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMSched
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     gradients = per_image_gradients(unet, parameters, plan.run.adapter)
-    return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average, Meter(plan.images))
+    return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average, Meter(plan.population))
 
 
 def _optimizer(name: str) -> type[torch.optim.Optimizer]:
@@ -128,7 +128,7 @@ def train_step(training: Training, state: TrainingState) -> None:
         release,
         multiplicity=options.noise_multiplicity,
         clipping=plan.clipping,
-        expected_batch=release.sampling_rate * plan.images,
+        expected_batch=release.sampling_rate * plan.population,
         micro_batch=options.micro_batch,
         device=options.device,
         noise=noise_source(plan.noise, noise),
@@ -192,7 +192,7 @@ def _update_average(state: TrainingState, decay: float) -> None:
 def _row(state: TrainingState, report: StepReport, rate: float, seconds: float) -> dict[str, float]:
     return {
         "step": state.step,
-        "images": report.images,
+        "units": report.units,
         "loss": report.loss,
         "gradient_norm_mean": report.gradient_norm,
         "learning_rate": rate,
@@ -221,7 +221,8 @@ def _write(training: Training, state: TrainingState) -> None:
     spend = Spend(
         subject=plan.run.id,
         release=state.meter.release(training.release),
-        images=len(training.latents),
+        unit=training.latents.unit,
+        population=len(training.latents),
         dataset_id=dataset_id(options.latents),
         made_from={name: sha256(getattr(options, name)) for name in ("plan", "model", "latents", "selection")},
         digest=sha256(options.weights),

@@ -21,8 +21,6 @@ from dpsapf.support.errors import UserError
 if typing.TYPE_CHECKING:
     from dp_accounting import DpEvent
 
-RELATION = "zero out one image: N is public and the same, the image adds nothing"
-UNIT = "one training image with its label"
 PRV_ERROR = 0.005  # eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
 MARGIN = 2 * PRV_ERROR  # what calibration leaves to the target, so that PRV's upper bound certifies the plan too
 PLD_INTERVAL = 1e-3  # pessimistic discretisation of the privacy loss: 6e-6 above 1e-4's epsilon at epsilon 10

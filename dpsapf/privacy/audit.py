@@ -87,7 +87,7 @@ def check_against_plan(plan: Plan, spends: list[Spend], paths: tuple[Path, ...])
         if spend.subject != subjects[spend.release.name]:
             raise UserError(f"{path}: subject", spend.subject, f"the plan is of {subjects[spend.release.name]}")
         _check_release(planned[spend.release.name], spend.release, path)
-        if spend.images != plan.images or spend.dataset_id != plan.dataset_id:
+        if (spend.unit, spend.population) != (plan.unit, plan.population) or spend.dataset_id != plan.dataset_id:
             raise UserError(str(path), spend.dataset_id[:12], f"made on other data than the plan's {plan.dataset_id[:12]}")
 
 

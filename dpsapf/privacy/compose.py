@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpsapf.experiment.methods import Unit
 from dpsapf.experiment.records import Composition, Ledger, Release, Spend
 from dpsapf.experiment.stages import ComposeReleases
 from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
@@ -22,10 +23,10 @@ def compose_releases(options: ComposeReleases) -> None:
     Scores that runs share, by their digest, are one release.
 
     Raises:
-        UserError: a record is of another dataset.
+        UserError: a record is of another dataset, or protects another unit than the first.
     """
     first = _read(options.records[0])
-    releases = prior_releases(options.records, first.dataset_id)
+    releases = prior_releases(options.records, first.dataset_id, first.unit)
     spent = {name: epsilon(name, releases, options.delta) for name in ACCOUNTANTS}
     LOG.info(
         "%d releases at delta %g: %s", len(releases), options.delta, {name: round(value, 4) for name, value in spent.items()}
@@ -34,6 +35,7 @@ def compose_releases(options: ComposeReleases) -> None:
         options.out,
         Composition(
             dataset_id=first.dataset_id,
+            unit=first.unit,
             delta=options.delta,
             records=tuple(str(path) for path in options.records),
             releases=tuple(releases),
@@ -43,19 +45,21 @@ def compose_releases(options: ComposeReleases) -> None:
     )
 
 
-def prior_releases(paths: Sequence[Path], dataset_id: str) -> list[Release]:
+def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[Release]:
     """Collect what ledgers and spend records say was released of a dataset; each distinct release once.
 
     A ledger's own earlier releases count, too.
 
     Raises:
-        UserError: a record is of another dataset.
+        UserError: a record is of another dataset, or protects another unit.
     """
     found: dict[tuple[str, Release], Release] = {}
     for path in paths:
         record = _read(path)
         if record.dataset_id != dataset_id:
             raise UserError(str(path), record.dataset_id[:12], f"is of another dataset than {dataset_id[:12]}: leave it out")
+        if record.unit != unit:
+            raise UserError(str(path), record.unit, f"protects another unit than {unit}: epsilons do not add up; leave it out")
         found |= {(key, release): release for key, release in _named(record)}
     return list(found.values())
 

@@ -38,13 +38,14 @@ def _check_batches(spend: Spend, measured: Measured, path: Path) -> None:
     if len(sizes) != steps:
         _refuse(path, "batches", len(sizes), f"must be the {steps} of the release's steps")
     if rate == 1:
-        if (sizes != spend.images).any():
-            _refuse(path, "batches", sizes.tolist()[:5], f"rate 1 takes all {spend.images} images at every step")
+        if (sizes != spend.population).any():
+            _refuse(path, "batches", sizes.tolist()[:5], f"rate 1 takes all {spend.population} {spend.unit}s at every step")
         return
-    total = two_sided(sizes.sum(keepdims=True), spend.images * steps, rate)
-    chances = (steps * two_sided(sizes, spend.images, rate).min(), total[0], too_even(sizes, spend.images, rate))
+    total = two_sided(sizes.sum(keepdims=True), spend.population * steps, rate)
+    chances = (steps * two_sided(sizes, spend.population, rate).min(), total[0], too_even(sizes, spend.population, rate))
     if not min(chances) >= UNLIKELY:
-        _refuse(path, "batches", sizes[:5].tolist(), f"are no Poisson samples of {spend.images} images at rate {rate:.4g}")
+        what = f"are no Poisson samples of {spend.population} {spend.unit}s at rate {rate:.4g}"
+        _refuse(path, "batches", sizes[:5].tolist(), what)
 
 
 def two_sided(counts: np.ndarray, trials: int, rate: float | np.ndarray) -> np.ndarray:
@@ -74,14 +75,15 @@ def _check_participation(spend: Spend, measured: Measured, path: Path) -> None:
     """
     counts, rate, steps = np.array(measured.participation), spend.release.sampling_rate, spend.release.steps
     took = counts @ np.arange(len(counts))
-    if counts.sum() != spend.images or len(counts) > steps + 1 or took != sum(measured.batches):
-        _refuse(path, "participation", counts.tolist()[:5], f"must count {spend.images} images and agree with the batches")
+    if counts.sum() != spend.population or len(counts) > steps + 1 or took != sum(measured.batches):
+        what = f"must count {spend.population} {spend.unit}s and agree with the batches"
+        _refuse(path, "participation", counts.tolist()[:5], what)
     if rate == 1 or steps == 1:
         return
     law = stats.binom.pmf(np.arange(steps + 1), steps, rate)
     seen = np.pad(counts, (0, steps + 1 - len(counts)))
-    if not (steps + 1) * two_sided(seen, spend.images, law).min() >= UNLIKELY:
-        _refuse(path, "participation", counts.tolist()[:5], f"images do not take part independently at rate {rate:.4g}")
+    if not (steps + 1) * two_sided(seen, spend.population, law).min() >= UNLIKELY:
+        _refuse(path, "participation", counts.tolist()[:5], f"{spend.unit}s do not take part independently at rate {rate:.4g}")
 
 
 def _check_contribution(spend: Spend, measured: Measured, path: Path) -> None:

@@ -28,12 +28,12 @@ class Meter:
     """Counts one release.
 
     Attributes:
-        images: N, the training images that batches are drawn from.
+        population: N, the units that batches are drawn from: images, or users.
     """
 
-    def __init__(self, images: int) -> None:
-        self.images = images
-        self._participation = np.zeros(images, dtype=np.int64)
+    def __init__(self, population: int) -> None:
+        self.population = population
+        self._participation = np.zeros(population, dtype=np.int64)
         self._noise: dict[str, torch.Tensor] = {}  # of the first step and of the last
         self._facts: dict[str, typing.Any] = {
             "batches": [],
@@ -46,26 +46,26 @@ class Meter:
 
     def batch(self, rate: float, generator: torch.Generator) -> torch.Tensor:
         """Draw a Poisson batch and count who is in it; arguments and result as `dpsapf.privacy.poisson.poisson_batch`."""
-        drawn = poisson_batch(self.images, rate, generator)
+        drawn = poisson_batch(self.population, rate, generator)
         self._only("sampling_rate", rate)
         self._facts["batches"].append(len(drawn))
         self._participation[drawn.numpy()] += 1
         return drawn
 
     def contribution(self, norm: float) -> None:
-        """Note the L2 norm that one image added to a sum; what is not finite counts as the largest number."""
+        """Note the L2 norm that one unit added to a sum; what is not finite counts as the largest number."""
         norm = norm if math.isfinite(norm) else sys.float_info.max
         self._facts["largest_contribution"] = max(self._facts["largest_contribution"], norm)
 
     def gaussian(
         self, sums: list[torch.Tensor], noise_multiplier: float, sensitivity: float, source: NoiseSource
     ) -> list[torch.Tensor]:
-        """Release sums over images, of a joint L2 sensitivity, by one step of the Gaussian mechanism.
+        """Release sums over units, of a joint L2 sensitivity, by one step of the Gaussian mechanism.
 
         Args:
             sums: tensors of any shape.
             noise_multiplier: sigma.
-            sensitivity: C, the L2 norm that one image adds to all of them together at most.
+            sensitivity: C, the L2 norm that one unit adds to all of them together at most.
             source: of this step's noise alone.
         """
         released = [add_gaussian_noise(value, noise_multiplier, sensitivity, source) for value in sums]

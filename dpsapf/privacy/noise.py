@@ -36,7 +36,7 @@ class NoiseSource(typing.Protocol):
     kind: typing.ClassVar[NoiseMode]
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
-        """Draw N(0, 1) in the shape, dtype and place of a tensor."""
+        """Draw N(0, 1) in the shape and place of a tensor, and in its precision at least."""
 
     def uniform(self, count: int) -> np.ndarray:
         """Draw from the open interval (0, 1), float64 [count]."""
@@ -84,11 +84,10 @@ class SystemNoise:
         self._process = -1  # of the key: none yet
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
-        """Draw N(0, 1), on the CPU with as many threads as torch has; a tensor on another device gets a copy."""
+        """Draw N(0, 1) in fp64, on the CPU with as many threads as torch has; a tensor on another device gets a copy."""
         if not like.numel():
-            return torch.empty(like.shape, dtype=like.dtype, device=like.device)
-        space = np.empty(like.numel() * like.element_size(), dtype=np.uint8)  # NumPy's come in huge pages, unlike torch's
-        draws = torch.from_numpy(space).view(like.dtype)
+            return torch.empty(like.shape, dtype=torch.float64, device=like.device)
+        draws = torch.from_numpy(np.empty(like.numel()))  # NumPy's memory comes in huge pages, unlike torch's
         threads = min(torch.get_num_threads(), len(draws) // _SHARE)
         if threads > 1:
             _draw_in_threads(draws, threads)
@@ -104,7 +103,7 @@ class SystemNoise:
 
     @torch.inference_mode()
     def _draw(self, draws: torch.Tensor) -> None:
-        """Overwrite a contiguous CPU tensor of any float type, [n > 0], with normals."""
+        """Overwrite a contiguous CPU tensor, float64 [n > 0], with normals."""
         blocks = math.ceil(len(draws) / _BLOCK)
         words = torch.empty(4, math.ceil(len(draws) / blocks), dtype=torch.int64)
         values = words.view(torch.float64)
@@ -155,8 +154,7 @@ def _normals(words: torch.Tensor, draws: torch.Tensor) -> None:
     Args:
         words: uniform on the integers of 64 bits, float64 [4, n]; overwritten. In rows: u1, u2, s and a. The first three
             are rounded to multiples of 2^-53 in (0, 1]: never 0, so that the logarithm is finite.
-        draws: gets N(0, 1), any float type, [n], or shorter if fewer are wanted. All is computed in float64, so that
-            the tails are right, up to 12 in absolute value.
+        draws: gets N(0, 1), float64 [n], or shorter if fewer are wanted; its tails are right up to 12 in absolute value.
     """
     squares, other, shares, angles = words
     torch.add(_HALF, words[:2], alpha=2.0**-64, out=words[:2])
@@ -205,9 +203,10 @@ def add_gaussian_noise(value: torch.Tensor, noise_multiplier: float, sensitivity
         source: of this release alone.
 
     Returns:
-        ``value + N(0, (noise_multiplier * sensitivity)^2 I)``.
+        ``value + N(0, (noise_multiplier * sensitivity)^2 I)``, scaled and added in fp64 and rounded once, to the type of
+        ``value``: rounding is post-processing of the sum.
     """
-    return value + noise_multiplier * sensitivity * source.normal(value)
+    return torch.add(value.double(), source.normal(value).double(), alpha=noise_multiplier * sensitivity).to(value.dtype)
 
 
 def add_gumbel_noise(value: np.ndarray, scale: float, source: NoiseSource) -> np.ndarray:

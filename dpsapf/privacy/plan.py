@@ -4,17 +4,21 @@ import logging
 import math
 from collections.abc import Sequence
 
-from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.methods import AXES, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, epsilon
+from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 
 LOG = logging.getLogger(__name__)
+RELATION = {
+    "image": "zero out one image: N is public and the same, the image adds nothing",
+    "user": "zero out one user: N is public and the same, none of the user's images adds anything",
+}
 PUBLIC = (
-    "N, the number of training images, and with it delta and the sampling rates",
+    "N, the number of units: training images, or the users that they are of; and with it delta and the sampling rates",
     "the class names, their prompts and the number of classes",
     "hyperparameters, chosen without the images that the run trains on",
     "the public model",
@@ -28,7 +32,7 @@ def make_plan(
 
     Args:
         run: what is planned.
-        dataset: its training images.
+        dataset: its training images and their users.
         saliency: the saliency release as its own side describes it; empty for a method that does not select.
         options: DP-SGD's settings.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
@@ -36,20 +40,21 @@ def make_plan(
     Raises:
         UserError: the target cannot be met.
     """
-    row, delta = method(run.method), options.delta or default_delta(dataset.train)
-    check_delta(delta, dataset.train)
-    alone = _dp_sgd_noise([*prior], run, dataset.train, delta, options)
-    sigma = _dp_sgd_noise([*prior, *saliency], run, dataset.train, delta, options) if saliency else alone
-    releases = [*saliency, *([dp_sgd_release(sigma, dataset.train, options)] if row.trains else [])]
+    row, count = method(run.method), population(dataset, options.unit)
+    delta = options.delta or default_delta(count)
+    check_delta(delta, count)
+    alone = _dp_sgd_noise([*prior], run, count, delta, options)
+    sigma = _dp_sgd_noise([*prior, *saliency], run, count, delta, options) if saliency else alone
+    releases = [*saliency, *([dp_sgd_release(sigma, count, options)] if row.trains else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
     return Plan(
         run=run,
-        images=dataset.train,
+        unit=options.unit,
+        population=count,
         target_epsilon=run.epsilon,
         delta=delta,
-        relation=RELATION,
-        unit=UNIT,
+        relation=RELATION[options.unit],
         public=PUBLIC,
         clipping=options.clipping if row.private else "none",
         clipping_norm=options.clipping_norm,
@@ -64,34 +69,49 @@ def make_plan(
     )
 
 
-def check_delta(delta: float, images: int) -> None:
-    """Check that delta is below 1/N: at 1/N a mechanism may publish an image drawn at random.
+def population(dataset: DatasetRecord, unit: Unit) -> int:
+    """Return N, the number of units in the training images.
+
+    Raises:
+        UserError: the unit is ``user``, and the dataset names none or fewer than two.
+    """
+    if unit == "image":
+        return dataset.train
+    if dataset.users is None or dataset.users < 2:
+        remedy = f"{dataset.name} names {dataset.users or 'no'} users: add a CSV of them to its entry (key users), or use image"
+        raise UserError("unit", unit, remedy)
+    return dataset.users
+
+
+def check_delta(delta: float, population: int) -> None:
+    """Check that delta is below 1/N: at 1/N a mechanism may publish a unit drawn at random.
 
     Raises:
         UserError: it is not.
     """
-    if not 0 < delta < 1 / images:
-        raise UserError("delta", delta, f"must be below 1/N = {1 / images:.3g} for {images} images; leave it out for 1/(N ln N)")
+    if not 0 < delta < 1 / population:
+        remedy = f"must be below 1/N = {1 / population:.3g} for N = {population}; leave it out for 1/(N ln N)"
+        raise UserError("delta", delta, remedy)
 
 
-def default_delta(images: int) -> float:
-    """Return the paper's delta, 1/(N ln N), for N training images (N >= 2)."""
-    return 1 / (images * math.log(images))
+def default_delta(population: int) -> float:
+    """Return the paper's delta, 1/(N ln N), for N training images or users (N >= 2)."""
+    return 1 / (population * math.log(population))
 
 
-def dp_sgd_release(sigma: float | None, images: int, options: PlanPrivacy) -> Release:
+def dp_sgd_release(sigma: float | None, population: int, options: PlanPrivacy) -> Release:
     """Describe DP-SGD: ``steps`` Poisson-subsampled Gaussian releases of clipped gradient sums; exact without sigma."""
-    rate = min(options.expected_batch_size / images, 1.0)
+    rate = min(options.expected_batch_size / population, 1.0)
     common = {"name": "dp-sgd", "sampling_rate": rate, "steps": options.steps}
     if sigma is None:
         return Release(mechanism="none", sensitivity=None, **common)
     return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, noise=options.noise, **common)
 
 
-def _dp_sgd_noise(before: list[Release], run: RunSpec, images: int, delta: float, options: PlanPrivacy) -> float | None:
+def _dp_sgd_noise(before: list[Release], run: RunSpec, population: int, delta: float, options: PlanPrivacy) -> float | None:
     if run.epsilon is None:
         return None
-    return calibrate(run.epsilon, delta, lambda sigma: [*before, dp_sgd_release(sigma, images, options)])
+    return calibrate(run.epsilon, delta, lambda sigma: [*before, dp_sgd_release(sigma, population, options)])
 
 
 def check_axes(run: RunSpec) -> None:

@@ -33,12 +33,13 @@ def encode_dataset(options: EncodeDataset) -> None:
         raise UserError("--archive", str(options.archive), f"is not the archive of {options.dataset}: run prepare-dataset again")
     with np.load(options.archive, allow_pickle=False) as archive:
         images, labels, salt = archive["train_images"], archive["train_labels"], archive["salt"]
+        users = torch.from_numpy(archive["train_users"]) if dataset.users is not None else None
     mean, std = encode_images(model, images, options)
     embeddings = embed_prompts(model, [*dataset.prompts, ""], options.device)
-    latents = Latents(mean, std, torch.from_numpy(labels), embeddings[:-1], embeddings[-1])
+    latents = Latents(mean, std, torch.from_numpy(labels), embeddings[:-1], embeddings[-1], users)
     with atomic(options.out) as temporary:
         facts = {"dataset_id": dataset.id, "salt": salt.tobytes().hex()}
-        save_file({name: value.contiguous() for name, value in vars(latents).items()}, temporary, facts)
+        save_file(latents.tensors(), temporary, facts)
 
 
 @torch.inference_mode()

@@ -7,7 +7,7 @@ from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.compose import prior_releases
 from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.privacy.plan import check_axes, default_delta, make_plan
+from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
@@ -31,12 +31,12 @@ def plan_privacy(options: PlanPrivacy) -> None:
     fixed = {"public_model": options.public_model, "method": options.method, "seed": options.seed}
     run = RunSpec(dataset=dataset.name, **fixed, **(defaults | given))
     check_axes(run)
-    releases = [_planned(run, dataset.train, options)] if method(run.method).selects else []
-    write_record(options.out, make_plan(run, dataset, releases, options, prior_releases(options.prior, dataset.id)))
+    releases = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
+    write_record(options.out, make_plan(run, dataset, releases, options, prior_releases(options.prior, dataset.id, options.unit)))
 
 
 def saliency_release(
-    images: int,
+    count: int,
     settings: SaliencyConfig,
     units: Ranking,
     mechanism_name: str | None,
@@ -47,7 +47,7 @@ def saliency_release(
     """Describe the saliency release of a run: what is planned, and what score-saliency then does.
 
     Args:
-        images: N.
+        count: N.
         settings: expected batch B_s; the rate is this over N, at most 1.
         units: what is ranked, and its sensitivities.
         mechanism_name: key of the mechanism registry; None: exact, without a guarantee.
@@ -55,15 +55,15 @@ def saliency_release(
         delta: target delta of the run.
         noise: where it is drawn from.
     """
-    rate = min(settings.expected_batch_size / images, 1.0)
+    rate = min(settings.expected_batch_size / count, 1.0)
     planned = mechanism(mechanism_name or "none").plan(units, sigma_s, rate, delta)
     return replace(planned, noise=noise if mechanism_name else None)
 
 
-def _planned(run: RunSpec, images: int, options: PlanPrivacy) -> Release:
+def _planned(run: RunSpec, count: int, options: PlanPrivacy) -> Release:
     bounds = Bounds(clipping_norm=options.saliency.clipping_norm, votes=options.saliency.votes)
     table = candidates(options.candidate_table, run.released_from)
     whole = run.mechanism in (None, "gaussian")
     units = ranking(table, None if whole else run.level, None if whole else run.ratio, run.score, bounds)
-    delta = options.delta or default_delta(images)
-    return saliency_release(images, options.saliency, units, run.mechanism, run.sigma_s, delta, options.noise)
+    delta = options.delta or default_delta(count)
+    return saliency_release(count, options.saliency, units, run.mechanism, run.sigma_s, delta, options.noise)

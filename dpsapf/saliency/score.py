@@ -51,7 +51,7 @@ def score_saliency(options: ScoreSaliency) -> None:
     torch.set_num_threads(options.threads)
     model = read_record(options.model, ModelRecord)
     table = candidates(options.candidate_table, options.candidates)
-    latents, identity = Latents.load(options.latents), dataset_id(options.latents)
+    latents, identity = Latents.load(options.latents, options.unit), dataset_id(options.latents)
     units, release = _planned(options, table, len(latents))
     meter = Meter(len(latents))
     batch = meter.batch(release.sampling_rate, secret_generator(options.noise, options.seed, "saliency", "batch"))
@@ -90,7 +90,8 @@ def _spend(
     return Spend(
         subject=_subject(options),
         release=meter.release(release),
-        images=meter.images,
+        unit=options.unit,
+        population=meter.population,
         dataset_id=identity,
         made_from={name: sha256(getattr(options, name)) for name in ("model", "latents", "candidate_table")},
         digest=sha256(scores) if scores else "",
@@ -137,10 +138,10 @@ def saliency_scores(
         unet: the public model; its weights get no gradient.
         scheduler: its noise schedule.
         latents: encoded images.
-        batch: images that take part, int64 [B].
+        batch: units that take part, int64 [B]: images, or users, each of whom is scored by one image drawn from theirs.
         names: candidate matrices, M names of linear layers or convolutions.
         options: score, bounds, micro-batch and seed.
-        meter: of the release; it sees what every image contributes.
+        meter: of the release; it sees what every unit contributes.
 
     Returns:
         Scores, float64 [M].

@@ -297,7 +297,7 @@ def measured_finetuning(release: Release, fault: Callable[[], AbstractContextMan
     done = state.meter.release(release)
     if done != release:
         return "the release differs from the plan"
-    spend = SimpleNamespace(release=done, images=len(members), numbers=SIDE**2)
+    spend = SimpleNamespace(release=done, unit="image", population=len(members), numbers=SIDE**2)
     try:
         check_measures(spend, state.meter.measured(0.0), Path("private.json"))
     except UserError as error:
@@ -330,7 +330,7 @@ def finetuned(release: Release, members: torch.Tensor, signs: torch.Tensor) -> n
 
 
 def _trainer(release: Release, images: int) -> tuple[train.Training, TrainingState]:
-    plan = SimpleNamespace(run=SimpleNamespace(seed=SEED), images=images, clipping="automatic", noise="system")
+    plan = SimpleNamespace(run=SimpleNamespace(seed=SEED), population=images, clipping="automatic", noise="system")
     options = SimpleNamespace(
         device="cpu", micro_batch=8192, noise_multiplicity=1, ema_decay=0.0, learning_rate_schedule="constant", precision="fp32"
     )

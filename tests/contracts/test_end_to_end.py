@@ -44,14 +44,14 @@ def files(tmp_path, plan, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     table.assign(**{SELECTED: table.index < 4}).to_csv(tmp_path / "selection.csv", index=False)
-    save_file(vars(tiny_latents(IMAGES)), tmp_path / "latents.safetensors", {"dataset_id": plan.dataset_id})
+    save_file(tiny_latents(IMAGES).tensors(), tmp_path / "latents.safetensors", {"dataset_id": plan.dataset_id})
     return tmp_path
 
 
 def finetune(files, plan, noise="seed", clipping="flat", out="out"):
     release = replace(plan.releases[1], sampling_rate=RATE, steps=STEPS, noise_multiplier=SIGMA, sensitivity=BOUND, noise=noise)
     changed = replace(
-        plan, images=IMAGES, noise=noise, clipping=clipping, clipping_norm=BOUND, releases=(plan.releases[0], release)
+        plan, population=IMAGES, noise=noise, clipping=clipping, clipping_norm=BOUND, releases=(plan.releases[0], release)
     )
     write_record(files / "plan.json", changed)
     outputs = {"weights": "w.safetensors", "training_log": "l.csv", "spend": "s.json", "private": "p.json"}

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dpsapf.datasets import image_folder as module
-from dpsapf.datasets.image_folder import arrange, decode, image_folder
+from dpsapf.datasets.image_folder import arrange, decode, image_folder, read_users
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 
@@ -206,3 +206,40 @@ def test_digests_of_folder_and_zip(tmp_path, plant, pool, make_entry):
     (folder / "cat/0.png").write_bytes((folder / "cat/1.png").read_bytes())
     with pytest.raises(UserError, match="sha256"):
         image_folder(pinned)
+
+
+def listed(tmp_path, rows, columns="file,user"):
+    path = tmp_path / "users.csv"
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    return path
+
+
+def test_users_follow_their_images(tmp_path, plant, pool, make_entry):
+    rows = [f"{name},patient {place % 3}" for place, name in enumerate(sorted(pool, reverse=True))]
+    entry = make_entry(source=str(plant(pool)), users=str(listed(tmp_path, [*rows, "elsewhere.png,nobody"])))
+    part = image_folder(entry)["train"]
+    assert part.users.tolist() == [dict(row.split(",") for row in rows)[name] for name in sorted(pool)]
+
+
+def test_users_stay_as_they_are_written(tmp_path):
+    assert read_users(listed(tmp_path, ["a.png,007", "b.png,NA"]), ["a.png", "b.png"]) == {"a.png": "007", "b.png": "NA"}
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "named"),
+    [
+        (["cat/0.png,a"], "file,user", r"names no user for cat/1\.png \(1 image"),
+        (["cat/0.png,a", "cat/1.png,"], "file,user", r"names no user for cat/1\.png"),
+        (["cat/0.png,a", "cat/0.png,b"], "file,user", r"names cat/0\.png more than once"),
+        (["cat/0.png,a"], "file,patient", r"lacks column\(s\) user; it has file, patient"),
+        (['cat/0.png,"a'], "file,user", "readable CSV"),
+    ],
+)
+def test_a_bad_list_of_users_is_refused(tmp_path, rows, columns, named):
+    with pytest.raises(UserError, match=named):
+        read_users(listed(tmp_path, rows, columns), ["cat/0.png", "cat/1.png"])
+
+
+def test_a_missing_list_of_users_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"users = .*none\.csv.*readable CSV"):
+        read_users(tmp_path / "none.csv", [])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from scipy.stats import chisquare
 
 from dpsapf.cli.main import main
 from dpsapf.datasets.loaders import LOADERS
@@ -70,14 +71,15 @@ def test_the_registry_explains_every_key():
         assert f"\n# {key} " in head
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("digits", (1200, 197, 400)), ("mnist", (3500, 500, 1000))])
+@pytest.mark.parametrize(("name", "sizes"), [("digits", (1194, 209, 394)), ("mnist", (3513, 518, 969))])
 def test_real_digits(request, name, sizes):
     record, arrays, options = request.getfixturevalue(name)
     for split, size in zip(SPLITS, sizes, strict=True):
         images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
         assert (images.shape, images.dtype, labels.shape, labels.dtype) == ((size, 32, 32, 3), np.uint8, (size,), np.int64)
         assert getattr(record, split) == size
-        assert np.ptp(np.bincount(labels) / size) < 0.015, "stratified: the pools are balanced to a percent"
+        law = chisquare(np.bincount(labels))
+        assert law.pvalue > 1e-4, "the pools are balanced to a percent, and so are independent draws from them"
     assert (images == images[..., :1]).all(), "grey, three times"
     assert record.train_per_class == tuple(np.bincount(arrays["train_labels"]))
     assert record.id == sha256(options.archive)
@@ -117,12 +119,22 @@ def test_a_second_run_writes_the_same_images_under_another_id(tmp_path, digits):
 
 
 def test_a_folder_end_to_end(tmp_path, plant, pool, make_entry, register):
-    registry = register(make_entry(source=str(plant(pool))))
+    registry = register(make_entry(source=str(plant(pool)), split_seed=1))
     record, arrays, options = prepare(tmp_path / "out", "mine", registry)
-    assert (record.train, record.validation, record.test, record.train_per_class) == (8, 2, 4, (5, 3))
+    assert (record.train, record.validation, record.test) == tuple(len(arrays[f"{split}_labels"]) for split in SPLITS)
+    assert record.train + record.validation + record.test == 14 and record.users is None and "train_users" not in arrays
     assert (record.name, record.loader, record.classes, record.channels) == ("mine", "image-folder", ("cat", "dog"), 3)
     assert sorted(path.name for path in options.archive.parent.iterdir()) == ["dataset.json", "dataset.npz", "preview.png"]
     assert len({image.tobytes() for split in SPLITS for image in arrays[f"{split}_images"]}) == 14
+
+
+def test_users_are_numbered_and_not_named(tmp_path, plant, pool, make_entry, register):
+    (tmp_path / "users.csv").write_text("\n".join(["file,user", *(f"{name},secret {name[-5]}" for name in pool)]))
+    registry = register(make_entry(source=str(plant(pool)), split_seed=1, users=str(tmp_path / "users.csv")))
+    record, arrays, options = prepare(tmp_path / "out", "mine", registry)
+    users = arrays["train_users"]
+    assert users.dtype == np.int64 and set(users) == set(range(record.users)) and len(users) == record.train
+    assert b"secret" not in options.archive.read_bytes() + options.record.read_bytes()
 
 
 def broken(make_entry, pool, picture, problem):
@@ -146,12 +158,17 @@ def broken(make_entry, pool, picture, problem):
             pool,
             "gives 1",
         ),
+        "users of no folder": (
+            {"loader": "sklearn-digits", "users": "users.csv"},
+            pool,
+            "loader sklearn-digits has its own images",
+        ),
         "too many classes": ({"loader": "sklearn-digits", "channels": 1}, pool, "loader sklearn-digits gives 10 classes"),
     }[problem]
 
 
 PROBLEMS = ["undecodable", "one class", "class twice", "prompts", "no images left", "too few images", "mixed modes", "alpha"]
-PROBLEMS += ["digest", "other classes", "too small", "unknown loader", "channels", "too many classes"]
+PROBLEMS += ["digest", "other classes", "too small", "unknown loader", "channels", "too many classes", "users of no folder"]
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)

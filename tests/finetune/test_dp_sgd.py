@@ -94,7 +94,7 @@ def test_without_a_guarantee_nothing_is_clipped_or_noised():
 @pytest.mark.parametrize("kind", ["lora", "lokr", "full"])
 def test_an_empty_batch_still_gets_noise(kind):
     empty, report = gradient(sigma=2.0, batch=torch.tensor([], dtype=torch.int64), kind=kind)
-    assert empty.abs().min() > 0 and report.images == 0 and math.isnan(report.loss)
+    assert empty.abs().min() > 0 and report.units == 0 and math.isnan(report.loss)
 
 
 @pytest.mark.parametrize("micro_batch", [5, 12])
@@ -104,7 +104,7 @@ def test_the_report_is_of_images_and_not_of_rows(micro_batch):
     unet, _ = prepared()
     with torch.no_grad():
         losses = denoising_loss(unet, tiny_scheduler(), drawn(3))
-    assert report.images == 12
+    assert report.units == 12
     assert report.loss == pytest.approx(losses.mean().item(), rel=1e-5)  # fp32 sums
     assert report.gradient_norm == pytest.approx(row_gradients("lora", 3).mean(1).norm(dim=1).mean().item(), rel=1e-4)
 

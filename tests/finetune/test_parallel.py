@@ -42,7 +42,7 @@ def gradient(joined, images=IMAGES, noise="leader", sigma=1.0):
         meter=Meter(images),
         processes=joined,
     )
-    return torch.cat([parameter.grad.flatten() for parameter in parameters]), (report.images, report.loss, report.gradient_norm)
+    return torch.cat([parameter.grad.flatten() for parameter in parameters]), (report.units, report.loss, report.gradient_norm)
 
 
 class Fault(Exception):

@@ -37,7 +37,7 @@ def options(tmp_path, plan, monkeypatch):
     monkeypatch.setattr(train, "load_unet", lambda record, device: tiny_unet())
     monkeypatch.setattr(train, "load_scheduler", lambda record: tiny_scheduler())
     release = replace(plan.releases[1], sampling_rate=0.5, steps=4)
-    write_record(tmp_path / "plan.json", replace(plan, images=IMAGES, releases=(plan.releases[0], release)))
+    write_record(tmp_path / "plan.json", replace(plan, population=IMAGES, releases=(plan.releases[0], release)))
     record = ModelRecord(
         name="tiny",
         path="x",
@@ -52,7 +52,7 @@ def options(tmp_path, plan, monkeypatch):
     write_record(tmp_path / "model.json", record)
     names = candidates(tiny_unet())
     pd.DataFrame({MATRIX: names, SELECTED: [index < 3 for index in range(len(names))]}).to_csv(tmp_path / "sel.csv", index=False)
-    save_file(vars(tiny_latents(IMAGES)), tmp_path / "latents.safetensors", {"dataset_id": "tiny"})
+    save_file(tiny_latents(IMAGES).tensors(), tmp_path / "latents.safetensors", {"dataset_id": "tiny"})
     return Finetune(
         plan=tmp_path / "plan.json",
         model=tmp_path / "model.json",
@@ -85,7 +85,7 @@ def test_trains_what_the_plan_says_and_records_it(options):
     assert spend.trainable_parameters == sum(value.numel() for value in weights(options).values())
     log = pd.read_csv(options.training_log)
     assert log["step"].tolist() == [1, 2, 3, 4]
-    assert log["images"].tolist() == list(measured.batches)
+    assert log["units"].tolist() == list(measured.batches)
     assert measured.numbers == 4 * spend.numbers == 4 * spend.trainable_parameters
     check_measures(spend, measured, options.private)
     assert 0.5 < measured.largest_contribution <= 1
@@ -275,7 +275,7 @@ def test_two_processes_equal_one(options, tmp_path):
     )
     for name, value in weights(again).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)  # fp32 sums in another order
-    assert pd.read_csv(again.training_log)["images"].tolist() == report["images"].tolist()
+    assert pd.read_csv(again.training_log)["units"].tolist() == report["units"].tolist()
 
 
 def test_another_seed_gives_other_weights(options, plan):
@@ -300,7 +300,7 @@ def test_without_noise_and_clipping_loss_falls(options, plan):
 
 def test_wrong_inputs_are_refused(options):
     record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, replace(record, images=99))
+    write_record(options.plan, replace(record, population=99))
     with pytest.raises(UserError, match="the plan is for 99 images"):
         train.finetune(options)
     write_record(options.plan, replace(record, releases=()))

@@ -27,6 +27,8 @@ FILES = (
     *sorted(f"{folder}/{path.name}" for folder in FOLDERS for path in (SOURCE / folder).glob("*.py")),
     *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "parallel", "train")),
     *(f"saliency/{name}.py" for name in ("plan", "score", "scores")),
+    "datasets/splits.py",  # whom the guarantee is for
+    "public_models/latents.py",  # what a unit's draw is
 )
 QUICK = (  # what a sample is drawn from: modules with quick tests that no mutant survives
     *(f"privacy/{name}.py" for name in ("clipping", "mechanisms", "plan", "poisson")),
@@ -36,6 +38,7 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "gradients/ghost_norms.py": ("gradients/test_ghost_clipping.py", "saliency/test_score.py"),
     "gradients/ghost_clipping.py": ("gradients/test_per_image.py", "finetune/test_dp_sgd.py"),
     "gradients/per_image.py": ("finetune/test_dp_sgd.py", "finetune/test_train.py"),
+    "public_models/latents.py": ("contracts/test_user_level.py",),
     "privacy/accounting.py": ("privacy/test_plan.py", "privacy/test_audit.py", "saliency/test_plan.py"),
     "privacy/plan.py": ("saliency/test_plan.py",),
     "privacy/clipping.py": ("saliency/test_scores.py",),

@@ -45,7 +45,7 @@ class SemanticMutant:
 SEMANTIC = tuple(
     SemanticMutant(*row)
     for row in (
-        ("noise of 2/3", "privacy/noise.py", "value + noise_multiplier *", "value + 0.667 * noise_multiplier *"),
+        ("noise of 2/3", "privacy/noise.py", "alpha=noise_multiplier *", "alpha=0.667 * noise_multiplier *"),
         (
             "secret draws of 32 bits",
             "privacy/noise.py",
@@ -57,7 +57,19 @@ SEMANTIC = tuple(
             "batch of fixed size",
             "privacy/poisson.py",
             "return torch.tensor(next(iter(sampler)), dtype=torch.int64)",
-            "return torch.randperm(images, generator=generator)[: round(rate * images)]",
+            "return torch.randperm(population, generator=generator)[: round(rate * population)]",
+        ),
+        (
+            "images of a user clipped each",
+            "public_models/latents.py",
+            "return len(self.labels) if self.users is None else len(self._images_of_users[1])",
+            "return len(self.labels)",
+        ),
+        (
+            "splits that hang together",
+            "datasets/splits.py",
+            'key = f"dpsapf split {seed}".encode()',
+            'key = f"dpsapf split {seed} {len(pool.labels)}".encode()',
         ),
         (
             "pairs of DP-SGD from the public seed",

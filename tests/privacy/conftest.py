@@ -61,7 +61,7 @@ class Run:
     def spend(self, release, seed=0):
         """Measure a release and write its two records."""
         saliency, numbers = release.name == "saliency", NUMBERS[release.name]
-        meter = metered(release, self.plan.images, numbers, seed)
+        meter = metered(release, self.plan.population, numbers, seed)
         write_record(self.path(f"{release.name}.private.json"), meter.measured(1.0))
         latents = {"latents": sha256(self.path("latents.safetensors")), "model": "m"}
         trained = {"plan": sha256(self.path("plan.json")), "selection": sha256(self.path("selection.csv"))}
@@ -69,7 +69,8 @@ class Run:
         spend = Spend(
             subject=self.plan.run.scores_id if saliency else self.plan.run.id,
             release=meter.release(release),
-            images=self.plan.images,
+            unit=self.plan.unit,
+            population=self.plan.population,
             dataset_id=self.plan.dataset_id,
             made_from=latents if saliency else latents | trained,
             digest=sha256(released),

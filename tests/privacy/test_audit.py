@@ -75,7 +75,8 @@ TAMPERINGS = {
     "scores of another release": (lambda run: run.change("saliency", subject="x"), r"saliency\.json: subject"),
     "other dataset": (lambda run: run.change("dp-sgd", dataset_id="f" * 64), "made on other data"),
     "scores of another dataset": (lambda run: run.change("saliency", dataset_id="f" * 64), "made on other data"),
-    "other N": (lambda run: run.change("dp-sgd", images=100), "made on other data"),
+    "other N": (lambda run: run.change("dp-sgd", population=100), "made on other data"),
+    "other unit": (lambda run: run.change("dp-sgd", unit="user"), "made on other data"),
     # files: what stands there is not what was made
     "weights": (write("weights.safetensors", "other"), "--weights"),
     "scores": (write("scores.csv", "other"), "--scores"),

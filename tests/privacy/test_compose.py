@@ -60,14 +60,20 @@ def test_another_dataset_is_refused(ledgers, tmp_path):
     with pytest.raises(UserError, match="is of another dataset"):
         composed(tmp_path, *ledgers)
     with pytest.raises(UserError, match="is of another dataset"):
-        prior_releases(ledgers[:1], "1" * 64)
+        prior_releases(ledgers[:1], "1" * 64, "image")
 
 
 def test_what_is_no_record_is_told(tmp_path):
     (tmp_path / "x.json").write_text("[")
     with pytest.raises(UserError, match="not JSON"):
-        prior_releases([tmp_path / "x.json"], "d")
+        prior_releases([tmp_path / "x.json"], "d", "image")
 
 
 def test_no_records_are_no_releases():
-    assert prior_releases([], "d") == []
+    assert prior_releases([], "d", "image") == []
+
+
+def test_another_unit_is_refused(ledgers, tmp_path):
+    write_record(ledgers[1], replace(read_record(ledgers[1], Ledger), unit="user"))
+    with pytest.raises(UserError, match="user.*protects another unit than image"):
+        composed(tmp_path, *ledgers)

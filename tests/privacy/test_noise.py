@@ -79,6 +79,24 @@ def test_noise_is_scaled_by_the_product_and_does_not_look_at_the_value(sigma, se
     assert (sums == value).all()  # the exact sum is left as it was
 
 
+class Fixed:
+    """A source of known draws."""
+
+    kind = "seed"
+
+    def normal(self, like):
+        return torch.linspace(-3, 3, len(like), dtype=torch.float64)
+
+
+def test_a_sum_with_its_noise_is_rounded_once():
+    """Scaled and added in fp64: in fp32 each of the three roundings leaves a grid of its own."""
+    value = torch.linspace(0.1, 7.7, 1001, dtype=torch.float32)
+    exact = value.double() + 0.7 * 1.3 * Fixed().normal(value)
+    assert torch.equal(add_gaussian_noise(value, 0.7, 1.3, Fixed()), exact.float())
+    in_fp32 = value + 0.7 * 1.3 * Fixed().normal(value).float()
+    assert not torch.equal(in_fp32, exact.float())
+
+
 @pytest.mark.parametrize("source", [seeded(), SystemNoise()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 1, 4), (0, 3)])
@@ -177,7 +195,7 @@ def test_every_block_takes_the_next_words(one_thread):
     expected = np.concatenate([four_normals(part.reshape(4, -1)).sum(0) / 2 for part in np.split(words, 3)])
     np.testing.assert_allclose(drawn, expected[:count], rtol=0, atol=1e-12)
     single = Written(words).normal(torch.zeros(count)).numpy()
-    assert (single == drawn.astype(np.float32)).all()  # rounded once
+    assert (single == drawn).all()  # in fp64, whatever gets it
 
 
 def test_the_extreme_words_give_the_extreme_normals():
@@ -192,10 +210,10 @@ def test_the_extreme_words_give_the_extreme_normals():
     assert uniform.min() == 2.0**-53 and uniform.max() == 1 - 2.0**-53
 
 
-@pytest.mark.parametrize("threads, dtype", [(1, torch.float32), (1, torch.float64), (3, torch.float32), (3, torch.float64)])
-def test_a_million_system_normals_are_normal(threads, dtype, one_thread):
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_million_system_normals_are_normal(threads, one_thread):
     torch.set_num_threads(threads)
-    drawn = SystemNoise().normal(torch.zeros(1_000_003, dtype=dtype)).double().numpy()
+    drawn = SystemNoise().normal(torch.zeros(1_000_003)).numpy()
     assert torch.get_num_threads() == threads
     errors = 6 / math.sqrt(len(drawn))
     for power, moment, spread in ((1, 0, 1), (2, 1, 2), (3, 0, 15), (4, 3, 96)):  # E z^p, Var z^p
@@ -226,7 +244,7 @@ def test_no_two_parts_of_system_noise_go_together(threads, one_thread):
 @pytest.mark.parametrize("like", [torch.zeros(6, 5).T, torch.zeros(7, 9)[::2, 1::3], torch.zeros(3, 1).expand(3, 5)])
 def test_system_noise_for_what_is_not_contiguous(like, dtype):
     drawn = SystemNoise().normal(like.to(dtype))
-    assert drawn.shape == like.shape and drawn.dtype == dtype and len(drawn.unique()) > drawn.numel() / 2
+    assert drawn.shape == like.shape and drawn.dtype == torch.float64 and len(drawn.unique()) > drawn.numel() / 2
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -9,8 +9,8 @@ from dpsapf.experiment.methods import AXES, METHODS
 from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import MARGIN, RELATION, UNIT, calibrate, epsilon
-from dpsapf.privacy.plan import PUBLIC, check_axes, check_delta, default_delta, dp_sgd_release, make_plan
+from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
+from dpsapf.privacy.plan import PUBLIC, RELATION, check_axes, check_delta, default_delta, dp_sgd_release, make_plan
 from dpsapf.support.errors import UserError
 
 COMPLETE = {
@@ -75,9 +75,9 @@ def test_a_plan_calibrates_dp_sgd_beside_the_selection(dataset_record):
 def test_a_plan_says_what_is_promised_to_whom(dataset_record, monkeypatch):
     monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda target, delta, build: 1.5)
     plan = make_plan(spec("dp-lora"), dataset_record, [], settings(clipping="flat", clipping_norm=0.5, noise="system"))
-    assert (plan.relation, plan.unit, plan.public) == (RELATION, UNIT, PUBLIC)
+    assert (plan.relation, plan.unit, plan.public) == (RELATION["image"], "image", PUBLIC)
     assert (plan.clipping, plan.clipping_norm, plan.noise) == ("flat", 0.5, "system")
-    assert (plan.images, plan.dataset_id) == (3500, "d" * 64)
+    assert (plan.population, plan.dataset_id) == (3500, "d" * 64)
     assert (plan.target_epsilon, plan.selection_epsilon) == (10.0, None)
     assert plan.delta == default_delta(3500)
 
@@ -90,7 +90,7 @@ def test_a_given_delta_replaces_the_default(dataset_record):
 
 @pytest.mark.parametrize("delta", [1 / 3500, 1e-3, 0.1])
 def test_a_delta_that_may_publish_an_image_is_refused(dataset_record, delta):
-    with pytest.raises(UserError, match=r"delta = .*must be below 1/N = 0\.000286 for 3500 images"):
+    with pytest.raises(UserError, match=r"delta = .*must be below 1/N = 0\.000286 for N = 3500"):
         make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings(delta=delta))
 
 

@@ -89,3 +89,13 @@ def test_embeddings_are_those_of_the_pipeline(latents, model_record, two_digits)
 def test_other_prompt_has_another_embedding(model_record):
     one, seven = embed_prompts(model_record, ["a handwritten digit 1", "a handwritten digit 7"], "cpu")
     assert not torch.allclose(one, seven, atol=1e-3)
+
+
+def test_users_go_along_with_their_images(options, two_digits):
+    with np.load(options.archive) as archive:
+        arrays = dict(archive)
+    np.savez(options.archive, **arrays, train_users=np.array([0, 0, 1, 2, 1]))
+    write_record(options.dataset, replace(two_digits, users=3, id=sha256(options.archive)))
+    encode_dataset(options)
+    assert Latents.load(options.out, "user").users.tolist() == [0, 0, 1, 2, 1]
+    assert len(Latents.load(options.out, "user")) == 3 and len(Latents.load(options.out)) == 5

@@ -29,10 +29,10 @@ def parts(pairs):
 
 def test_latents_are_read_as_they_were_written(tmp_path):
     latents = tiny_latents(5)
-    save_file(vars(latents), tmp_path / "latents.safetensors")
+    save_file(latents.tensors(), tmp_path / "latents.safetensors")
     again = Latents.load(tmp_path / "latents.safetensors")
-    assert len(again) == 5 and vars(again).keys() == vars(latents).keys()
-    assert all(torch.equal(value, getattr(again, name)) for name, value in vars(latents).items())
+    assert len(again) == 5 and again.tensors().keys() == latents.tensors().keys()
+    assert all(torch.equal(value, getattr(again, name)) for name, value in latents.tensors().items())
 
 
 def test_a_file_that_is_not_of_latents_is_refused(tmp_path):
@@ -96,7 +96,7 @@ def test_nobody_draws_nothing():
 @given(order=st.permutations(range(6)), multiplicity=st.integers(1, 3), chunk=st.integers(1, 6))
 def test_chunks_of_images_are_the_whole_batch(order, multiplicity, chunk):
     whole = drawn((3, 0, 7, 1, 9, 4), multiplicity)
-    chunks = [whole.images(positions, multiplicity, "cpu") for positions in torch.tensor(order).split(chunk)]
+    chunks = [whole.units(positions, multiplicity, "cpu") for positions in torch.tensor(order).split(chunk)]
     rows = [image * multiplicity + pair for image in order for pair in range(multiplicity)]
     for index, part in enumerate(parts(whole)):
         assert torch.equal(torch.cat([parts(pairs)[index] for pairs in chunks]), part[rows])

@@ -140,7 +140,7 @@ def test_the_run_is_named_after_the_dataset_and_keeps_its_seed(tmp_path, dataset
     plan_privacy(options(tmp_path, dataset_record, seed=3))
     plan = read_record(tmp_path / "plan.json", Plan)
     assert plan.run.id == "mnist5k--public-mini--dp-sapf-matrix-r30-energy-s10--eps10--seed3"
-    assert plan.dataset_id == dataset_record.id and plan.images == 3500
+    assert plan.dataset_id == dataset_record.id and plan.population == 3500
 
 
 @pytest.mark.usefixtures("uncalibrated")

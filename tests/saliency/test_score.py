@@ -132,7 +132,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
     layers = [name.rpartition(".to_")[0] for name in names]
     table = pd.DataFrame({MATRIX: names, LAYER: layers, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
-    save_file(vars(tiny_latents(3500)), tmp_path / "latents.safetensors", {"dataset_id": dataset_record.id})
+    save_file(tiny_latents(3500).tensors(), tmp_path / "latents.safetensors", {"dataset_id": dataset_record.id})
     model = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=len(names), provenance={}, **model))
     write_record(tmp_path / "dataset.json", dataset_record)

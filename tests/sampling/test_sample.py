@@ -36,7 +36,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_unet", lambda record, device: tiny_unet())
     monkeypatch.setattr(stage, "load_vae", lambda record, device: tiny_vae())
     monkeypatch.setattr(stage, "load_scheduler", lambda record: tiny_scheduler())
-    save_file(vars(tiny_latents()), tmp_path / "latents.safetensors")
+    save_file(tiny_latents().tensors(), tmp_path / "latents.safetensors")
     record = ModelRecord(
         name="tiny",
         path="x",
@@ -63,7 +63,7 @@ def ledger(plan, digest):
         target_epsilon=10.0,
         delta=1e-5,
         relation="r",
-        unit="u",
+        unit="image",
         noise="seed",
         not_for_release=None,
         dataset_id="d",

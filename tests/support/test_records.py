@@ -17,9 +17,9 @@ def test_records_survive_the_round_trip(tmp_path, plan):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('"images"', '"imagez"', "imagez = 3500: unknown key: must be one of .*; did you mean images?"),
-        ('"images": 3500', '"images": "many"', "images = 'many': must be a valid integer"),
-        ('"images": 3500', '"images": "3500"', "images = '3500': must be a valid integer"),
+        ('"population"', '"populatiom"', "populatiom = 3500: unknown key: must be one of .*; did you mean population?"),
+        ('"population": 3500', '"population": "many"', "population = 'many': must be a valid integer"),
+        ('"population": 3500', '"population": "3500"', "population = '3500': must be a valid integer"),
         ('"steps": 4', '"steps": 0', "releases.1.steps = 0: must be at least 1"),
         ('"target_epsilon": 10.0', '"target_epsilon": NaN', "target_epsilon = .*finite number"),
     ],
@@ -41,5 +41,5 @@ def test_a_file_that_is_no_json_is_named(tmp_path):
 
 
 def test_a_record_that_breaks_its_model_cannot_be_made(plan):
-    with pytest.raises(ValueError, match="images"):
-        replace(plan, images="many")
+    with pytest.raises(ValueError, match="population"):
+        replace(plan, population="many")

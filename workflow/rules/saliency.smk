@@ -28,7 +28,7 @@ rule score_saliency:
         files=lambda w, input: given(input),
         run=lambda w: score_flags(SCORES[w.scores]),
         options=flags(CONFIG.saliency, CONFIG.compute),
-        privacy=flags(CONFIG.privacy, only=("delta", "noise")),
+        privacy=flags(CONFIG.privacy, only=("delta", "unit", "noise")),
         code=code_digest("saliency"),
     shell:
         "python -m dpsapf score-saliency {params.files} {params.run} {params.options} {params.privacy}"
