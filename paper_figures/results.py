@@ -9,13 +9,13 @@ import pandas as pd
 
 from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
 from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import TRAINING_AXES
 from dpsapf.experiment.runs import Study, number
 from dpsapf.support.errors import UserError
 from paper_figures.style import ORDER, look_of
 
 GROUP = ["dataset", "public_model"]
-CHOICES = ("score", "mechanism", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
-
+CHOICES = ("score", "mechanism", "rule", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
 SEEDED = "Noise from a seed: reproducible, not for release; whoever knows the seed can subtract it."
 
@@ -111,6 +111,11 @@ def strictly(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
 def _same_choices(table: pd.DataFrame, results: Results) -> pd.DataFrame:
     for axis in CHOICES:
         table = table[table[axis].isna() | (table[axis] == _commonest(results.runs[axis], axis))]
+    for axis in TRAINING_AXES:
+        own = table[axis].isna()
+        table = table[
+            own if own[table["method"] != "no-finetune"].any() else own | (table[axis] == _commonest(table[axis], axis))
+        ]
     return table
 
 

@@ -26,6 +26,7 @@ def run():
         score="energy",
         mechanism="gaussian",
         sigma_s=10.0,
+        rule="top",
         candidates="attention",
         adapter="lora",
         epsilon=10.0,

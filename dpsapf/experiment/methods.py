@@ -15,6 +15,8 @@ Candidates = typing.Literal["attention", "attention+ffn", "all-params"]
 Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora"]
 ScoreName = typing.Literal["energy", "norm", "vote", "share"]
 MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
+Rule = typing.Literal["top", "least"]
+Optimizer = typing.Literal["adamw", "adamw-8bit"]
 Unit = typing.Literal["image", "user"]
 NoiseMode = typing.Literal["seed", "system"]
 Ratio = typing.Annotated[float, Field(gt=0, le=1)]
@@ -60,9 +62,12 @@ class Method:
             "score": self.selects,
             "mechanism": self.selects and self.private,
             "sigma_s": self.selects and self.private,
+            "rule": self.selects,
             "candidates": self.trained in ("adapter", "weights") and self.candidates is None,
             "adapter": self.trained == "adapter",
             "epsilon": self.trains and self.private,
+            "lora_rank": self.trained == "adapter",
+            **dict.fromkeys(("learning_rate", "training_steps", "batch_size", "optimizer"), self.trains),
         }
         return frozenset(axis for axis, used in axes.items() if used)
 
@@ -80,6 +85,7 @@ METHODS: dict[str, Method] = {
     "no-finetune": Method(selection="all", trained="nothing"),
 }
 AXES = frozenset().union(*(row.uses for row in METHODS.values()))
+TRAINING_AXES = ("learning_rate", "training_steps", "batch_size", "lora_rank", "optimizer")  # null: the config's own value
 
 
 def method(name: str) -> Method:

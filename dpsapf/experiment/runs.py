@@ -12,8 +12,10 @@ from dpsapf.experiment.methods import (
     Level,
     MechanismName,
     MethodName,
+    Optimizer,
     Positive,
     Ratio,
+    Rule,
     ScoreName,
     Seed,
     method,
@@ -21,6 +23,7 @@ from dpsapf.experiment.methods import (
 from dpsapf.support.checked import Checked, replace
 
 Value = typing.TypeVar("Value")
+Count = typing.Annotated[int, Field(ge=1)]
 Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
@@ -38,9 +41,15 @@ class Treatment(Checked):
     score: ScoreName | None = Field(None, description="what an image contributes to the saliency scores")
     mechanism: MechanismName | None = Field(None, description="how the scores, or what they select, are released")
     sigma_s: Positive | None = Field(None, description="noise multiplier of the saliency release, or that of equal zCDP cost")
+    rule: Rule | None = Field(None, description="how scores choose: top, the most salient units, or least")
     candidates: Candidates | None = Field(None, description="matrices to choose from")
     adapter: Adapter | None = Field(None, description="adapter that is trained on the chosen matrices")
     epsilon: Positive | None = Field(None, description="target epsilon; null if nothing is trained, or without a guarantee")
+    learning_rate: Positive | None = Field(None, description="peak learning rate; null: the config's")
+    training_steps: Count | None = Field(None, description="DP-SGD steps; null: the config's [steps]")
+    batch_size: Count | None = Field(None, description="expected Poisson batch; null: the config's [units]")
+    lora_rank: Count | None = Field(None, description="rank of the adapter; null: the config's")
+    optimizer: Optimizer | None = Field(None, description="optimizer; null: the config's")
     seed: Seed = Field(0, description="seed of everything random in the run")
 
 
@@ -51,10 +60,12 @@ class RunSpec(Treatment, _OnDataset):
     def id(self) -> str:
         """Readable, stable name, e.g. ``mnist5k--public-mini--dp-sapf-matrix-r30-share-s10--eps10--seed0``."""
         ranked = [self.level, self.ratio and f"r{number(100 * self.ratio)}"]
+        rule = self.rule if self.rule != "top" else None
         changed = [self.candidates != "attention" and self.candidates, self.adapter != "lora" and self.adapter]
-        name = "-".join(filter(None, [self.method, *ranked, *self._scored, *changed]))
+        name = "-".join(filter(None, [self.method, *ranked, rule, *self._scored, *changed]))
         epsilon = [f"eps{number(self.epsilon)}"] if self.epsilon is not None else []
-        return "--".join([self.dataset, self.public_model, name, *epsilon, f"seed{self.seed}"])
+        trained = ["-".join(self._trained)] if self._trained else []
+        return "--".join([self.dataset, self.public_model, name, *trained, *epsilon, f"seed{self.seed}"])
 
     @property
     def scores_id(self) -> str:
@@ -68,6 +79,12 @@ class RunSpec(Treatment, _OnDataset):
     def released_from(self) -> Candidates:
         """Candidate set that scores are computed over."""
         return self.candidates or method(self.method).candidates or "attention"
+
+    @property
+    def _trained(self) -> list[str]:
+        short = {"learning_rate": "lr", "training_steps": "t", "batch_size": "b", "lora_rank": "k"}
+        parts = [key + number(getattr(self, axis)) for axis, key in short.items() if getattr(self, axis) is not None]
+        return [*parts, *([self.optimizer] if self.optimizer else [])]
 
     @property
     def _scored(self) -> list[str | None]:
@@ -92,9 +109,15 @@ class Study(Checked):
     score: Axis[ScoreName] = Field(("energy",), description="saliency scores")
     mechanism: Axis[MechanismName] = Field(("gaussian",), description="mechanisms of the saliency release")
     sigma_s: Axis[Positive] = Field((5.0,), description="noise multipliers of the saliency release")
+    rule: Axis[Rule] = Field(("top",), description="how scores choose")
     candidates: Axis[Candidates] = Field(("attention",), description="candidate sets")
     adapter: Axis[Adapter] = Field(("lora",), description="adapters")
     epsilon: Axis[Positive] = Field((10.0,), description="target epsilons")
+    learning_rate: Axis[Positive | None] = Field((None,), description="peak learning rates; null: the config's")
+    training_steps: Axis[Count | None] = Field((None,), description="numbers of DP-SGD steps; null: the config's [steps]")
+    batch_size: Axis[Count | None] = Field((None,), description="expected Poisson batches; null: the config's [units]")
+    lora_rank: Axis[Count | None] = Field((None,), description="ranks of the adapter; null: the config's")
+    optimizer: Axis[Optimizer | None] = Field((None,), description="optimizers; null: the config's")
     seed: Axis[Seed] = Field((0,), description="seeds")
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import NoiseMode, Unit
+from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Unit
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
 from dpsapf.experiment.runs import RunSpec, Study, expand
-from dpsapf.support.checked import Checked, parse
+from dpsapf.support.checked import Checked, parse, replace
 from dpsapf.support.errors import UserError, UserErrors, one_of
 
 
@@ -57,7 +57,7 @@ class FinetuneConfig(Checked):
 
     learning_rate_lora: float = Field(description="AdamW learning rate for LoRA", gt=0)
     learning_rate_full: float = Field(description="AdamW learning rate when weights themselves are trained", gt=0)
-    optimizer: typing.Literal["adamw", "adamw-8bit"] = Field(
+    optimizer: Optimizer = Field(
         "adamw", description="AdamW; with 8-bit moments for tensors of 4,096 numbers or more (needs bitsandbytes)"
     )
     learning_rate_schedule: typing.Literal["constant", "linear", "cosine"] = Field(
@@ -124,8 +124,14 @@ class Config(Checked):
 
     @functools.cached_property
     def runs(self) -> list[RunSpec]:
-        """The runs of all studies, each once."""
-        return expand(self.studies)
+        """The runs of all studies, each once; an axis of training at the config's own value is null."""
+        runs = [replace(run, **self._own_axes(run)) for run in expand(self.studies)]
+        return list({run.id: run for run in runs}.values())
+
+    def _own_axes(self, run: RunSpec) -> dict[str, None]:
+        rate = self.finetune.learning_rate_lora if run.adapter else self.finetune.learning_rate_full
+        own = (rate, self.privacy.steps, self.privacy.expected_batch_size, self.finetune.lora_rank, self.finetune.optimizer)
+        return {axis: None for axis, value in zip(TRAINING_AXES, own, strict=True) if getattr(run, axis) == value}
 
 
 def parse_config(data: dict, where: str = "config") -> Config:

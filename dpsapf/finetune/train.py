@@ -95,9 +95,10 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
 def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
-    parameters = trainable(unet, plan.run, pd.read_csv(options.selection), options.lora_rank, options.lora_alpha)
-    rate = options.learning_rate_full if plan.run.adapter is None else options.learning_rate_lora
-    optimizer = _optimizer(options.optimizer)(parameters.values(), lr=rate, weight_decay=0.0)
+    rank = plan.run.lora_rank or options.lora_rank
+    parameters = trainable(unet, plan.run, pd.read_csv(options.selection), rank, options.lora_alpha)
+    rate = plan.run.learning_rate or (options.learning_rate_lora if plan.run.adapter else options.learning_rate_full)
+    optimizer = _optimizer(plan.run.optimizer or options.optimizer)(parameters.values(), lr=rate, weight_decay=0.0)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()

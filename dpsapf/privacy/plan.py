@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from dpsapf.experiment.methods import AXES, Unit, method
+from dpsapf.experiment.methods import AXES, TRAINING_AXES, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
@@ -101,8 +101,8 @@ def default_delta(population: int) -> float:
 
 def dp_sgd_release(sigma: float | None, population: int, options: PlanPrivacy) -> Release:
     """Describe DP-SGD: ``steps`` Poisson-subsampled Gaussian releases of clipped gradient sums; exact without sigma."""
-    rate = min(options.expected_batch_size / population, 1.0)
-    common = {"name": "dp-sgd", "sampling_rate": rate, "steps": options.steps}
+    rate = min((options.batch_size or options.expected_batch_size) / population, 1.0)
+    common = {"name": "dp-sgd", "sampling_rate": rate, "steps": options.training_steps or options.steps}
     if sigma is None:
         return Release(mechanism="none", sensitivity=None, **common)
     return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, noise=options.noise, **common)
@@ -115,7 +115,7 @@ def _dp_sgd_noise(before: list[Release], run: RunSpec, population: int, delta: f
 
 
 def check_axes(run: RunSpec) -> None:
-    """Check that a run has exactly the axes that its method uses.
+    """Check that a run has exactly the axes that its method uses; those of training may be the config's.
 
     Raises:
         UserError: names the first axis that is missing or superfluous, or an epsilon below the accountants' resolution.
@@ -123,7 +123,7 @@ def check_axes(run: RunSpec) -> None:
     uses = method(run.method).uses
     for axis in sorted(AXES):
         value = getattr(run, axis)
-        if axis in uses and value is None:
+        if axis in uses and value is None and axis not in TRAINING_AXES:
             raise UserError(axis, value, f"method {run.method} needs it")
         if axis not in uses and value is not None:
             raise UserError(axis, value, f"method {run.method} does not use it; leave it out")

@@ -13,7 +13,7 @@ from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
 from dpsapf.support.records import read_record, write_record
 
-DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
+DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "rule": "top", "candidates": "attention", "adapter": "lora"}
 
 
 def plan_privacy(options: PlanPrivacy) -> None:

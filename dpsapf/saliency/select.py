@@ -48,13 +48,14 @@ def candidates(path: Path, names: Candidates) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame, run: RunSpec) -> pd.Series:
-    """Mark the matrices that a run trains on: all, random units, or the units with the highest released scores."""
+    """Mark the matrices that a run trains on: all, random units, or units chosen by released scores and the run's rule."""
     selection = method(run.method).selection
     if selection == "all":
         return pd.Series(True, index=table.index)
     if selection == "random":
         return random_units(table, run.level, run.ratio, run.seed)
-    return top_units(table, run.level, run.ratio)
+    scored = table.assign(**{SCORE: -table[SCORE]}) if run.rule == "least" else table
+    return top_units(scored, run.level, run.ratio)
 
 
 def top_units(table: pd.DataFrame, level: Level, ratio: float) -> pd.Series:

@@ -90,7 +90,8 @@ def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline"
 
 def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
     selection = pd.read_csv(options.selection)
-    load_weights(trainable(unet, ledger.run, selection, options.lora_rank, options.lora_alpha), weights)
+    rank = ledger.run.lora_rank or options.lora_rank
+    load_weights(trainable(unet, ledger.run, selection, rank, options.lora_alpha), weights)
 
 
 def _merge(unet: torch.nn.Module) -> None:

@@ -8,6 +8,7 @@ from dpsapf.aggregation.aggregate import aggregate, interval_factor, summary_tab
 from dpsapf.aggregation.collect import collect_metrics
 from dpsapf.experiment.columns import SPREAD_METRICS
 from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import TRAINING_AXES
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -66,6 +67,7 @@ def test_interval_covers_the_true_mean_in_95_percent_and_a_normal_quantile_would
     runs = pd.DataFrame({"ratio": np.repeat(np.arange(groups), n), "seed": np.tile(np.arange(n), groups)})
     axes = {"dataset": "d", "public_model": "m", "method": "dp-sapf", "level": "matrix", "sigma_s": 5.0, "epsilon": 1.0}
     axes |= {"score": "energy", "mechanism": "gaussian", "candidates": "attention", "adapter": "lora"}
+    axes |= dict.fromkeys(("rule", *TRAINING_AXES))
     runs = runs.assign(protocol="p", **axes, **dict.fromkeys(SPREAD_METRICS, draws.ravel()))
     summary = summary_table(runs)
     error = (summary["accuracy_mean"] - 0.5).abs()

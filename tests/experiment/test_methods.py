@@ -66,7 +66,8 @@ def axes_that_change(name):
     """Axes whose second value gives another run."""
     one = Study(dataset=("d",), method=(name,))
     other = {"level": "block", "ratio": 0.9, "score": "vote", "mechanism": "ptr", "sigma_s": 9.0}
-    other |= {"candidates": "all-params", "adapter": "dora", "epsilon": 3.0}
+    other |= {"candidates": "all-params", "adapter": "dora", "epsilon": 3.0, "rule": "least"}
+    other |= {"learning_rate": 0.1, "training_steps": 9, "batch_size": 9, "lora_rank": 2, "optimizer": "adamw-8bit"}
     assert set(other) == AXES
     studies = {axis: one.model_copy(update={axis: (*getattr(one, axis), value)}) for axis, value in other.items()}
     return {axis for axis, study in studies.items() if len(expand({"s": study})) == 2}
@@ -80,9 +81,9 @@ def test_runs_multiply_over_the_axes_that_a_method_uses(name):
 def test_what_the_methods_differ_in():
     """The paper's variants: each leaves one thing of dp-sapf out, or changes one."""
     ours = method("dp-sapf").uses
-    assert ours - method("dp-lora").uses == {"level", "ratio", "score", "mechanism", "sigma_s"}, "the selection"
-    assert ours - method("random").uses == {"score", "mechanism", "sigma_s"}, "data-free"
-    assert ours - method("no-lora").uses == {"adapter"}
+    assert ours - method("dp-lora").uses == {"level", "ratio", "score", "mechanism", "sigma_s", "rule"}, "the selection"
+    assert ours - method("random").uses == {"score", "mechanism", "sigma_s", "rule"}, "data-free"
+    assert ours - method("no-lora").uses == {"adapter", "lora_rank"}
     assert ours - method("no-dp").uses == {"mechanism", "sigma_s", "epsilon"}
     assert method("noisy").uses == ours and method("noisy").randomises_rest
     assert [name for name, row in METHODS.items() if not row.trains] == ["no-finetune"] and not method("no-finetune").uses

@@ -94,3 +94,20 @@ def test_integers_become_floats_where_the_field_is_a_float():
     data["studies"] = {"s": {"dataset": ["digits"], "method": ["dp-lora"], "epsilon": [3]}}
     assert parse_config(data).runs[0].epsilon == 3.0
     assert yaml.safe_dump(data)
+
+
+def test_an_axis_of_training_at_the_configs_value_is_the_same_run():
+    """Shared work stays shared: the run has no such axis in its id."""
+    axes = {"dataset": ["mnist5k"], "method": ["dp-lora", "dp-full"], "seed": [0]}
+    own = {"learning_rate": [demo()["finetune"]["learning_rate_lora"], 0.5], "training_steps": [demo()["privacy"]["steps"], 7]}
+    runs = parse_config(demo() | {"studies": {"a": axes, "b": axes | own}}).runs
+    lora = [run.id for run in runs if run.method == "dp-lora"]
+    assert lora == [f"mnist5k--public-mini--dp-lora{end}--eps10--seed0" for end in ("", "--t7", "--lr0.5", "--lr0.5-t7")]
+    full = [run for run in runs if run.method == "dp-full"]
+    assert len(full) == 5 and all(run.training_steps in (None, 7) for run in full), "its own rate is another one"
+
+
+def test_every_axis_of_training_is_in_the_id():
+    axes = {"dataset": ["mnist5k"], "method": ["dp-lora"], "learning_rate": [0.5], "training_steps": [7], "batch_size": [9]}
+    (run,) = parse_config(demo() | {"studies": {"a": axes | {"lora_rank": [2], "optimizer": ["adamw-8bit"]}}}).runs
+    assert run.id == "mnist5k--public-mini--dp-lora--lr0.5-t7-b9-k2-adamw-8bit--eps10--seed0"

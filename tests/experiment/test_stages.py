@@ -18,6 +18,7 @@ from dpsapf.experiment.stages import (
     ComposeReleases,
     Evaluate,
     Finetune,
+    PlanPrivacy,
     PretrainPublicModel,
     Sample,
     ScoreSaliency,
@@ -33,6 +34,7 @@ COUNTS = Counter(name for name, _ in FIELDS)
 KEYS = {name: field for name, field in FIELDS if COUNTS[name] == 1}  # steps, for one, has two meanings
 # no config sets them; and nothing is scored without being told where its noise comes from
 BY_HAND = {(Bench, "threads"), (PretrainPublicModel, "threads"), (ComposeReleases, "delta"), (ScoreSaliency, "noise")}
+BY_HAND |= {(PlanPrivacy, axis) for axis in ("lora_rank", "optimizer")}  # axes of a run: null is the section's
 
 
 def required(stage):

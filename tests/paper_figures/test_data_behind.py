@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dpsapf.experiment.methods import METHODS, Level
+from dpsapf.experiment.methods import METHODS, TRAINING_AXES, Level
 from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
 from paper_figures.results import at_headline, label, series, strictly
 from paper_figures.style import LOOKS
@@ -35,6 +35,7 @@ def test_at_headline_keeps_what_has_no_choice(results):
     table = pd.DataFrame({"dataset": "d", "public_model": "m", "method": "dp-sapf", "level": "matrix"}, index=range(4))
     table = table.assign(epsilon=[10.0, 10.0, 1.0, 1.0], ratio=0.3, sigma_s=[5.0, 25.0, 20.0, 25.0])
     table = table.assign(score="energy", mechanism="gaussian", candidates="attention", adapter="lora")
+    table = table.assign(rule="top", **dict.fromkeys(TRAINING_AXES))
     assert at_headline(table, results, "ratio", "sigma_s")["sigma_s"].tolist() == [5.0, 20.0, 25.0]
 
 

@@ -19,10 +19,12 @@ COMPLETE = {
     "score": "energy",
     "mechanism": "gaussian",
     "sigma_s": 10.0,
+    "rule": "top",
     "candidates": "attention",
     "adapter": "lora",
     "epsilon": 10.0,
 }
+TRAINED = {"learning_rate": 0.1, "training_steps": 9, "batch_size": 9, "lora_rank": 2, "optimizer": "adamw"}
 SALIENCY = Release(name="saliency", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
 
 
@@ -144,10 +146,14 @@ def test_a_target_below_the_selections_cost_is_refused(dataset_record):
 def test_a_run_has_the_axes_of_its_method_and_no_others(method):
     check_axes(spec(method))
     for axis in AXES:
+        if axis in METHODS[method].uses & TRAINED.keys():
+            check_axes(spec(method, **{axis: TRAINED[axis]}))
+            continue
         if axis in METHODS[method].uses:
             wrong, message = spec(method, **{axis: None}), f"{axis} = None: method {method} needs it"
         else:
-            wrong, message = spec(method, **{axis: COMPLETE[axis]}), f"{axis} = .*: method {method} does not use it; leave it out"
+            wrong = spec(method, **{axis: (COMPLETE | TRAINED)[axis]})
+            message = f"{axis} = .*: method {method} does not use it; leave it out"
         with pytest.raises(UserError, match=message):
             check_axes(wrong)
 

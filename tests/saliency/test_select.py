@@ -98,3 +98,12 @@ def test_missing_or_foreign_scores_are_refused(tmp_path, plan):
     with pytest.raises(UserError, match="other matrices"):
         select_matrices(setting)
     assert not (tmp_path / "selection.csv").exists()
+
+
+def test_the_least_salient_are_as_many_from_the_other_end(tmp_path, plan):
+    for rule, expected in (("top", [0, 2, 4]), ("least", [1, 3, 5])):
+        run = replace(plan.run, rule=rule, ratio=0.5)
+        select_matrices(options(tmp_path, replace(plan, run=run)))
+        written = pd.read_csv(tmp_path / "selection.csv")
+        assert written.index[written[SELECTED]].tolist() == expected, rule
+        assert written[SCORE].tolist() == table()[SCORE].tolist(), "scores are shown as they were released"
