@@ -45,6 +45,7 @@ SCORES = {
     "norm": Look("norm", PALETTE[1], "D", "--"),
     "vote": Look("vote", PALETTE[2], "^", "-."),
     "share": Look("share", PALETTE[4], "s", (0, (5, 1))),
+    "signal": Look("signal", PALETTE[3], "v", (0, (1, 1))),
 }
 LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
 

@@ -129,7 +129,7 @@ class CompareScores(SaliencyConfig, ComputeConfig):
     candidate_table: Path = source("candidates.csv")
     latents: Path = source("latents.safetensors")
     candidates: Candidates = Field("attention", description="matrices that are scored")
-    score: tuple[ScoreName, ...] = Field(("energy", "norm", "vote", "share"), description="scores to compare")
+    score: tuple[ScoreName, ...] = Field(("energy", "norm", "vote", "share", "signal"), description="scores to compare")
     sigma_s: tuple[Positive, ...] = Field((1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0), description="noise multipliers")
     ratio: float = Field(0.3, description="fraction of matrices whose selection is compared", gt=0, le=1)
     draws: int = Field(20, description="draws of the noise", ge=1)

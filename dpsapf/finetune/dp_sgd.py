@@ -5,13 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch.linalg import vector_norm
 
 from dpsapf.experiment.records import Release
 from dpsapf.finetune.parallel import ALONE, Processes
 from dpsapf.gradients.per_image import PerImageGradients
 from dpsapf.privacy.clipping import Clipping
-from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.privacy.noise import NoiseSource
 from dpsapf.public_models.latents import Pairs
 
@@ -74,11 +73,11 @@ def private_gradient(
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     totals = torch.zeros(3, device=device)  # units, losses, norms
     units = processes.shard(len(pairs) // multiplicity)
-    for chunk in _chunks(units, micro_batch):
+    for chunk in first_alone(units, micro_batch):
         loss = loss_function(pairs.units(chunk, multiplicity, device))
         clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity)
         if len(chunk) == 1:
-            meter.contribution(math.hypot(*(float(vector_norm(part, dtype=torch.float64)) for part in clipped)))
+            meter.contribution(joint_norm(clipped))
         torch._foreach_add_(sums, clipped)
         totals += torch.stack([torch.tensor(float(len(chunk)), device=device), loss.detach().sum() / multiplicity, norms.sum()])
     processes.add([*sums, totals])
@@ -86,11 +85,6 @@ def private_gradient(
         parameter.grad = (total / expected_batch).to(parameter)
     count, losses, norms = totals.tolist()
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
-
-
-def _chunks(units: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
-    """Split positions [b] into the first alone, and the others by ``micro_batch``."""
-    return [chunk for part in (units[:1], units[1:]) if len(part) for chunk in part.split(micro_batch)]
 
 
 def _released(

@@ -32,13 +32,25 @@ class Ranking:
         unit_of: unit (matrix, layer or block) of each candidate, int64 [M], numbered from 0.
         kept: units to select, k.
         sensitivity: L2 sensitivity of the scores of all candidates together; None without a bound.
-        unit_sensitivity: largest amount by which one image raises one unit's score.
+        unit_sensitivity: largest amount by which one image raises one unit's score; None if it may lower one.
     """
 
     unit_of: np.ndarray
     kept: int
     sensitivity: float | None
-    unit_sensitivity: float
+    unit_sensitivity: float | None
+
+    def monotone(self) -> float:
+        """Return the unit sensitivity.
+
+        Raises:
+            UserError: an image may lower a score, which the mechanisms that release a ranking do not allow for.
+        """
+        if self.unit_sensitivity is None:
+            raise UserError(
+                "mechanism", "exponential or ptr", "needs a score that no image lowers: use another score, or gaussian"
+            )
+        return self.unit_sensitivity
 
     def unit_scores(self, scores: np.ndarray) -> np.ndarray:
         """Sum scores [M] over units."""
@@ -103,7 +115,7 @@ class Exponential:
             name="saliency",
             mechanism="exponential",
             noise_multiplier=sigma_s,
-            sensitivity=ranking.unit_sensitivity,
+            sensitivity=ranking.monotone(),
             sampling_rate=rate,
             steps=1,
             epsilon=rho + 2 * math.sqrt(rho * math.log(1 / share)),
@@ -137,7 +149,7 @@ class ProposeTestRelease:
             name="saliency",
             mechanism="ptr",
             noise_multiplier=sigma_s,
-            sensitivity=ranking.unit_sensitivity,
+            sensitivity=ranking.monotone(),
             sampling_rate=rate,
             steps=1,
             epsilon=1 / sigma_s,

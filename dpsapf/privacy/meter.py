@@ -140,6 +140,16 @@ class Meter:
         self._noise = {"first": self._noise.get("first", sample), "last": sample}
 
 
+def first_alone(units: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
+    """Split positions [b] into the first alone, so that what it adds can be measured, and the others by ``micro_batch``."""
+    return [chunk for part in (units[:1], units[1:]) if len(part) for chunk in part.split(micro_batch)]
+
+
+def joint_norm(parts: Iterable[torch.Tensor]) -> float:
+    """Return the L2 norm of several tensors together, in fp64."""
+    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+
+
 def likeness(one: torch.Tensor, other: torch.Tensor) -> float:
     """Return the chance that independent normal vectors [n] have so large a cosine: its square is Beta(1/2, (n-1)/2)."""
     count = len(one)

@@ -1,6 +1,7 @@
 """compare-scores: how well noisy scores keep the noiseless order. Outside the guarantee: for research, not for a release."""
 
 import logging
+import typing
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,14 +14,18 @@ from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models.latents import Latents, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, draw_pairs
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
+from dpsapf.saliency.signal import signal_norms
 from dpsapf.support.files import atomic
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record
+
+if typing.TYPE_CHECKING:
+    from diffusers import DDIMScheduler, UNet2DConditionModel
 
 LOG = logging.getLogger(__name__)
 
@@ -30,32 +35,49 @@ def compare_scores(options: CompareScores) -> None:
     torch.set_num_threads(options.threads)
     names = [read_record(options.dataset, DatasetRecord).name, read_record(options.model, ModelRecord).name]
     table = candidates(options.candidate_table, options.candidates)
-    rows = [[*names, *row] for row in _rows(_squared_norms(options, table), table, options)]
+    rows = [[*names, *row] for row in _rows(exact_scores(options, table), table, options)]
     frame = pd.DataFrame(rows, columns=list(AGREEMENT_COLUMNS))
     LOG.info("overlap\n%s", frame.pivot_table("overlap", "score", "sigma_s").round(2).to_string())
     with atomic(options.out) as temporary:
         frame.to_csv(temporary, index=False)
 
 
+def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Compute every score without noise, float64 [M] by name, from the same timesteps and noise. Private."""
+    limits = Bounds(clipping_norm=options.clipping_norm, votes=options.votes)
+    additive = [name for name in options.score if score(name).contributions]
+    squared = _squared_norms(options, table) if additive else None
+    found = {name: score(name).contributions(squared, limits).sum(0).numpy() for name in additive}
+    return {name: found[name] if name in found else _signal(options, table) for name in options.score}
+
+
+def _signal(options: CompareScores, table: pd.DataFrame) -> np.ndarray:
+    unet, scheduler, pairs = _inputs(options)
+    meter = Meter(len(pairs))
+    return signal_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options, meter).cpu().numpy()
+
+
 def _squared_norms(options: CompareScores, table: pd.DataFrame) -> torch.Tensor:
-    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
-    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
-    draws = torch_generator(options.seed, "saliency", "pairs")
-    pairs = draw_pairs(latents, torch.arange(len(latents)), 1, scheduler.config.num_train_timesteps, draws)
-    batches = squared_gradient_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options)
+    batches = squared_gradient_norms(*_inputs(options), table[MATRIX].tolist(), options)
     return torch.cat([squared.cpu() for squared in batches])
 
 
-def _rows(squared: torch.Tensor, table: pd.DataFrame, options: CompareScores) -> Iterator[list]:
+def _inputs(options: CompareScores) -> tuple["UNet2DConditionModel", "DDIMScheduler", Pairs]:
+    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
+    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
+    draws = torch_generator(options.seed, "saliency", "pairs")
+    return unet, scheduler, draw_pairs(latents, torch.arange(len(latents)), 1, scheduler.config.num_train_timesteps, draws)
+
+
+def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareScores) -> Iterator[list]:
     limits = Bounds(clipping_norm=options.clipping_norm, votes=options.votes)
-    for name in options.score:
-        exact = score(name).contributions(squared, limits).sum(0).numpy()
+    for name, exact in scores.items():
         units = ranking(table, None, None, name, limits)
         for sigma in options.sigma_s:
             for draw in range(options.draws):
                 source = SeededNoise(torch_generator(options.seed, "agreement", name, f"{sigma:g}", draw))
                 gaussian = mechanism("gaussian")
-                noisy = gaussian.release(exact, units, gaussian.plan(units, sigma, 1.0, 1.0), source, Meter(len(squared)))
+                noisy = gaussian.release(exact, units, gaussian.plan(units, sigma, 1.0, 1.0), source, Meter(1))
                 yield [name, sigma, options.ratio, draw, *agreement(exact, noisy, table, options.ratio)]
 
 

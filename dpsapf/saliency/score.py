@@ -24,6 +24,7 @@ from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
+from dpsapf.saliency.signal import signal_norms
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -132,7 +133,7 @@ def saliency_scores(
     options: ScoreSaliency,
     meter: Meter,
 ) -> torch.Tensor:
-    """Sum the images' contributions to every candidate's score over a batch; NOT private before a mechanism releases it.
+    """Compute every candidate's score over a batch: contributions, summed, or `signal_norms`. NOT private before a release.
 
     Args:
         unet: the public model; its weights get no gradient.
@@ -147,9 +148,11 @@ def saliency_scores(
         Scores, float64 [M].
     """
     contributions, limits = score(options.score).contributions, bounds(options)
-    scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
     draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
     pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, draws)
+    if contributions is None:
+        return signal_norms(unet, scheduler, pairs, names, options, meter)
+    scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
     for squared in squared_gradient_norms(unet, scheduler, pairs, names, options):
         added = contributions(squared, limits)
         meter.contribution(float(added.norm(dim=1).max()))

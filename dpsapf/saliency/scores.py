@@ -1,7 +1,8 @@
 """What one image contributes to the saliency scores, and how much that can be: the score registry.
 
-Every contribution is non-negative, so adding an image raises each score and lowers none. One image's
-squared gradient norms q_m over the M candidates, ||g||^2 = sum_m q_m, come from `dpsapf.gradients.ghost_norms`.
+All scores but one are sums over images of non-negative contributions, so adding an image raises each score and lowers
+none. One image's squared gradient norms q_m over the M candidates, ||g||^2 = sum_m q_m, come from
+`dpsapf.gradients.ghost_norms`. The exception is ``signal``: the norms of a sum of clipped gradients.
 """
 
 import math
@@ -13,6 +14,9 @@ from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     import torch
+
+
+SIGNAL_BOUND = 1.0  # C of score signal; clipping is automatic, so that no bound has to be tuned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +37,16 @@ class Score:
     """One score.
 
     Attributes:
-        contributions: squared norms [B, M] and bounds -> contributions, float64 [B, M], >= 0.
-        sensitivity: bounds -> largest L2 norm of one image's contributions.
-        unit_sensitivity: bounds, size -> largest sum of one image's contributions over ``size`` matrices.
+        contributions: squared norms [B, M] and bounds -> contributions, float64 [B, M], >= 0; None for ``signal``, which is
+            no sum of contributions.
+        sensitivity: bounds -> largest L2 norm by which one image changes the scores.
+        unit_sensitivity: bounds, size -> largest sum of one image's contributions over ``size`` matrices; None if an
+            image may lower a score.
     """
 
-    contributions: "Callable[[torch.Tensor, Bounds], torch.Tensor]"
+    contributions: "Callable[[torch.Tensor, Bounds], torch.Tensor] | None"
     sensitivity: Callable[[Bounds], float]
-    unit_sensitivity: Callable[[Bounds, int], float]
+    unit_sensitivity: Callable[[Bounds, int], float] | None
 
 
 def energy(squared: "torch.Tensor", bounds: Bounds) -> "torch.Tensor":
@@ -111,6 +117,11 @@ SCORES: dict[str, Score] = {
         contributions=share,
         sensitivity=lambda bounds: 1.0,
         unit_sensitivity=lambda bounds, size: 1.0,
+    ),
+    "signal": Score(  # `dpsapf.saliency.signal`, with its proof
+        contributions=None,
+        sensitivity=lambda bounds: SIGNAL_BOUND,
+        unit_sensitivity=None,
     ),
 }
 

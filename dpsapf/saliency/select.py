@@ -88,7 +88,7 @@ def ranking(table: pd.DataFrame, level: Level | None, ratio: float | None, score
         unit_of=units,
         kept=kept(ratio or 1.0, units.max() + 1),
         sensitivity=row.sensitivity(bounds),
-        unit_sensitivity=row.unit_sensitivity(bounds, int(pd.Series(units).value_counts().max())),
+        unit_sensitivity=row.unit_sensitivity and row.unit_sensitivity(bounds, int(pd.Series(units).value_counts().max())),
     )
 
 

@@ -20,6 +20,7 @@ def options(tmp_path, dataset_record, monkeypatch):
     """A comparison whose squared norms are known: matrix m has about m^2 of the energy."""
     energies = torch.arange(1.0, M + 1).square() * (0.5 + torch.rand(300, M, generator=torch.Generator().manual_seed(0)))
     monkeypatch.setattr(agreement, "_squared_norms", lambda options, table: energies / energies.sum(1, keepdim=True))
+    monkeypatch.setattr(agreement, "_signal", lambda options, table: energies.mean(0).sqrt().numpy())
     names = [f"b.{index}" for index in range(M)]
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
@@ -40,9 +41,9 @@ def options(tmp_path, dataset_record, monkeypatch):
 def test_little_noise_keeps_the_order_and_much_noise_loses_it(options):
     agreement.compare_scores(options)
     table = pd.read_csv(options.out)
-    assert list(table.columns) == list(AGREEMENT_COLUMNS) and len(table) == 4 * 2 * 5
+    assert list(table.columns) == list(AGREEMENT_COLUMNS) and len(table) == 5 * 2 * 5
     means = table.groupby(["score", "sigma_s"])[["rank_correlation", "overlap"]].mean()
-    for name in ("energy", "norm", "share"):
+    for name in ("energy", "norm", "share", "signal"):
         assert means.loc[(name, 0.01)].min() > 0.99
         assert means.loc[(name, 1000.0)].max() < 0.75
 

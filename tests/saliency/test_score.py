@@ -103,7 +103,7 @@ def test_neighbours_differ_by_at_most_the_sensitivity(name):
     limits = Bounds(clipping_norm=0.1, votes=3)
     change = whole - without
     assert change.norm() <= SCORES[name].sensitivity(limits) * (1 + 1e-6)  # fp32 norms in another micro-batch
-    assert change.min() >= -1e-6 and change.norm() > 0
+    assert change.norm() > 0 and (change.min() >= -1e-6 or SCORES[name].contributions is None)
 
 
 @pytest.mark.usefixtures("same_draws")
