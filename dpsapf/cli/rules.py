@@ -82,6 +82,16 @@ def entry_digest(file: str, name: str, cls: type[Checked]) -> str:
     return hashlib.sha256(entry(file, name, cls).model_dump_json().encode()).hexdigest()[:16]
 
 
+def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
+    """Map input names to what a run's selection reads: plan and candidates, released scores, what noise breaks."""
+    files = {"plan": layout.run(run.id, "plan.json"), "candidate_table": layout.model(run.public_model, "candidates.csv")}
+    if method(run.method).selects:
+        files["scores"] = layout.scores(run.scores_id, "scores.csv")
+    if run.rule == "noise-aware":
+        files["fragility"] = layout.fragility(run.dataset, run.public_model, "fragility.csv")
+    return files
+
+
 def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
     """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
     row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}

@@ -3,10 +3,12 @@
 import itertools
 import typing
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from dpsapf.experiment.methods import (
     AXES,
+    COUNTS_ITSELF,
+    WEIGHS_NOISE,
     Adapter,
     Candidates,
     Level,
@@ -21,9 +23,15 @@ from dpsapf.experiment.methods import (
     method,
 )
 from dpsapf.support.checked import Checked, replace
+from dpsapf.support.errors import UserError
 
 Value = typing.TypeVar("Value")
 Count = typing.Annotated[int, Field(ge=1)]
+AutoRatio = typing.Annotated[
+    Ratio | None,
+    BeforeValidator(lambda value: None if value == "auto" else value),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": "auto"}]}),
+]
 Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
@@ -37,11 +45,13 @@ class Treatment(Checked):
     public_model: str = Field(description="public diffusion model, a key of config/public_models.yaml")
     method: MethodName = Field(description="what is selected and trained")
     level: Level | None = Field(None, description="what is ranked: matrices, attention modules or blocks")
-    ratio: Ratio | None = Field(None, description="fraction of the ranked units that is kept")
+    ratio: Ratio | None = Field(None, description="fraction of the ranked units that is kept; null: the rule finds it")
     score: ScoreName | None = Field(None, description="what an image contributes to the saliency scores")
     mechanism: MechanismName | None = Field(None, description="how the scores, or what they select, are released")
     sigma_s: Positive | None = Field(None, description="noise multiplier of the saliency release, or that of equal zCDP cost")
-    rule: Rule | None = Field(None, description="how scores choose: top, the most salient units, or least")
+    rule: Rule | None = Field(
+        None, description="how scores choose: top or least salient, up to the largest gap, or by what signal and noise do"
+    )
     candidates: Candidates | None = Field(None, description="matrices to choose from")
     adapter: Adapter | None = Field(None, description="adapter that is trained on the chosen matrices")
     epsilon: Positive | None = Field(None, description="target epsilon; null if nothing is trained, or without a guarantee")
@@ -59,7 +69,7 @@ class RunSpec(Treatment, _OnDataset):
     @property
     def id(self) -> str:
         """Readable, stable name, e.g. ``mnist5k--public-mini--dp-sapf-matrix-r30-share-s10--eps10--seed0``."""
-        ranked = [self.level, self.ratio and f"r{number(100 * self.ratio)}"]
+        ranked = [self.level, f"r{number(100 * self.ratio)}" if self.ratio else self.level and "auto"]
         rule = self.rule if self.rule != "top" else None
         changed = [self.candidates != "attention" and self.candidates, self.adapter != "lora" and self.adapter]
         name = "-".join(filter(None, [self.method, *ranked, rule, *self._scored, *changed]))
@@ -105,7 +115,7 @@ class Study(Checked):
     public_model: Axis[str] = Field(("public-mini",), description="public models")
     method: Axis[MethodName] = Field(description="methods")
     level: Axis[Level] = Field(("matrix",), description="selection levels")
-    ratio: Axis[Ratio] = Field((0.3,), description="selection ratios in (0, 1]")
+    ratio: Axis[AutoRatio] = Field((0.3,), description="selection ratios in (0, 1]; auto: the rule finds it")
     score: Axis[ScoreName] = Field(("energy",), description="saliency scores")
     mechanism: Axis[MechanismName] = Field(("gaussian",), description="mechanisms of the saliency release")
     sigma_s: Axis[Positive] = Field((5.0,), description="noise multipliers of the saliency release")
@@ -126,12 +136,32 @@ def normalise(spec: RunSpec) -> RunSpec:
     return replace(spec, **dict.fromkeys(AXES - method(spec.method).uses))
 
 
+def check_rule(run: RunSpec) -> None:
+    """Check that a run's rule of selection can do what is asked of it.
+
+    Raises:
+        UserError: the ratio is to be found, by a rule or for a release that needs to know it; or the rule weighs noise, and
+            the scores are not the signal's.
+    """
+    row = method(run.method)
+    if "ratio" in row.uses and run.ratio is None and (run.rule not in COUNTS_ITSELF or run.mechanism in ("exponential", "ptr")):
+        remedy = f"needs a rule that finds it, of {', '.join(COUNTS_ITSELF)}, and noisy scores (mechanism gaussian)"
+        raise UserError("ratio", "auto", remedy)
+    if run.rule in WEIGHS_NOISE and (run.score != "signal" or run.mechanism in ("exponential", "ptr")):
+        raise UserError("rule", run.rule, f"needs score signal, noisy (mechanism gaussian), and has {run.score}, {run.mechanism}")
+
+
 def expand(studies: dict[str, Study]) -> list[RunSpec]:
-    """Expand studies to their runs: ordered as written, each run once however many studies share it."""
+    """Expand studies to their runs: ordered as written, each run once however many studies share it.
+
+    Raises:
+        UserError: see `check_rule`.
+    """
     runs: dict[str, RunSpec] = {}
     for study in studies.values():
         axes = dict(study)
         for values in itertools.product(*axes.values()):
             spec = normalise(RunSpec(**dict(zip(axes, values, strict=True))))
+            check_rule(spec)
             runs[spec.id] = spec
     return list(runs.values())

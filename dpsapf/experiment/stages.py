@@ -137,12 +137,30 @@ class CompareScores(SaliencyConfig, ComputeConfig):
     out: Path = target("saliency_agreement.csv")
 
 
+class MeasureFragility(ComputeConfig):
+    """Measure what noise in each matrix of the public model breaks."""
+
+    dataset: Path = source("dataset.json, for its prompts only")
+    model: Path = source("model.json")
+    candidate_table: Path = source("candidates.csv")
+    candidates: Candidates = Field("attention", description="matrices that are measured")
+    lora_rank: int = Field(4, description="LoRA rank", ge=1)
+    lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
+    samples: int = Field(64, description="own samples in a draw [images]", ge=2)
+    draws: int = Field(4, description="draws of samples, timesteps and noise, whose spread is the error", ge=2)
+    deviation: float = Field(0.1, description="standard deviation of the noise in LoRA's B", gt=0)
+    seed: Seed = Field(0, description="seed of samples and noise")
+    out: Path = target("fragility.csv")
+
+
 class SelectMatrices(Checked):
     """Select matrices from released scores (post-processing)."""
 
     plan: Path = source("plan.json")
     candidate_table: Path = source("candidates.csv")
     scores: Path | None = source("noisy scores, for methods that select", None)
+    fragility: Path | None = source("fragility.csv, for rule noise-aware", None)
+    lora_rank: int = Field(4, description="LoRA rank", ge=1)
     out: Path = target("selection.csv")
     record: Path = target("selection.json")
 

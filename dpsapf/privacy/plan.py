@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dpsapf.experiment.methods import AXES, TRAINING_AXES, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
-from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
 from dpsapf.support.errors import UserError
@@ -123,9 +123,10 @@ def check_axes(run: RunSpec) -> None:
     uses = method(run.method).uses
     for axis in sorted(AXES):
         value = getattr(run, axis)
-        if axis in uses and value is None and axis not in TRAINING_AXES:
+        if axis in uses and value is None and axis not in (*TRAINING_AXES, "ratio"):
             raise UserError(axis, value, f"method {run.method} needs it")
         if axis not in uses and value is not None:
             raise UserError(axis, value, f"method {run.method} does not use it; leave it out")
+    check_rule(run)
     if run.epsilon is not None and run.epsilon <= MARGIN:
         raise UserError("epsilon", run.epsilon, f"must be greater than {MARGIN}, the accountants' resolution")

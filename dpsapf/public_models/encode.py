@@ -10,7 +10,7 @@ from dpsapf.datasets.images import resize
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import EncodeDataset
 from dpsapf.public_models.latents import Latents
-from dpsapf.public_models.load import load_text, load_vae, tokenise
+from dpsapf.public_models.load import embed_prompts, load_vae
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.progress import track
@@ -59,10 +59,3 @@ def encode_images(model: ModelRecord, images: np.ndarray, options: EncodeDataset
         stds.append(posterior.std.cpu())
     scale = vae.config.scaling_factor
     return torch.cat(means) * scale, torch.cat(stds) * scale
-
-
-@torch.inference_mode()
-def embed_prompts(model: ModelRecord, prompts: list[str], device: str) -> torch.Tensor:
-    """Embed prompts as StableDiffusionPipeline does: the text encoder's last hidden state, fp32 [P, L, D]."""
-    tokenizer, encoder = load_text(model, device)
-    return encoder(tokenise(tokenizer, prompts).to(device)).last_hidden_state.cpu()

@@ -9,7 +9,7 @@ from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
 
@@ -42,6 +42,16 @@ def load_scheduler(record: ModelRecord) -> "DDIMScheduler":
     return DDIMScheduler.from_pretrained(record.path, subfolder="scheduler")
 
 
+def assemble(record: ModelRecord, unet: "UNet2DConditionModel", device: str = "cpu") -> "StableDiffusionPipeline":
+    """Put a denoiser, changed or not, into diffusers' pipeline; prompts come as embeddings."""
+    from diffusers import StableDiffusionPipeline
+
+    vae, scheduler = load_vae(record, device), load_scheduler(record)
+    pipeline = StableDiffusionPipeline(vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def load_text(record: ModelRecord, device: str = "cpu") -> "tuple[CLIPTokenizer, CLIPTextModel]":
     """Load tokenizer and text encoder."""
     from transformers import CLIPTextModel, CLIPTokenizer
@@ -54,6 +64,15 @@ def tokenise(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> "torch.Tenso
     """Tokenise as StableDiffusionPipeline does: padded and cut to the model's length, int64 [B, L]."""
     length = tokenizer.model_max_length
     return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
+
+
+def embed_prompts(record: ModelRecord, prompts: Sequence[str], device: str = "cpu") -> "torch.Tensor":
+    """Embed prompts as StableDiffusionPipeline does: the text encoder's last hidden state, fp32 [P, L, D]."""
+    import torch
+
+    tokenizer, encoder = load_text(record, device)
+    with torch.inference_mode():
+        return encoder(tokenise(tokenizer, prompts).to(device)).last_hidden_state.cpu()
 
 
 def _ready(cls: type, path: str, subfolder: str, device: str) -> "torch.nn.Module":

@@ -4,14 +4,28 @@ import logging
 import typing
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
-from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
-from dpsapf.experiment.methods import Candidates, Level, method
+from dpsapf.experiment.columns import (
+    BLOCK,
+    CANDIDATES,
+    FRAGILITY_SHRUNK,
+    LAYER,
+    LORA_PARAMETERS,
+    MATRIX,
+    NOISE_ENERGY,
+    PARAMETERS,
+    SCORE,
+    SELECTED,
+    SIGNAL_ENERGY,
+)
+from dpsapf.experiment.methods import WEIGHS_NOISE, Candidates, Level, method
 from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.privacy.mechanisms import Ranking
+from dpsapf.saliency.noise_aware import best_count, by_worth, noise_energy, signal_energy
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
@@ -27,11 +41,14 @@ def select_matrices(options: SelectMatrices) -> None:
     """Write selection.csv, the candidate table with released scores and a ``selected`` column; and selection.json.
 
     Raises:
-        UserError: the method needs scores and none are given, or they are of other candidates.
+        UserError: the method needs scores, or its rule fragilities, and none are given, or they are of other candidates.
     """
-    run = read_record(options.plan, Plan).run
+    plan = read_record(options.plan, Plan)
+    run = plan.run
     table = candidates(options.candidate_table, run.released_from)
     table[SCORE] = _scores(options, table) if method(run.method).selects else None
+    if run.rule in WEIGHS_NOISE:
+        table = weighed(table, plan, options)
     table[SELECTED] = chosen(table, run)
     LOG.info("%s: %d of %d matrices", run.id, table[SELECTED].sum(), len(table))
     with atomic(options.out) as temporary:
@@ -54,8 +71,52 @@ def chosen(table: pd.DataFrame, run: RunSpec) -> pd.Series:
         return pd.Series(True, index=table.index)
     if selection == "random":
         return random_units(table, run.level, run.ratio, run.seed)
+    if run.rule in WEIGHS_NOISE:
+        return worthwhile_units(table, run.level, run.ratio)
+    if run.rule == "gap" and run.ratio is None:
+        return top_units(table, run.level, gap_ratio(table, run.level))
     scored = table.assign(**{SCORE: -table[SCORE]}) if run.rule == "least" else table
     return top_units(scored, run.level, run.ratio)
+
+
+def gap_ratio(table: pd.DataFrame, level: Level) -> float:
+    """Return the ratio up to the largest gap between neighbouring score sums of units (Zhu and Wang 2022)."""
+    sums = np.sort(table.groupby(UNITS[level], sort=False)[SCORE].sum())[::-1]
+    return (1 + int(np.argmax(sums[:-1] - sums[1:]))) / len(sums) if len(sums) > 1 else 1.0
+
+
+def worthwhile_units(table: pd.DataFrame, level: Level, ratio: float | None) -> pd.Series:
+    """Mark every matrix of the units that are worth their noise, see `dpsapf.saliency.noise_aware`.
+
+    Args:
+        table: with signal energy, noise energy and fragility.
+        level: units.
+        ratio: fraction of units that is kept; None: as many as decrease the loss most.
+    """
+    gain, cost = table[SIGNAL_ENERGY], table[FRAGILITY_SHRUNK] * (table[SIGNAL_ENERGY] + table[NOISE_ENERGY])
+    units = pd.DataFrame({"gain": gain, "cost": cost}).groupby(table[UNITS[level]], sort=False).sum()
+    order = by_worth(units["gain"].to_numpy(), units["cost"].to_numpy())
+    count = best_count(units["gain"].to_numpy(), units["cost"].to_numpy()) if ratio is None else kept(ratio, len(units))
+    return table[UNITS[level]].isin(units.index[order[:count]])
+
+
+def weighed(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> pd.DataFrame:
+    """Add each matrix' signal energy, noise energy and fragility; the latter is 1 for rule ``equal-curvature``.
+
+    Raises:
+        UserError: rule ``noise-aware`` has no fragilities, or those of other candidates.
+    """
+    saliency, trained = (next(release for release in plan.releases if release.name == name) for name in ("saliency", "dp-sgd"))
+    adapted = (plan.run.lora_rank or options.lora_rank) * table[LORA_PARAMETERS]
+    parameters = adapted if plan.run.adapter else table[PARAMETERS]
+    fragility = _column(options.fragility, "--fragility", FRAGILITY_SHRUNK, table) if plan.run.rule == "noise-aware" else 1.0
+    return table.assign(
+        **{
+            SIGNAL_ENERGY: signal_energy(table[SCORE].to_numpy(), saliency, plan.population),
+            NOISE_ENERGY: noise_energy(parameters.to_numpy(), trained, plan.population),
+            FRAGILITY_SHRUNK: fragility,
+        }
+    )
 
 
 def top_units(table: pd.DataFrame, level: Level, ratio: float) -> pd.Series:
@@ -93,12 +154,17 @@ def ranking(table: pd.DataFrame, level: Level | None, ratio: float | None, score
 
 
 def _scores(options: SelectMatrices, table: pd.DataFrame) -> list[float]:
-    if options.scores is None:
-        raise UserError("--scores", None, "the plan's method selects by released scores: run score-saliency first")
-    scores = pd.read_csv(options.scores)
-    if scores[MATRIX].tolist() != table[MATRIX].tolist():
-        raise UserError("--scores", str(options.scores), "holds other matrices than --candidate-table: use one public model")
-    return scores[SCORE].tolist()
+    return _column(options.scores, "--scores", SCORE, table)
+
+
+def _column(path: Path | None, flag: str, column: str, table: pd.DataFrame) -> list[float]:
+    if path is None:
+        stage = {"--scores": "score-saliency", "--fragility": "measure-fragility"}[flag]
+        raise UserError(flag, None, f"the plan's method and rule select by it: run {stage} first")
+    values = pd.read_csv(path)
+    if values[MATRIX].tolist() != table[MATRIX].tolist():
+        raise UserError(flag, str(path), "holds other matrices than --candidate-table: use one public model")
+    return values[column].tolist()
 
 
 def kept(ratio: float, candidates: int) -> int:

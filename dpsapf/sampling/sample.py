@@ -17,7 +17,7 @@ from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
 from dpsapf.experiment.stages import Sample
 from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.public_models.latents import Latents
-from dpsapf.public_models.load import load_scheduler, load_unet, load_vae
+from dpsapf.public_models.load import assemble, load_unet
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -73,8 +73,6 @@ def check_weights(ledger: Ledger, options: Sample) -> None:
 
 def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline":
     """Assemble the public model with the run's trained parameters; prompts come as cached embeddings."""
-    from diffusers import StableDiffusionPipeline
-
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
     if options.weights is not None:
@@ -82,10 +80,7 @@ def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline"
         _restore(unet, ledger, options, weights)
         _merge(unet)
     unet.requires_grad_(False).eval()
-    vae, scheduler = load_vae(record, options.device), load_scheduler(record)
-    pipeline = StableDiffusionPipeline(vae, None, None, unet, scheduler, None, None, requires_safety_checker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return assemble(record, unet, options.device)
 
 
 def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:

@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from dpsapf.cli import rules
 from dpsapf.cli.commands import MODULES
 from dpsapf.cli.main import application
-from dpsapf.cli.rules import CODE, SHARED, audit_files, code_digest, entry_digest, flags, given, score_flags, trained_files
+from dpsapf.cli.rules import (
+    CODE,
+    SHARED,
+    audit_files,
+    code_digest,
+    entry_digest,
+    flags,
+    given,
+    score_flags,
+    selection_files,
+    trained_files,
+)
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
 from dpsapf.experiment.registries import ProtocolEntry, load_yaml
@@ -220,3 +231,12 @@ def test_a_rules_digest_covers_every_room_that_its_command_imports(command, stag
     modules = {options.__name__.lower(): module for options, module in MODULES.items()}
     behind = rooms_behind([modules[command.replace("-", "")]])
     assert behind <= {*CODE[stage], *SHARED}
+
+
+def test_a_selection_reads_what_its_rule_needs(run):
+    layout = Layout(Path("results/x"))
+    assert set(selection_files(layout, run)) == {"plan", "candidate_table", "scores"}
+    assert set(selection_files(layout, normalise(replace(run, method="random")))) == {"plan", "candidate_table"}
+    weighing = replace(run, rule="noise-aware", score="signal")
+    assert selection_files(layout, weighing)["fragility"] == "results/x/cache/fragility/mnist5k--public-mini/fragility.csv"
+    assert "signal" in selection_files(layout, weighing)["scores"]

@@ -93,3 +93,28 @@ def test_a_ratio_sweep_shares_one_release():
 def test_bad_axes_are_refused(changes, message):
     with pytest.raises(UserError, match=message):
         parse(Study, {"dataset": ("a",), "method": ("dp-sapf",)} | changes, "studies.s")
+
+
+def selecting(**axes):
+    return parse(Study, {"dataset": ["a"], "method": ["dp-sapf"], "score": ["signal"]} | axes, "studies.s")
+
+
+def test_a_rule_may_find_the_ratio():
+    (run,) = expand({"s": selecting(ratio=["auto"], rule=["noise-aware"])})
+    assert run.ratio is None and run.id == "a--public-mini--dp-sapf-matrix-auto-noise-aware-signal-s5--eps10--seed0"
+    assert [run.ratio for run in expand({"s": selecting(ratio=["auto", 0.2], rule=["gap"])})] == [None, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        ({"ratio": ["auto"]}, "ratio = 'auto': needs a rule that finds it, of gap, noise-aware, equal-curvature"),
+        ({"ratio": ["auto"], "method": ["random"]}, "ratio = 'auto': needs a rule that finds it"),
+        ({"ratio": ["auto"], "rule": ["gap"], "mechanism": ["ptr"]}, r"ratio = .auto.: needs a rule .*mechanism gaussian"),
+        ({"rule": ["noise-aware"], "score": ["share"]}, "rule = 'noise-aware': needs score signal, .* has share"),
+        ({"rule": ["equal-curvature"], "mechanism": ["exponential"]}, "rule = 'equal-curvature': needs score signal"),
+    ],
+)
+def test_a_rule_that_cannot_do_it_is_refused(axes, message):
+    with pytest.raises(UserError, match=message):
+        expand({"s": selecting(**axes)})

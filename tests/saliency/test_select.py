@@ -1,7 +1,19 @@
 import pandas as pd
 import pytest
 
-from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
+from dpsapf.experiment.columns import (
+    BLOCK,
+    CANDIDATES,
+    FRAGILITY_SHRUNK,
+    LAYER,
+    LORA_PARAMETERS,
+    MATRIX,
+    NOISE_ENERGY,
+    PARAMETERS,
+    SCORE,
+    SELECTED,
+    SIGNAL_ENERGY,
+)
 from dpsapf.experiment.records import Selection
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.saliency.scores import Bounds
@@ -107,3 +119,36 @@ def test_the_least_salient_are_as_many_from_the_other_end(tmp_path, plan):
         written = pd.read_csv(tmp_path / "selection.csv")
         assert written.index[written[SELECTED]].tolist() == expected, rule
         assert written[SCORE].tolist() == table()[SCORE].tolist(), "scores are shown as they were released"
+
+
+def weighing(tmp_path, plan, rule):
+    """Six matrices of signal 9, 0 (by noise), 5, 4, 6, 0; the first breaks a thousand times sooner."""
+    run = replace(plan.run, rule=rule, ratio=None, score="signal")
+    chosen = options(tmp_path, replace(plan, run=run, population=100))
+    frame = table().assign(**{PARAMETERS: 64, LORA_PARAMETERS: 16}).drop(columns=SCORE)
+    frame.to_csv(tmp_path / "candidates.csv", index=False)
+    scores = table()[[MATRIX]].assign(**{SCORE: [90.0, -8.0, 50.0, 40.0, 60.0, 0.0]})
+    scores.to_csv(tmp_path / "scores.csv", index=False)
+    frame[[MATRIX]].assign(**{FRAGILITY_SHRUNK: [1000.0, 1, 1, 1, 1, 1]}).to_csv(tmp_path / "fragility.csv", index=False)
+    return replace(chosen, fragility=tmp_path / "fragility.csv" if rule == "noise-aware" else None)
+
+
+@pytest.mark.parametrize(("rule", "expected"), [("noise-aware", [2, 3, 4]), ("equal-curvature", [0, 2, 3, 4])])
+def test_rules_that_weigh_noise(tmp_path, plan, rule, expected):
+    select_matrices(weighing(tmp_path, plan, rule))
+    written = pd.read_csv(tmp_path / "selection.csv")
+    assert written.index[written[SELECTED]].tolist() == expected
+    release = plan.releases[1]
+    noise = (release.noise_multiplier / (release.sampling_rate * 100)) ** 2
+    assert written[NOISE_ENERGY].tolist() == pytest.approx([noise * 4 * 16] * 6), "rank 4"
+    assert written[SIGNAL_ENERGY].tolist() == pytest.approx([(s**2 - 100) / 1e4 if s > 10 else 0 for s in (90, 0, 50, 40, 60, 0)])
+
+
+def test_noise_aware_needs_fragilities(tmp_path, plan):
+    with pytest.raises(UserError, match="--fragility = None: .*run measure-fragility first"):
+        select_matrices(replace(weighing(tmp_path, plan, "noise-aware"), fragility=None))
+
+
+def test_a_gap_decides_where_no_ratio_does(tmp_path, plan):
+    select_matrices(options(tmp_path, replace(plan, run=replace(plan.run, rule="gap", ratio=None))))
+    assert pd.read_csv(tmp_path / "selection.csv")[SELECTED].tolist() == [True, False, True, True, True, True]

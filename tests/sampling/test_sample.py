@@ -34,8 +34,8 @@ def tiny_vae():
 @pytest.fixture
 def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_unet", lambda record, device: tiny_unet())
-    monkeypatch.setattr(stage, "load_vae", lambda record, device: tiny_vae())
-    monkeypatch.setattr(stage, "load_scheduler", lambda record: tiny_scheduler())
+    monkeypatch.setattr("dpsapf.public_models.load.load_vae", lambda record, device: tiny_vae())
+    monkeypatch.setattr("dpsapf.public_models.load.load_scheduler", lambda record: tiny_scheduler())
     save_file(tiny_latents().tensors(), tmp_path / "latents.safetensors")
     record = ModelRecord(
         name="tiny",

@@ -16,6 +16,7 @@ from dpsapf.cli.rules import (
     flags,
     given,
     score_flags,
+    selection_files,
     trained_files,
 )
 
@@ -61,17 +62,8 @@ wildcard_constraints:
 
 
 def selection_inputs(wildcards):
-    """The plan, the candidates and, for methods that select, the released scores."""
-    run = RUNS[wildcards.run]
-    files = {
-        "plan": LAYOUT.run(run.id, "plan.json"),
-        "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
-    }
-    return files | (
-        {"scores": LAYOUT.scores(run.scores_id, "scores.csv")}
-        if method(run.method).selects
-        else {}
-    )
+    """The plan, the candidates and what the run's method selects by."""
+    return selection_files(LAYOUT, RUNS[wildcards.run])
 
 
 def audit_inputs(wildcards):

@@ -35,6 +35,31 @@ rule score_saliency:
         " --scores {output.scores} --spend {output.spend} --private {output.private} --log {log}"
 
 
+rule measure_fragility:
+    input:
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+        model=LAYOUT.model("{public_model}", "model.json"),
+        candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
+    output:
+        LAYOUT.fragility("{dataset}", "{public_model}", "fragility.csv"),
+    log:
+        LAYOUT.log("measure_fragility", "{dataset}--{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("measure_fragility", "{dataset}--{public_model}")
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        **TORCH,
+    params:
+        files=lambda w, input: given(input),
+        adapter=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
+        options=flags(CONFIG.compute),
+        code=code_digest("saliency"),
+    shell:
+        "python -m dpsapf measure-fragility {params.files} {params.adapter} {params.options} --out {output} --log {log}"
+
+
 rule select_matrices:
     input:
         unpack(selection_inputs),
@@ -52,6 +77,7 @@ rule select_matrices:
         mem_mb=1000,
     params:
         files=lambda w, input: given(input),
+        adapter=flags(CONFIG.finetune, only=("lora_rank",)),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf select-matrices {params.files} --out {output.out} --record {output.record} --log {log}"
+        "python -m dpsapf select-matrices {params.files} {params.adapter} --out {output.out} --record {output.record} --log {log}"
