@@ -52,7 +52,7 @@ def draw(data: pd.DataFrame) -> Table:
 
 def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
     public_model, epsilon, label = key
-    target = "∞" if (group["method"] == "no-dp").all() else plain(epsilon)
+    target = "∞" if group["method"].isin(["no-dp", "clip-only"]).all() else plain(epsilon)
     return [Cell(text) for text in (public_model, label, target, span(group[SEEDS]), span(group["trainable_parameters"]))]
 
 

@@ -36,6 +36,8 @@ METHODS = {
     "noisy": Look("noisy rest", PALETTE[3], "p", "--"),
     "no-lora": Look("without LoRA", PALETTE[5], "d", "--"),
     "all-params": Look("all parameters", PALETTE[6], "h", "--"),
+    "dp-bitfit": Look("DP-BiTFiT (biases)", PALETTE[4], ">", "--"),
+    "clip-only": Look("clipping, no noise", "teal", "P", "--"),
     "no-dp": Look("without DP", "darkslateblue", "P", "--"),
     "no-finetune": Look("no fine-tuning (floor)", PALETTE[7], "v", ":"),
     "real": Look("real images (ceiling)", "black", "*", ":"),

@@ -8,7 +8,18 @@ from pydantic import Field
 from dpsapf.support.errors import UserError, one_of
 
 MethodName = typing.Literal[
-    "dp-sapf", "dp-lora", "dp-full", "dp-ldm", "random", "noisy", "no-lora", "all-params", "no-dp", "no-finetune"
+    "dp-sapf",
+    "dp-lora",
+    "dp-full",
+    "dp-ldm",
+    "random",
+    "noisy",
+    "no-lora",
+    "all-params",
+    "dp-bitfit",
+    "clip-only",
+    "no-dp",
+    "no-finetune",
 ]
 Level = typing.Literal["matrix", "layer", "block"]
 Candidates = typing.Literal["attention", "attention+ffn", "all-params"]
@@ -18,7 +29,7 @@ MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
 Rule = typing.Literal["top", "least", "gap", "noise-aware", "equal-curvature"]
 COUNTS_ITSELF = ("gap", "noise-aware", "equal-curvature")  # rules that find a ratio, where it is auto
 WEIGHS_NOISE = ("noise-aware", "equal-curvature")  # rules that need the signal's energy
-Optimizer = typing.Literal["adamw", "adamw-8bit"]
+Optimizer = typing.Literal["adamw", "adamw-8bit", "dp-adambc", "sgd"]
 Unit = typing.Literal["image", "user"]
 NoiseMode = typing.Literal["seed", "system"]
 Ratio = typing.Annotated[float, Field(gt=0, le=1)]
@@ -33,15 +44,17 @@ class Method:
     Attributes:
         selection: ``saliency`` (released scores choose), ``random`` (a data-free draw of as many) or ``all``.
         trained: an ``adapter`` on the chosen matrices, the chosen ``weights`` themselves, every parameter of the
-            ``attention`` modules, every parameter of the ``unet``, or ``nothing``.
-        private: False for the one method without noise and clipping, whose epsilon is infinite.
+            ``attention`` modules, every bias (``biases``), every parameter of the ``unet``, or ``nothing``.
+        private: False for methods without noise, whose epsilon is infinite.
+        clips: False for the one that does not clip either.
         candidates: the only candidate set of the method; None if the run says which.
         randomises_rest: True if the candidates that were not chosen are replaced by random values.
     """
 
     selection: typing.Literal["saliency", "random", "all"]
-    trained: typing.Literal["adapter", "weights", "attention", "unet", "nothing"]
+    trained: typing.Literal["adapter", "weights", "attention", "biases", "unet", "nothing"]
     private: bool = True
+    clips: bool = True
     candidates: Candidates | None = None
     randomises_rest: bool = False
 
@@ -83,7 +96,9 @@ METHODS: dict[str, Method] = {
     "noisy": Method(selection="saliency", trained="adapter", randomises_rest=True),
     "no-lora": Method(selection="saliency", trained="weights"),
     "all-params": Method(selection="saliency", trained="weights", candidates="all-params"),
-    "no-dp": Method(selection="saliency", trained="adapter", private=False),
+    "dp-bitfit": Method(selection="all", trained="biases"),  # Bu et al. 2022, arXiv 2210.00036
+    "clip-only": Method(selection="saliency", trained="adapter", private=False),
+    "no-dp": Method(selection="saliency", trained="adapter", private=False, clips=False),
     "no-finetune": Method(selection="all", trained="nothing"),
 }
 AXES = frozenset().union(*(row.uses for row in METHODS.values()))

@@ -1,4 +1,4 @@
-"""What a run trains: an adapter on the chosen matrices, those matrices, the attention modules, or the whole UNet."""
+"""What a run trains: an adapter on the chosen matrices, those matrices, the attention modules, all biases, or the whole UNet."""
 
 import typing
 
@@ -52,7 +52,7 @@ def _is_trained(unet: torch.nn.Module, name: str, trained: str, selected: list[s
         return name.removesuffix(".weight") in selected
     if trained == "attention":
         return any(part in name.split(".") for part in ("attn1", "attn2"))
-    return trained == "unet"
+    return trained == "unet" or (trained == "biases" and name.endswith(".bias"))
 
 
 def _check_selected(unet: torch.nn.Module, selected: list[str]) -> None:

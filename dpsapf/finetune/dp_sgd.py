@@ -92,7 +92,7 @@ def _released(
 ) -> list[torch.Tensor]:
     """Add the noise once, in the leading process; exact without a guarantee."""
     if release.mechanism != "gaussian":
-        meter.exact()
+        meter.exact(release.sensitivity)
     elif processes.leads:
         sums = meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise)
     processes.agree(sums)

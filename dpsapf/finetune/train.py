@@ -17,6 +17,7 @@ from dpsapf.experiment.stages import READS, WRITES, Finetune, paths
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
+from dpsapf.finetune.optimizers import build_optimizer, noise_deviation
 from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
 from dpsapf.privacy.meter import Meter
@@ -65,7 +66,7 @@ def finetune(options: Finetune) -> None:
     if len(latents) != plan.population:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
-        gradients, scheduler, state = _build(options, plan)
+        gradients, scheduler, state = _build(options, plan, release)
         _train(Training(options, plan, release, latents, scheduler, gradients, joined), state)
 
 
@@ -92,28 +93,19 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
     return plan, releases[0]
 
 
-def _build(options: Finetune, plan: Plan) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
+def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
     rank = plan.run.lora_rank or options.lora_rank
     parameters = trainable(unet, plan.run, pd.read_csv(options.selection), rank, options.lora_alpha)
     rate = plan.run.learning_rate or (options.learning_rate_lora if plan.run.adapter else options.learning_rate_full)
-    optimizer = _optimizer(plan.run.optimizer or options.optimizer)(parameters.values(), lr=rate, weight_decay=0.0)
+    deviation = noise_deviation(release.noise_multiplier, release.sensitivity, release.sampling_rate * plan.population)
+    optimizer = build_optimizer(plan.run.optimizer or options.optimizer, parameters.values(), rate, deviation)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     gradients = per_image_gradients(unet, parameters, plan.run.adapter)
     return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average, Meter(plan.population))
-
-
-def _optimizer(name: str) -> type[torch.optim.Optimizer]:
-    if name == "adamw":
-        return torch.optim.AdamW
-    try:
-        from bitsandbytes.optim import AdamW8bit
-    except ImportError as error:
-        raise UserError("--optimizer", name, "needs bitsandbytes: pip install -e '.[8bit]', or use adamw") from error
-    return AdamW8bit
 
 
 def train_step(training: Training, state: TrainingState) -> None:

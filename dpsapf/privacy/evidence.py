@@ -23,8 +23,8 @@ def check_measures(spend: Spend, measured: Measured, path: Path) -> None:
     """
     _check_batches(spend, measured, path)
     _check_participation(spend, measured, path)
+    _check_contribution(spend, measured, path)
     if spend.release.mechanism != "none":
-        _check_contribution(spend, measured, path)
         _check_noise(spend, measured, path)
 
 
@@ -88,7 +88,11 @@ def _check_participation(spend: Spend, measured: Measured, path: Path) -> None:
 
 def _check_contribution(spend: Spend, measured: Measured, path: Path) -> None:
     bound = spend.release.sensitivity
-    if spend.release.mechanism == "gaussian" and not measured.largest_contribution <= bound * (1 + ROUNDING):
+    if (
+        spend.release.mechanism in ("gaussian", "none")
+        and bound is not None
+        and not measured.largest_contribution <= bound * (1 + ROUNDING)
+    ):
         _refuse(path, "largest_contribution", measured.largest_contribution, f"exceeds the sensitivity {bound}")
 
 

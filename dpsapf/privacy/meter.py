@@ -89,9 +89,10 @@ class Meter:
         self._added([_as_normal(stats.laplace.cdf(np.array([(released - gap) / sigma_s])))])
         return released
 
-    def exact(self) -> None:
-        """Count a step that is released without noise."""
+    def exact(self, sensitivity: float | None = None) -> None:
+        """Count a step that is released without noise; ``sensitivity``: C, None if nothing was clipped."""
         self._only("mechanism", "none")
+        self._only("sensitivity", sensitivity)
         self._done["steps"] += 1
 
     def release(self, planned: Release) -> Release:
@@ -122,7 +123,7 @@ class Meter:
         self._only("noise", source.kind)
         self._done["steps"] += 1
 
-    def _only(self, key: str, value: float | str) -> None:
+    def _only(self, key: str, value: float | str | None) -> None:
         """Refuse a release that changes on the way: no plan describes it."""
         if self._done.setdefault(key, value) != value:
             raise UserError(key, value, f"was {self._done[key]} at an earlier step of the same release: a defect, report it")

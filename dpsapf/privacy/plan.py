@@ -45,7 +45,7 @@ def make_plan(
     check_delta(delta, count)
     alone = _dp_sgd_noise([*prior], run, count, delta, options)
     sigma = _dp_sgd_noise([*prior, *saliency], run, count, delta, options) if saliency else alone
-    releases = [*saliency, *([dp_sgd_release(sigma, count, options)] if row.trains else [])]
+    releases = [*saliency, *([dp_sgd_release(sigma, count, options, clips=row.clips)] if row.trains else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
     return Plan(
@@ -56,7 +56,7 @@ def make_plan(
         delta=delta,
         relation=RELATION[options.unit],
         public=PUBLIC,
-        clipping=options.clipping if row.private else "none",
+        clipping=options.clipping if row.clips else "none",
         clipping_norm=options.clipping_norm,
         noise=options.noise,
         prior=tuple(prior),
@@ -99,12 +99,12 @@ def default_delta(population: int) -> float:
     return 1 / (population * math.log(population))
 
 
-def dp_sgd_release(sigma: float | None, population: int, options: PlanPrivacy) -> Release:
+def dp_sgd_release(sigma: float | None, population: int, options: PlanPrivacy, *, clips: bool = True) -> Release:
     """Describe DP-SGD: ``steps`` Poisson-subsampled Gaussian releases of clipped gradient sums; exact without sigma."""
     rate = min((options.batch_size or options.expected_batch_size) / population, 1.0)
     common = {"name": "dp-sgd", "sampling_rate": rate, "steps": options.training_steps or options.steps}
     if sigma is None:
-        return Release(mechanism="none", sensitivity=None, **common)
+        return Release(mechanism="none", sensitivity=options.clipping_norm if clips else None, **common)
     return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, noise=options.noise, **common)
 
 

@@ -14,7 +14,7 @@ KINDS = [
     Method(selection=selection, trained=trained, private=private, candidates=candidates)
     for selection, trained, private, candidates in itertools.product(
         ("saliency", "random", "all"),
-        ("adapter", "weights", "attention", "unet", "nothing"),
+        ("adapter", "weights", "attention", "biases", "unet", "nothing"),
         (True, False),
         (None, *typing.get_args(Candidates)),
     )
@@ -87,4 +87,4 @@ def test_what_the_methods_differ_in():
     assert ours - method("no-dp").uses == {"mechanism", "sigma_s", "epsilon"}
     assert method("noisy").uses == ours and method("noisy").randomises_rest
     assert [name for name, row in METHODS.items() if not row.trains] == ["no-finetune"] and not method("no-finetune").uses
-    assert [name for name, row in METHODS.items() if not row.private] == ["no-dp"]
+    assert [name for name, row in METHODS.items() if not row.private] == ["clip-only", "no-dp"]

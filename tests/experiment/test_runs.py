@@ -33,6 +33,8 @@ def test_axes_that_a_method_ignores_are_dropped():
         ("noisy", "block-r30-share-ptr-s5-attention+ffn-dora--eps2"),
         ("no-lora", "block-r30-share-ptr-s5-attention+ffn--eps2"),
         ("all-params", "block-r30-share-ptr-s5--eps2"),
+        ("dp-bitfit", "-eps2"),
+        ("clip-only", "block-r30-share-attention+ffn-dora"),
         ("no-dp", "block-r30-share-attention+ffn-dora"),
         ("no-finetune", ""),
     ],

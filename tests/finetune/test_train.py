@@ -307,3 +307,40 @@ def test_wrong_inputs_are_refused(options):
     with pytest.raises(UserError, match="trains nothing"):
         train.finetune(options)
     assert not options.weights.parent.exists()
+
+
+def test_clip_only_clips_and_adds_no_noise(options):
+    record = train.read_record(options.plan, train.Plan)
+    release = replace(record.releases[1], mechanism="none", noise_multiplier=None, noise=None, sensitivity=0.01)
+    run = normalise(replace(record.run, method="clip-only"))
+    write_record(options.plan, replace(record, run=run, releases=(release,), clipping="flat"))
+    train.finetune(options)
+    spend, measured = read_record(options.spend, Spend), read_record(options.private, Measured)
+    assert spend.release == release and measured.numbers == 0 and 0 < measured.largest_contribution <= 0.01 * (1 + 1e-6)
+    check_measures(spend, measured, options.private)
+    with pytest.raises(UserError, match="exceeds the sensitivity"):
+        check_measures(spend, replace(measured, largest_contribution=0.011), options.private)
+
+
+def test_bitfit_trains_every_bias_and_nothing_else(options):
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, replace(record, run=normalise(replace(record.run, method="dp-bitfit"))))
+    train.finetune(options)
+    biases = {name for name, _ in tiny_unet().named_parameters() if name.endswith(".bias")}
+    assert set(weights(options)) == biases and len(biases) > 20
+
+
+@pytest.mark.parametrize("axes", [{"optimizer": "sgd"}, {"optimizer": "dp-adambc"}, {"learning_rate": 0.5}, {"lora_rank": 3}])
+def test_axes_of_a_run_replace_the_configs(options, axes):
+    train.finetune(options)
+    before = weights(options)
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, replace(record, run=replace(record.run, **axes)))
+    train.finetune(options)
+    after = weights(options)
+    if "lora_rank" in axes:
+        assert {min(value.shape) for value in after.values()} == {3} and {min(value.shape) for value in before.values()} == {2}
+    else:
+        assert before.keys() == after.keys() and not any(torch.equal(value, before[name]) for name, value in after.items())
+    if "learning_rate" in axes:
+        assert pd.read_csv(options.training_log)["learning_rate"].tolist() == [0.5] * 4

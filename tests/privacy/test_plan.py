@@ -57,10 +57,18 @@ def test_dp_sgd_samples_the_expected_batch_of_all_images(expected_batch, rate):
     )
 
 
-def test_without_noise_dp_sgd_is_exact_and_unbounded():
-    release = dp_sgd_release(None, 3500, settings())
-    assert (release.mechanism, release.noise_multiplier, release.sensitivity) == ("none", None, None)
+@pytest.mark.parametrize(("clips", "bound"), [(False, None), (True, 0.5)])
+def test_without_noise_dp_sgd_is_exact_and_bounded_only_if_it_clips(clips, bound):
+    release = dp_sgd_release(None, 3500, settings(clipping_norm=0.5), clips=clips)
+    assert (release.mechanism, release.noise_multiplier, release.sensitivity) == ("none", None, bound)
     assert release.sampling_rate == pytest.approx(0.1) and release.steps == 20
+
+
+@pytest.mark.parametrize(("method", "clipping", "bound"), [("clip-only", "flat", 0.5), ("no-dp", "none", None)])
+def test_clip_only_clips_and_no_dp_does_not(dataset_record, method, clipping, bound):
+    exact = Release(name="saliency", mechanism="none", sensitivity=None, sampling_rate=1.0, steps=1)
+    plan = make_plan(spec(method), dataset_record, [exact], settings(clipping="flat", clipping_norm=0.5))
+    assert (plan.clipping, plan.releases[1].sensitivity, plan.target_epsilon, plan.planned_epsilon) == (clipping, bound, None, {})
 
 
 def test_a_plan_calibrates_dp_sgd_beside_the_selection(dataset_record):
