@@ -119,7 +119,8 @@ def _standard_error(summary: pd.DataFrame, dataset: str, images: int) -> float:
 
 def agreement(records: Records) -> str:
     """Lay out how much of the noiseless selection survives the noise: scores down, sigma_s across."""
-    table = records.table("demo/tables/saliency_agreement.csv")
+    paths = sorted((records.folder / "demo/tables").glob("saliency_agreement*.csv"))
+    table = pd.concat([pd.read_csv(path) for path in paths])
     shown = [1, 5, 10, 20, 100]
     overlap = table.groupby(["score", "sigma_s", "dataset"])["overlap"].mean().mul(100)
     cells = {

@@ -12,7 +12,7 @@ from paper_figures.curves import legend, log_axis
 from paper_figures.results import GROUP, MissingStudy, Results
 from paper_figures.style import SCORES, WIDTH
 
-FILE = "saliency_agreement.csv"
+FILES = "saliency_agreement*.csv"  # one for each dataset and public model
 METRICS = {RANK_CORRELATION: "rank correlation", OVERLAP: "overlap of the top k"}  # of the noisy with the noiseless order
 LOW, HIGH = "_least", "_greatest"  # over the draws of the noise
 RANDOM = "random order"
@@ -26,12 +26,12 @@ def prepare(results: Results) -> pd.DataFrame:
         least and the greatest over ``draws`` draws, and what a random order has on average (0 and the ratio).
 
     Raises:
-        MissingStudy: the results folder has no tables/saliency_agreement.csv.
+        MissingStudy: the results folder has no such table.
     """
-    path = Path(results.layout.table(FILE))
-    if not path.exists():
-        raise MissingStudy(f"no tables/{FILE}: `dpsapf compare-scores` writes it")
-    table = pd.read_csv(path, usecols=list(AGREEMENT_COLUMNS))
+    paths = sorted(Path(results.layout.table("")).glob(FILES))
+    if not paths:
+        raise MissingStudy(f"no tables/{FILES}: name datasets in the config's compare_scores, or use `dpsapf compare-scores`")
+    table = pd.concat([pd.read_csv(path, usecols=list(AGREEMENT_COLUMNS)) for path in paths], ignore_index=True)
     groups = table.groupby([*GROUP, "ratio", "score", "sigma_s"], sort=False)
     columns = {"draws": ("seed", "nunique")}
     for metric in METRICS:

@@ -111,3 +111,8 @@ def test_every_axis_of_training_is_in_the_id():
     axes = {"dataset": ["mnist5k"], "method": ["dp-lora"], "learning_rate": [0.5], "training_steps": [7], "batch_size": [9]}
     (run,) = parse_config(demo() | {"studies": {"a": axes | {"lora_rank": [2], "optimizer": ["adamw-8bit"]}}}).runs
     assert run.id == "mnist5k--public-mini--dp-lora--lr0.5-t7-b9-k2-adamw-8bit--eps10--seed0"
+
+
+def test_scores_are_compared_on_datasets_of_the_runs():
+    with pytest.raises(UserError, match="compare_scores.1 = 'celeba': must be one of"):
+        parse_config(demo() | {"compare_scores": ["digits", "celeba"]})

@@ -26,7 +26,7 @@ def test_demo_expands_to_fifteen_trained_runs(tmp_path):
     jobs = counts(result.stdout)
     assert result.returncode == 0, result.stderr
     assert jobs["finetune"] == 15 and jobs["sample"] == jobs["evaluate"] == jobs["audit_privacy"] == 19
-    assert jobs["score_saliency"] == jobs["encode_dataset"] == 4 and jobs["aggregate"] == 1
+    assert jobs["score_saliency"] == jobs["encode_dataset"] == 4 and jobs["aggregate"] == 1 and jobs["compare_scores"] == 2
 
 
 def test_paper_expands():

@@ -40,6 +40,11 @@ LAUNCH = (
     else "python -m"
 )
 THREADS = CONFIG.compute.threads
+AGREEMENTS = [
+    LAYOUT.table(f"saliency_agreement--{dataset}--{model}.csv")
+    for dataset in CONFIG.compare_scores
+    for model in sorted({run.public_model for run in CONFIG.runs})
+]
 PROTOCOL = CONFIG.evaluation.protocol
 
 ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")

@@ -35,6 +35,31 @@ rule score_saliency:
         " --scores {output.scores} --spend {output.spend} --private {output.private} --log {log}"
 
 
+rule compare_scores:
+    input:
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+        model=LAYOUT.model("{public_model}", "model.json"),
+        candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
+        latents=LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
+    output:
+        LAYOUT.table("saliency_agreement--{dataset}--{public_model}.csv"),
+    log:
+        LAYOUT.log("compare_scores", "{dataset}--{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("compare_scores", "{dataset}--{public_model}")
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        **TORCH,
+    params:
+        files=lambda w, input: given(input),
+        options=flags(CONFIG.compute, CONFIG.saliency),
+        code=code_digest("saliency"),
+    shell:
+        "python -m dpsapf compare-scores {params.files} {params.options} --out {output} --log {log}"
+
+
 rule measure_fragility:
     input:
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
