@@ -43,7 +43,7 @@ THREADS = CONFIG.compute.threads
 AGREEMENTS = [
     LAYOUT.table(f"saliency_agreement--{dataset}--{model}.csv")
     for dataset in CONFIG.compare_scores
-    for model in sorted({run.public_model for run in CONFIG.runs})
+    for model in sorted({x.public_model for x in CONFIG.runs if x.dataset == dataset})
 ]
 PROTOCOL = CONFIG.evaluation.protocol
 
