@@ -17,6 +17,7 @@ from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import Bench
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.dp_sgd import private_gradient
+from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.gradients.per_image import PerImageGradients, averaged, per_image_gradients
 from dpsapf.privacy.clipping import Clipping, clipped_sum
@@ -25,6 +26,7 @@ from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Pairs, denoising_loss
 from dpsapf.public_models.load import packaged_unet
 from dpsapf.public_models.prepare import PROJECTIONS
+from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, torch_generator
@@ -135,7 +137,20 @@ def saliency_pass(options: Bench) -> list[dict]:
     return [
         _compared("saliency pass against plain forward + backward", plain, ghost, options),
         _compared("saliency pass against the batch-of-one loop", one_by_one, ghost, options),
+        _compared("score signal against score energy", ghost, _signal(options), options),
     ]
+
+
+def _signal(options: Bench) -> Step:
+    """Return a pass of score signal: norms, and then one more contraction per layer."""
+    built = subject(options)
+    gradients = GhostClipping(built.unet, {f"{name}.weight": built.unet.get_submodule(name).weight for name in built.matrices})
+
+    def signal() -> None:
+        rows = built.pairs.rows(0, options.batch, built.device)
+        gradients.clipped_sum(denoising_loss(built.unet, built.scheduler, rows), SIGNAL_BOUND, "automatic")
+
+    return signal
 
 
 def adapter_steps(options: Bench) -> list[dict]:

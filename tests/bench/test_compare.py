@@ -53,7 +53,7 @@ def test_every_comparison_has_a_row(tiny, options, monkeypatch):
     monkeypatch.setattr(compare, "_peak_mb", lambda step, device: 1.0)  # the profiler takes seconds
     compare.bench(options)
     table = pd.read_csv(options.out)
-    assert table["comparison"].is_unique and len(table) == 2 + 2 + 2 + len(SIZES) - 1
+    assert table["comparison"].is_unique and len(table) == 3 + 2 + 2 + len(SIZES) - 1
     assert set(table["architecture"]) == {"public-mini"} and set(table["batch"]) == {2}
     assert set(table["device"]) == {"cpu, 1 threads"}
     assert (table.select_dtypes("number") > 0).all(axis=None)
