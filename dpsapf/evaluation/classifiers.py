@@ -5,6 +5,7 @@ from collections.abc import Callable
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
 from torch import nn
 
+from dpsapf.evaluation.probe import PROBE
 from dpsapf.support.errors import UserError
 
 DEPTH = (1, 1, 1, 1)  # blocks of each stage
@@ -49,5 +50,5 @@ def build_classifier(name: str, classes: int) -> ResNet:
         UserError: the name is not registered.
     """
     if name not in CLASSIFIERS:
-        raise UserError("classifiers", name, f"must be among {', '.join(CLASSIFIERS)}")
+        raise UserError("classifiers", name, f"must be among {', '.join(CLASSIFIERS)}, {PROBE}")
     return CLASSIFIERS[name](classes)

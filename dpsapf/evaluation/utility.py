@@ -2,12 +2,14 @@
 
 import copy
 import logging
+from statistics import fmean
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 from dpsapf.evaluation.classifiers import build_classifier
+from dpsapf.evaluation.probe import PROBE, probe_accuracy
 from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, numpy_generator, torch_generator
@@ -29,6 +31,8 @@ def accuracies(
     """Train every classifier of the protocol and test it.
 
     A share of the *training* images selects each classifier's best state; the test images are used once, at the end.
+    The accuracy of a classifier is its mean over ``protocol.classifier_repeats`` trainings. The probe has no seed and
+    is fitted once (see `probe_accuracy`).
 
     Args:
         train: images uint8 [N, H, W, 3] and labels int64 [N], synthetic for the utility, real for the ceiling.
@@ -41,17 +45,38 @@ def accuracies(
     Returns:
         Accuracy in [0, 1] by classifier.
     """
-    fitting, validation = _held_out(train, protocol.synthetic_validation, seed, device)
-    tested = _tensors(*test, device)
+    seeds = [repeat_seed(seed, repeat) for repeat in range(protocol.classifier_repeats)]
     result = {}
     for name in track(protocol.classifiers, "classifiers", "model"):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
-            model = build_classifier(name, classes).to(device)
-        train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
-        result[name] = accuracy(model, tested)
+        if name == PROBE:
+            result[name] = probe_accuracy(train, test, protocol, device)
+        else:
+            result[name] = fmean(trained_accuracy(name, train, test, classes, protocol, each, device) for each in seeds)
     LOG.info("accuracy %s", result)
     return result
+
+
+def repeat_seed(seed: int, repeat: int) -> int:
+    """Return the seed of one training of each classifier; repeat 0 has the run's own seed."""
+    return child_seed(seed, "classifier repeat", repeat) if repeat else seed
+
+
+def trained_accuracy(
+    name: str,
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    classes: int,
+    protocol: ProtocolEntry,
+    seed: int,
+    device: str,
+) -> float:
+    """Train one classifier once and test it; arguments as `accuracies`, the result in [0, 1]."""
+    fitting, validation = _held_out(train, protocol.synthetic_validation, seed, device)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
+        model = build_classifier(name, classes).to(device)
+    train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
+    return accuracy(model, _tensors(*test, device))
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray, device: str) -> Images:

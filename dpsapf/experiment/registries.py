@@ -53,11 +53,13 @@ class ProtocolEntry(Checked):
     neighbours: int = Field(5, description="k of precision and recall", ge=1)
     kid_subsets: int = Field(50, description="subsets of the KID estimate", ge=1)
     kid_subset_size: int = Field(200, description="images per KID subset [images]", ge=2)
-    classifiers: tuple[str, ...] = Field(description="utility classifiers, names of dpsapf.evaluation.classifiers")
+    classifiers: tuple[str, ...] = Field(description="utility classifiers: names of dpsapf.evaluation.classifiers, and probe")
     classifier_steps: int = Field(description="steps of each classifier, whatever the number of images [steps]", ge=1)
     classifier_batch: int = Field(64, description="batch of each classifier [images]", ge=1)
     classifier_learning_rate: float = Field(2e-3, description="peak learning rate of each classifier", gt=0)
+    classifier_repeats: int = Field(1, description="trainings of each classifier, whose mean accuracy counts [trainings]", ge=1)
     synthetic_validation: float = Field(0.1, description="share of the training images that selects the best state", gt=0, le=0.5)
+    probe_ridge: float = Field(0.1, description="ridge of the probe per training image; its features have variance 1", gt=0)
 
 
 def load_yaml(path: str | Path) -> dict:

@@ -93,5 +93,5 @@ def test_they_are_small_and_grow_by_the_head_alone(name):
 
 @pytest.mark.parametrize("name", ["vit", "ResNet", ""])
 def test_unknown_classifiers_are_refused(name):
-    with pytest.raises(UserError, match=f"classifiers = '{name}': must be among resnet, wideresnet, resnext"):
+    with pytest.raises(UserError, match=f"classifiers = '{name}': must be among resnet, wideresnet, resnext, probe"):
         build_classifier(name, 2)

@@ -3,6 +3,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from dpsapf.datasets.archive import write_archive
 from dpsapf.evaluation.evaluate import evaluate
@@ -102,6 +103,18 @@ def test_evaluating_twice_gives_equal_records(folder):
     np.random.seed(99)  # noqa: NPY002
     evaluate(options(folder))
     assert first == [(folder / name).read_bytes() for name in ("fidelity.json", "utility.json")]
+
+
+def test_the_probe_is_one_more_classifier(folder):
+    registry = yaml.safe_load((folder / "protocols.yaml").read_text())
+    registry["tiny-v1"]["classifiers"] = ["probe", "resnet"]
+    (folder / "protocols.yaml").write_text(yaml.safe_dump(registry))
+    reference(folder)
+    evaluate(options(folder))
+    ceiling, utility = (read_record(folder / name, Utility) for name in ("ceiling.json", "utility.json"))
+    assert list(utility.per_classifier) == ["probe", "resnet"] and ceiling.per_classifier == utility.per_classifier
+    assert utility.accuracy == pytest.approx(np.mean(list(utility.per_classifier.values())))
+    assert utility.per_classifier["probe"] == 1.0  # the classes differ by their brightness
 
 
 def noise(count, side):

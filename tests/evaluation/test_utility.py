@@ -125,6 +125,36 @@ def test_global_random_state_is_left_alone():
     assert torch.equal(before, torch.get_rng_state())
 
 
+def test_repeats_are_averaged(monkeypatch):
+    scores = iter([0.5, 0.75, 1.0, 0.25])
+    monkeypatch.setattr(utility, "accuracy", lambda model, images: next(scores))
+    monkeypatch.setattr(utility, "train_classifier", lambda *inputs: None)
+    assert run(classifiers=("resnet", "resnext"), classifier_repeats=2) == {"resnet": 0.625, "resnext": 0.625}
+
+
+def test_one_training_has_the_runs_own_seed_and_every_repeat_another(built):
+    """The first model of several is the model of one; the others start elsewhere."""
+    run(classifier_steps=2)
+    run(classifier_steps=2, classifier_repeats=3)
+    weights = [model.state_dict()["fc.weight"] for model in built]
+    assert len(weights) == 4 and torch.equal(weights[0], weights[1])
+    assert not any(torch.equal(weights[0], other) for other in weights[2:]) and not torch.equal(*weights[2:])
+    assert utility.repeat_seed(7, 0) == 7 and len({utility.repeat_seed(7, repeat) for repeat in range(5)}) == 5
+
+
+def test_repeats_hold_out_other_images(monkeypatch):
+    held = []
+    monkeypatch.setattr(utility, "train_classifier", lambda model, train, validation, *rest: held.append(validation[0]))
+    run(classifiers=("resnet", "resnext"), classifier_repeats=2)
+    assert torch.equal(held[0], held[2]) and torch.equal(held[1], held[3]) and not torch.equal(held[0], held[1])
+
+
+def test_the_probe_alone_trains_no_classifier(monkeypatch):
+    monkeypatch.setattr(utility, "probe_accuracy", lambda *inputs: 0.75)
+    monkeypatch.setattr(utility, "trained_accuracy", None)  # calling it would fail
+    assert run(classifiers=("probe",), classifier_repeats=5) == {"probe": 0.75}
+
+
 def test_accuracy_counts_hits():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
     with torch.no_grad():

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dpsapf.cli.rules import entry_digest
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, entry, load_registry, load_yaml
 from dpsapf.support.errors import UserError, UserErrors
 
@@ -95,6 +96,8 @@ DEMO = load_yaml(CONFIG / "protocols.yaml")["demo-v1"]
         (ProtocolEntry, DEMO | {"neighbours": 0}, "neighbours = 0: must be at least 1"),
         (ProtocolEntry, DEMO | {"synthetic_validation": 0.6}, "synthetic_validation = 0.6: must be at most 0.5"),
         (ProtocolEntry, DEMO | {"classifier_learning_rate": 0}, "classifier_learning_rate = 0: must be greater than 0"),
+        (ProtocolEntry, DEMO | {"classifier_repeats": 0}, "classifier_repeats = 0: must be at least 1"),
+        (ProtocolEntry, DEMO | {"probe_ridge": 0}, "probe_ridge = 0: must be greater than 0"),
         (ProtocolEntry, None, "mine: \\(top level\\) = None"),
     ],
 )
@@ -112,6 +115,29 @@ def test_an_entry_is_read_as_it_stands_in_the_file(file, cls):
     for name, data in load_yaml(CONFIG / file).items():
         read = entry(CONFIG / file, name, cls).model_dump(mode="json")
         assert {key: read[key] for key in data} == data
+
+
+PINNED = {
+    "demo-v1": "5a2503f008d43e40",
+    "demo-v2": "ebdf6f78c0eb4221",
+    "probe-v1": "9a20ff83d587406b",
+    "paper-v1": "735837f705e0679b",
+}
+
+
+def test_no_protocol_changes_its_meaning_under_its_name():
+    """Records hold a protocol's name alone, so a changed value needs a new name.
+
+    A digest covers defaults, too. Renew one only where a new key's default does what was done without the key.
+    """
+    assert {name: entry_digest(CONFIG / "protocols.yaml", name, ProtocolEntry) for name in PINNED} == PINNED
+    assert set(PINNED) == set(load_yaml(CONFIG / "protocols.yaml"))
+
+
+def test_a_changed_protocol_has_another_digest(register):
+    changes = {"classifier_steps": 121, "classifier_repeats": 2, "probe_ridge": 0.2, "classifiers": ["probe"]}
+    files = [{"demo-v1": DEMO}, *({"demo-v1": DEMO | {key: value}} for key, value in changes.items())]
+    assert len({entry_digest(register(file), "demo-v1", ProtocolEntry) for file in files}) == len(files)
 
 
 def test_a_model_is_a_folder_or_a_repository():

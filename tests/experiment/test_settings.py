@@ -68,7 +68,7 @@ def changed(path, value):
         ("studies.main.epsilon", [], "studies.main.epsilon = \\[\\]: needs at least one value"),
         ("studies.main.ratio", [30], "studies.main.ratio.0 = 30: must be at most 1"),
         ("studies.main.public_model", ["sd-v9"], "studies.main.public_model.0 = 'sd-v9': must be one of public-mini"),
-        ("evaluation.protocol", "demo-v0", "evaluation.protocol = 'demo-v0': must be one of demo-v1, .*; did you mean demo-v1?"),
+        ("evaluation.protocol", "demo-1", "evaluation.protocol = 'demo-1': must be one of demo-v1, .*; did you mean demo-v1?"),
         ("compute.device", "tpu", "compute.device = 'tpu'"),
         ("studies", {}, "studies = {}: no runs: name at least one study"),
         ("name", "../x", "name = '../x': must match pattern"),

@@ -1,0 +1,50 @@
+"""A linear probe: utility without chance, ridge regression on the protocol's features."""
+
+import numpy as np
+from sklearn.linear_model import RidgeClassifier
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from dpsapf.evaluation.features import extract_features
+from dpsapf.experiment.registries import ProtocolEntry
+
+PROBE = "probe"  # its name among a protocol's classifiers
+
+
+def probe_accuracy(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, device: str
+) -> float:
+    """Fit a linear probe to the features of some images and test it on those of others.
+
+    Args:
+        train: images uint8 [N, H, W, 3] and labels int64 [N].
+        test: real test images and labels.
+        protocol: names the feature network and the strength of the ridge.
+        device: ``cpu`` or ``cuda``, of the feature network.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        UserError: the feature network is unknown, has another digest, or cannot be had.
+    """
+    probe = fit_probe(extract_features(train[0], protocol, device), train[1], protocol.probe_ridge)
+    return float(probe.score(extract_features(test[0], protocol, device), test[1]))
+
+
+def fit_probe(features: np.ndarray, labels: np.ndarray, ridge: float) -> Pipeline:
+    """Fit ridge regression of the labels' indicators, with a free intercept, on standardised features.
+
+    It minimises (1/N) ||Y - X W - b||^2 + ridge ||W||^2 exactly, in float64, and predicts the largest indicator. No seed, no
+    iteration; a class without an image is never predicted.
+
+    Args:
+        features: float64 [N, D]; each is given mean 0 and variance 1 over these images.
+        labels: int64 [N].
+        ridge: strength per image, above 0.
+
+    Returns:
+        A pipeline whose ``predict`` maps features [M, D] to labels [M].
+    """
+    solver = RidgeClassifier(alpha=ridge * len(labels), solver="cholesky")
+    return make_pipeline(StandardScaler(), solver).fit(features, labels)
