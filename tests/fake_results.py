@@ -14,6 +14,7 @@ from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
 
 PROTOCOL = "test-v1"
+CONFIG_RATE = 0.02  # the invented config's learning rate, which a run without one of its own has
 DATASETS = {
     "mnist5k": tuple("0123456789"),
     "digits": tuple("0123456789"),
@@ -187,7 +188,9 @@ def _evaluated(protocol, accuracy, fid, changes):
 def _write_training(folder, run, release, candidates):
     selection = selection_of(run, candidates)
     selection.to_csv(folder / "selection.csv", index=False)
-    pd.DataFrame({"step": range(release.steps), "loss": 1.0}).to_csv(folder / "private_log.csv", index=False)
+    rate = run.learning_rate or (CONFIG_RATE if run.adapter else CONFIG_RATE / 20)
+    log = pd.DataFrame({"step": range(release.steps), "loss": 1.0, "learning_rate": rate * np.linspace(1, 0.5, release.steps)})
+    log.to_csv(folder / "private_log.csv", index=False)
     spend = Spend(
         subject=run.id,
         release=release,
