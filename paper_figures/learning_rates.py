@@ -8,7 +8,7 @@ from dpsapf.experiment.columns import USED_RATE
 from dpsapf.experiment.methods import TRAINING_AXES
 from dpsapf.experiment.runs import number
 from paper_figures.results import CHOICES, GROUP, MissingStudy, Results, hold, with_labels
-from paper_figures.style import LOOKS, PALETTE, Look
+from paper_figures.style import LOOKS, Look
 
 PANEL = [*GROUP, "epsilon"]
 LEAST = "-least"  # ends the way of runs whose scores choose the least salient

@@ -23,6 +23,7 @@ from paper_figures.style import WIDTH
 COLOURS = ("#eaf6ff", "#a9cfe8", "#b9b3ac", "#b4502f", "#3d0012")  # better to worse, ever darker: grey scale keeps the order
 SCALE = LinearSegmentedColormap.from_list("better to worse", COLOURS)
 NARROWEST = 0.3  # inches: a cell that holds two short numbers of 8 points
+LETTER = 0.07  # inches: width of a digit of 8 points
 ROW, MARGIN, SIDE = 0.32, 0.4, 1.0  # inches: height of a ratio; title or tick labels of a panel; labels on the left
 LUMINANCE = (0.299, 0.587, 0.114)  # of red, green and blue
 TICKS = (1 / 50, 1 / 20, 1 / 10, 1 / 5, 1 / 2, 1, 2, 5, 10, 20, 50)
@@ -80,8 +81,7 @@ def draw(data: pd.DataFrame) -> Figure:
     """Draw the rows of `prepare`, coloured by FID over the floor's."""
     values = np.log2(data["fid_over_floor"])
     figure, bar = _figure(data.assign(shade=values, text="fid", floor=data["floor_fid"]), SCALE)
-    limit = values.abs().max()
-    ticks = [tick for tick in TICKS if abs(math.log2(tick)) <= limit]
+    ticks = [tick for tick in TICKS if values.min() <= math.log2(tick) <= values.max()]
     bar.set_label(f"FID over the floor's ({data['protocol'].iloc[0]})")
     bar.set_ticks(np.log2(ticks), labels=[number(tick) for tick in ticks])
     return figure
@@ -99,7 +99,7 @@ def _figure(data: pd.DataFrame, scale: LinearSegmentedColormap) -> tuple[Figure,
     settings, ways = list(data.groupby(PANEL, sort=False)), list(data["panel"].unique())
     height = sum(ROW * rows["ratio"].nunique() + MARGIN for _, rows in settings)
     figure = Figure(figsize=(WIDTH, height + 1.2), layout="constrained")
-    figure.get_layout_engine().set(wspace=0.02, hspace=0.03)
+    figure.get_layout_engine().set(w_pad=0.09, wspace=0, hspace=0.03, rect=(0, 0, 0.985, 1))  # the gaps hold arrows
     grid = figure.subplots(len(settings), len(ways), squeeze=False)
     norm = CenteredNorm(0, max(data["shade"].abs().max(), 0.1))
     for axes, (key, rows) in zip(grid, settings, strict=True):
@@ -113,9 +113,11 @@ def _figure(data: pd.DataFrame, scale: LinearSegmentedColormap) -> tuple[Figure,
     for ax in grid[-1]:
         ax.set_xlabel("learning rate")
     figure.supylabel("matrices that are trained (%)", fontsize=9)
-    figure.legend(handles=_EXPLAINED, loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, columnspacing=1)
+    explained = _EXPLAINED if any(ax.texts for ax in grid.flat) else _EXPLAINED[:2]
+    figure.legend(handles=explained, loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, columnspacing=1)
     bar = figure.colorbar(ScalarMappable(norm, scale), ax=grid, location="bottom", shrink=0.6, aspect=40, pad=0.02)
     bar.outline.set_visible(False)
+    bar.ax.set_xlim(min(data["shade"].min(), 0), max(data["shade"].max(), 0))
     return figure, bar
 
 
@@ -141,10 +143,11 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, scale: LinearSegmentedColormap, no
     ax.set_xscale("log")
     ax.pcolormesh(borders, np.arange(height + 1) - 0.5, cells, cmap=scale, norm=norm, edgecolors="white", linewidth=0.5)
     labels = [number(rate) for rate in cells.columns]
-    ax.set_xticks(cells.columns, labels=labels, rotation=90 * (max(map(len, labels)) > 4))
+    ax.set_xticks(cells.columns, labels=labels, rotation=90 * (LETTER * max(map(len, labels)) > _width(borders)))
     ax.set_xticks([], minor=True)
     ax.set_yticks(range(height), labels=[number(round(100 * ratio, 6)) for ratio in cells.index])
-    rows = rows.assign(place=rows["ratio"].map(list(cells.index).index))
+    centres = dict(zip(cells.columns, np.sqrt(borders[1:] * borders[:-1]), strict=True))
+    rows = rows.assign(place=rows["ratio"].map(list(cells.index).index), centre=rows["rate"].map(centres))
     _draw_edge(ax, rows.drop_duplicates("ratio").sort_values("place"), cells.columns.to_numpy(float), borders)
     if _width(borders) > NARROWEST:
         _write_numbers(ax, rows, scale, norm)
@@ -169,7 +172,7 @@ def _write_numbers(ax: Axes, rows: pd.DataFrame, scale: LinearSegmentedColormap,
         text = f"{mean:.{_places(mean)}f}" + ("" if math.isnan(spread) else f"\n{number(float(f'{spread:.1g}'))}")
         dark = np.dot(scale(norm(row["shade"]))[:3], LUMINANCE) < 0.5
         style = {"ha": "center", "va": "center", "fontsize": 8, "linespacing": 0.95}
-        ax.text(row["rate"], row["place"], text, color="white" if dark else "black", in_layout=False, **style)
+        ax.text(row["centre"], row["place"], text, color="white" if dark else "black", in_layout=False, **style)
 
 
 def _places(value: float) -> int:
@@ -184,8 +187,10 @@ def _draw_edge(ax: Axes, lines: pd.DataFrame, rates: np.ndarray, borders: np.nda
     steps = np.add.outer(lines["place"].to_numpy(), [-0.5, 0.5]).ravel()
     white = [patheffects.withStroke(linewidth=3.5, foreground="white")]
     style = {"color": "black", "clip_on": False}
-    ax.plot(np.repeat(x, 2), steps, linewidth=2, path_effects=white, solid_joinstyle="miter", **style)[0].set_in_layout(False)
+    drawn = ax.plot(np.repeat(x, 2), steps, linewidth=2, path_effects=white, solid_joinstyle="miter", **style)
     for sign, points in (("<", -5), (">", 5)):
         beyond = (lines["edge_sign"] == sign).to_numpy()
         outside = offset_copy(ax.transData, ax.figure, x=points, units="points")
-        ax.plot(x[beyond], lines["place"][beyond], sign, markersize=5, transform=outside, **style)
+        drawn += ax.plot(x[beyond], lines["place"][beyond], sign, markersize=5, transform=outside, **style)
+    for line in drawn:
+        line.set_in_layout(False)  # what stands out of the axes has room there

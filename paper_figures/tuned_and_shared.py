@@ -130,7 +130,8 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
 
 def _mark(ax: Axes, place: int, row: dict, metric: str, look: Look) -> None:
     own, half = row["setting"] == OWN, row[metric + INTERVAL]
-    style = {"color": look.colour, "marker": look.marker, "markersize": look.size + 1, "capsize": 2.5, "linestyle": "none"}
+    style = {"marker": look.marker, "markersize": look.size + 1, "markeredgecolor": "0.2", "linestyle": "none"}
+    style |= {"ecolor": "0.2", "elinewidth": 1, "capsize": 2.5}
     fill = look.colour if own else "white"
     place += -0.17 if own else 0.17
     ax.errorbar(row[metric], place, xerr=None if math.isnan(half) else half, markerfacecolor=fill, **style)
