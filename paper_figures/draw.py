@@ -21,6 +21,9 @@ from paper_figures import (
     resources,
     saliency_agreement,
     selection_map,
+    stability_edges,
+    stability_map,
+    tuned_and_shared,
     variants,
 )
 from paper_figures.results import MissingStudy, Results, load_results
@@ -51,6 +54,10 @@ ITEMS = (
     Item("paired_differences", paired_differences.prepare, paired_differences.draw),
     Item("selection_map", selection_map.prepare, selection_map.draw),
     Item("saliency_agreement", saliency_agreement.prepare, saliency_agreement.draw),
+    Item("stability_map", stability_map.prepare, stability_map.draw),
+    Item("stability_map_accuracy", stability_map.prepare, stability_map.draw_accuracy),
+    Item("stability_edges", stability_edges.prepare, stability_edges.draw),
+    Item("tuned_and_shared", tuned_and_shared.prepare, tuned_and_shared.draw),
     Item("contact_sheet", contact_sheet.prepare, contact_sheet.draw),
     Item("privacy_cost", privacy_cost.prepare, privacy_cost.draw),
     Item("resources", resources.prepare, resources.draw),

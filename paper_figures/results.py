@@ -1,6 +1,7 @@
 """The tidy tables of a results folder, and which of their rows a figure compares."""
 
 import typing
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -73,7 +74,7 @@ def load_results(root: Path) -> Results:
 def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError("--results", str(path), "does not exist; run `dpsapf aggregate` or the workflow first")
-    return pd.read_csv(path)
+    return pd.read_csv(path, low_memory=False)  # a column's type from all of its rows
 
 
 def _commonest(values: pd.Series, axis: str) -> float | str | None:
@@ -109,9 +110,21 @@ def strictly(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
 
 
 def _same_choices(table: pd.DataFrame, results: Results) -> pd.DataFrame:
-    for axis in CHOICES:
+    return hold(table, results, CHOICES, TRAINING_AXES)
+
+
+def hold(table: pd.DataFrame, results: Results, choices: Sequence[str], training: Sequence[str]) -> pd.DataFrame:
+    """Keep the rows at one value of some axes.
+
+    Args:
+        table: rows with the axes of runs.
+        results: gives the values that most runs have.
+        choices: of `CHOICES`: held at that value; a row without one stays.
+        training: of `TRAINING_AXES`: held at the config's own value (empty), or at the commonest if no run has that.
+    """
+    for axis in choices:
         table = table[table[axis].isna() | (table[axis] == _commonest(results.runs[axis], axis))]
-    for axis in TRAINING_AXES:
+    for axis in training:
         own = table[axis].isna()
         table = table[
             own if own[table["method"] != "no-finetune"].any() else own | (table[axis] == _commonest(table[axis], axis))

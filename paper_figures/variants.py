@@ -93,9 +93,14 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, metric: str) -> None:
             ax.axvline(row[metric], color=look.colour, linestyle=look.line, zorder=1)
     ax.set_yticks(range(len(rows)), labels=rows["label"])
     ax.set_ylim(len(rows) - 0.4, -0.6)
-    if rows[metric].max() > 10 * rows[metric].min():
+    log_if_broad(ax, rows[metric])
+
+
+def log_if_broad(ax: Axes, values: pd.Series) -> None:
+    """Make the x axis logarithmic if ``values`` (positive, or empty) span more than a factor of ten."""
+    if values.max() > 10 * values.min():
         ax.set_xscale("log")
         ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xlim(left=rows[metric].min() / 2)  # intervals that reach zero run off the axis
+        ax.set_xlim(left=values.min() / 2)  # intervals that reach zero run off the axis

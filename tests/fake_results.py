@@ -14,6 +14,8 @@ from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
 
 PROTOCOL = "test-v1"
+RATES = (0.02, 0.04, 0.07, 0.12, 0.2)
+CONFIG_RATE = 0.02  # the invented config's learning rate, which a run without one of its own has
 DATASETS = {
     "mnist5k": tuple("0123456789"),
     "digits": tuple("0123456789"),
@@ -39,6 +41,46 @@ def demo_runs(datasets=tuple(DATASETS), seeds=(0,)):
 def variant_runs(datasets=("mnist5k",), seeds=(0, 1)):
     """Every method once per dataset and seed."""
     return expand({"variants": Study(dataset=datasets, method=tuple(METHODS), level=("matrix",), seed=seeds)})
+
+
+def stability_runs(
+    datasets=("mnist5k", "histo-mini"), epsilons=(1, 10), ratios=(0.1, 0.3, 0.5, 0.7), rates=RATES, seeds=(0, 1, 2)
+):
+    """The runs of config/stability.yaml, with null for the config's own learning rate."""
+    axes = {"dataset": datasets, "epsilon": epsilons, "seed": seeds}
+    axes["learning_rate"] = [None if rate == CONFIG_RATE else rate for rate in rates]
+    chosen = axes | {"ratio": ratios}
+    studies = {
+        "whole": Study(method=("dp-lora", "no-finetune"), **axes),
+        "salient": Study(method=("dp-sapf",), rule=("top", "least"), **chosen),
+        "random": Study(method=("random",), **chosen),
+    }
+    return expand(studies)
+
+
+def collapsing(run):
+    """Invented scores of `stability_runs`: better than the floor below an edge, collapsed above it; seeded noise.
+
+    The edge is at `true_edge`, times a factor of the seed's own.
+    """
+    noise = np.random.default_rng(sum(map(ord, run.id))).normal(0, 1, 2)
+    floor, chance, gain = {"mnist5k": (3.3, 0.1, 0.6), "histo-mini": (97.0, 0.5, 2.2)}.get(run.dataset, (20.0, 0.25, 1.0))
+    better = {"mnist5k": 0.66, "histo-mini": 0.57}.get(run.dataset, 0.6)
+    if run.method == "no-finetune":
+        return {"fid": floor * np.exp(0.03 * noise[0]), "accuracy": better + 0.01 * noise[1]}
+    of_seed = np.random.default_rng(run.seed).normal(0, 0.12)
+    beyond = np.log((run.learning_rate or CONFIG_RATE) / true_edge(run)) - of_seed
+    change = -gain * (1 - np.exp(4 * beyond)) if beyond < 0 else 3 * (1 - np.exp(-2 * beyond))
+    share = 1 / (1 + np.exp(5 * beyond))
+    accuracy = chance + (better + 0.08 - chance) * share + 0.012 * noise[1]
+    return {"fid": floor * np.exp(change + 0.06 * noise[0]), "accuracy": accuracy}
+
+
+def true_edge(run):
+    """The learning rate at which an invented run's FID is the floor's."""
+    edge = 0.035 if run.epsilon == 1 else 0.06
+    shift = {"top": 1.0, "least": 1.5}.get(run.rule, 1.2)
+    return edge if run.ratio is None else edge * shift * run.ratio**-0.6
 
 
 def candidate_table(layers_per_block=3):
@@ -187,7 +229,9 @@ def _evaluated(protocol, accuracy, fid, changes):
 def _write_training(folder, run, release, candidates):
     selection = selection_of(run, candidates)
     selection.to_csv(folder / "selection.csv", index=False)
-    pd.DataFrame({"step": range(release.steps), "loss": 1.0}).to_csv(folder / "private_log.csv", index=False)
+    rate = run.learning_rate or (CONFIG_RATE if run.adapter else CONFIG_RATE / 20)
+    log = pd.DataFrame({"step": range(release.steps), "loss": 1.0, "learning_rate": rate * np.linspace(1, 0.5, release.steps)})
+    log.to_csv(folder / "private_log.csv", index=False)
     spend = Spend(
         subject=run.id,
         release=release,
@@ -277,14 +321,14 @@ def aggregate_options(layout, runs):
     return Aggregate(metrics=metrics, **tables)
 
 
-def write_results(root, runs, images=True):
-    """Write the records, metrics and tables of runs, and images for the contact sheet."""
+def write_results(root, runs, images=True, changes=lambda run: {}):
+    """Write the records, metrics and tables of runs, and images for the contact sheet; ``changes``: as of `write_run`."""
     from dpsapf.aggregation.aggregate import aggregate
     from dpsapf.aggregation.collect import collect_metrics
 
     layout, candidates = Layout(root), candidate_table()
     for run in runs:
-        collect_metrics(write_run(layout, run, candidates))
+        collect_metrics(write_run(layout, run, candidates, **changes(run)))
         if images:
             write_images(layout, run, DATASETS.get(run.dataset, ("a", "b")))
     aggregate(aggregate_options(layout, runs))

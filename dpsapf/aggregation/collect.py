@@ -57,6 +57,9 @@ def gather(options: CollectMetrics) -> Metrics:
         selection_epsilon=plan.selection_epsilon,
         noise_multiplier=spend.release.noise_multiplier if spend else None,
         noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
+        used_learning_rate=peak_learning_rate(options.training_log) if spend else None,
+        used_steps=spend.release.steps if spend else None,
+        used_batch=spend.release.sampling_rate * spend.population if spend else None,
         trainable_parameters=spend.trainable_parameters if spend else 0,
         selected_matrices=count_selected(options, plan.run),
         finetune_seconds=read_record(options.private, Measured).seconds if spend else None,
@@ -106,6 +109,11 @@ def read_timing(options: CollectMetrics) -> Timing:
     if timing.ledger != sha256(options.ledger):
         raise UserError("--timing", str(options.timing), f"was drawn under another ledger than {options.ledger}; sample again")
     return timing
+
+
+def peak_learning_rate(log: Path) -> float:
+    """Read the peak learning rate off the per-step log: every schedule starts at it. It is a setting, not private."""
+    return float(pd.read_csv(log)["learning_rate"].iloc[0])
 
 
 def _check_log(path: Path, release: Release) -> None:

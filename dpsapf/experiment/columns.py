@@ -26,6 +26,7 @@ FRAGILITY_SHRUNK = "fragility_shrunk"  # h moved towards the model's mean by as 
 # runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:
 CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>
 SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
+USED_RATE = "used_learning_rate"  # peak learning rate that was used; the axis learning_rate is empty where it is the config's
 
 # summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
 SPREAD_METRICS = ("accuracy", "fid", "kid", "precision", "recall")

@@ -215,6 +215,9 @@ class Metrics(Checked):
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
     noise_multiplier: float | None
     noise_multiplier_without_selection: float | None  # what DP-SGD alone would have needed
+    used_learning_rate: float | None  # peak, of the run's axis or else the config's; null: nothing is trained
+    used_steps: int | None  # DP-SGD steps done
+    used_batch: float | None  # expected Poisson batch [units]: the rate times N
     trainable_parameters: int
     selected_matrices: int
     finetune_seconds: float | None

@@ -43,6 +43,13 @@ def test_a_run_that_selects_and_trains(layout):
     assert (metrics.finetune_seconds, metrics.sample_seconds) == (95.0, 40.0)
 
 
+@pytest.mark.parametrize(("changes", "rate"), [({}, 0.02), ({"learning_rate": 0.07}, 0.07), ({"adapter": None}, 0.001)])
+def test_what_was_used_is_told_where_the_axis_is_null(layout, changes, rate):
+    metrics = collected(layout, replace(LORA, **({"adapter": "lora"} | changes)))
+    assert metrics.used_learning_rate == rate, "the peak, not a later step's"
+    assert (metrics.used_steps, metrics.used_batch) == (3, 350)
+
+
 def test_without_selection_every_matrix_counts_and_no_epsilon_goes_to_it(layout):
     metrics = collected(layout, LORA)
     assert metrics.selected_matrices == len(candidate_table())
@@ -54,6 +61,7 @@ def test_the_public_model_as_it_is_spends_and_trains_nothing(layout):
     assert metrics.spent_epsilon["pld"] == 0
     assert (metrics.trainable_parameters, metrics.selected_matrices) == (0, 0)
     assert (metrics.target_epsilon, metrics.delta, metrics.noise_multiplier, metrics.finetune_seconds) == (None,) * 4
+    assert (metrics.used_learning_rate, metrics.used_steps, metrics.used_batch) == (None,) * 3
 
 
 @pytest.mark.parametrize(("sampling", "peak"), [(900.0, 1400.0), (2000.0, 2000.0)])

@@ -3,7 +3,7 @@ import pytest
 from dpsapf.experiment.runs import Study, expand
 from paper_figures.draw import draw_all
 from paper_figures.results import load_results
-from tests.fake_results import demo_runs, write_results
+from tests.fake_results import collapsing, demo_runs, stability_runs, write_results
 
 
 @pytest.fixture(scope="session")
@@ -24,3 +24,11 @@ def smallest(tmp_path_factory):
     """One dataset, two methods, one seed, no images."""
     runs = expand({"main": Study(dataset=("digits",), method=("dp-lora", "no-finetune"))})
     return write_results(tmp_path_factory.mktemp("results") / "smallest", runs, images=False)
+
+
+@pytest.fixture(scope="session")
+def swept(tmp_path_factory):
+    """Learning rates against ratios on two datasets, collapsing as `collapsing` says; the first rate is the config's own."""
+    runs = stability_runs(epsilons=(10,), ratios=(0.1, 0.5), rates=(0.02, 0.07, 0.2), seeds=(0, 1, 2))
+    root = write_results(tmp_path_factory.mktemp("results") / "swept", runs, images=False, changes=collapsing)
+    return load_results(root)

@@ -1,0 +1,77 @@
+"""Runs at several learning rates: which way they chose what to train, and where the public model as it is stands."""
+
+import dataclasses
+
+import pandas as pd
+
+from dpsapf.experiment.columns import USED_RATE
+from dpsapf.experiment.methods import TRAINING_AXES
+from dpsapf.experiment.runs import number
+from paper_figures.results import CHOICES, GROUP, MissingStudy, Results, hold, with_labels
+from paper_figures.style import LOOKS, Look
+
+PANEL = [*GROUP, "epsilon"]
+LEAST = "-least"  # ends the way of runs whose scores choose the least salient
+WHOLE = "dp-lora"
+CHOSEN = {  # ways of choosing as many matrices
+    "dp-sapf-matrix": "most salient",
+    "random-matrix": "random",
+    f"dp-sapf-matrix{LEAST}": "least salient",
+}
+
+
+def runs_at_rates(results: Results) -> pd.DataFrame:
+    """Return the runs that train under DP; what is neither learning rate, way, ratio nor epsilon is held as in other figures.
+
+    Returns:
+        Rows of runs.csv with ``series`` (see `paper_figures.results.with_labels`), ``way`` (the series, and whether the
+        least salient were chosen), ``ratio`` (1 where all is trained) and ``rate`` (the peak learning rate that was used).
+    """
+    choices = [axis for axis in CHOICES if axis != "rule"]
+    training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
+    runs = results.runs[results.runs["epsilon"].notna()]
+    runs = hold(runs, results, choices, training)
+    runs = runs[runs["sigma_s"].isna() | (runs["sigma_s"] == results.headline["sigma_s"])]
+    runs = with_labels(runs, results)
+    ways = runs["series"].where(runs["rule"] != "least", runs["series"] + LEAST)
+    return runs.assign(way=ways, ratio=runs["ratio"].fillna(1.0), rate=runs[USED_RATE])
+
+
+def sweeps(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return what `stability_map` and `stability_edges` compare.
+
+    Returns:
+        Runs (as of `runs_at_rates`) of the ways of `CHOSEN` and of `WHOLE`, of every dataset, public model and epsilon
+        that has one of the former at two learning rates; and the runs of the floor.
+
+    Raises:
+        MissingStudy: there is none, or none with a floor.
+    """
+    floor = results.runs[results.runs["method"] == "no-finetune"]
+    runs = runs_at_rates(results).merge(floor[GROUP].drop_duplicates(), on=GROUP)
+    rates = runs[runs["way"].isin(CHOSEN)].groupby([*PANEL, "way", "ratio"])["rate"].nunique()
+    swept = rates[rates > 1].reset_index()[PANEL].drop_duplicates()
+    if swept.empty:
+        raise MissingStudy(
+            "no selection was trained at two learning rates beside the public model as it is: config/stability.yaml"
+        )
+    return runs[runs["way"].isin([*CHOSEN, WHOLE])].merge(swept, on=PANEL), floor
+
+
+def look_of_way(way: str) -> Look:
+    """Return the look of a way."""
+    if not way.endswith(LEAST):
+        return LOOKS[way]
+    look = LOOKS[way.removesuffix(LEAST)]
+    return dataclasses.replace(look, label=f"{look.label}, least salient", colour="saddlebrown", marker="v")
+
+
+def name_of_way(way: str, ratio: float) -> str:
+    """Name a way for a reader, with its ratio if that is not 1."""
+    name = CHOSEN.get(way) or look_of_way(way).label
+    return name if ratio == 1 else f"{name} {number(round(100 * ratio, 6))} %"
+
+
+def title(panel: dict[str, object]) -> str:
+    """Name a dataset, public model and epsilon."""
+    return f"{panel['dataset']}, {panel['public_model']}, ε = {number(panel['epsilon'])}"
