@@ -21,6 +21,8 @@ from dpsapf.privacy.noise import (
 )
 from dpsapf.support.randomness import torch_generator
 
+BLOCK = 2**16  # numbers that are drawn at a time
+FOR_TWO = 2**19  # numbers that are worth two threads
 BY_CHANCE = 1e-8  # system noise differs in every run: how often a test of it may fail
 
 
@@ -187,8 +189,7 @@ def test_a_system_normal_is_half_the_sum_of_four_independent_ones():
 
 
 def test_every_block_takes_the_next_words(one_thread):
-    block = noise_module._BLOCK
-    count = 2 * block + 3  # in three blocks, the last one number shorter
+    count = 2 * BLOCK + 3  # in three blocks, the last one number shorter
     width = math.ceil(count / 3)
     words = integers(3 * 4 * width)
     drawn = Written(words).normal(torch.zeros(count, dtype=torch.float64)).numpy()
@@ -233,10 +234,10 @@ def unrelated(first, second):
 def test_no_two_parts_of_system_noise_go_together(threads, one_thread):
     """Halves (with two threads, one's and the other's), neighbours, blocks, draws in a row, sources."""
     torch.set_num_threads(threads)
-    like, source = torch.zeros(2 * noise_module._SHARE), SystemNoise()
+    like, source = torch.zeros(FOR_TWO), SystemNoise()
     first, second, other = (each.normal(like).numpy() for each in (source, source, SystemNoise()))
     assert unrelated(*np.split(first, 2)) and unrelated(first[1:], first[:-1])
-    assert unrelated(first[noise_module._BLOCK :], first[: -noise_module._BLOCK])
+    assert unrelated(first[BLOCK:], first[:-BLOCK])
     assert unrelated(first, second) and unrelated(first, other)
 
 
@@ -251,8 +252,8 @@ def test_system_noise_for_what_is_not_contiguous(like, dtype):
 def test_system_noise_in_inference_mode_and_outside(threads, one_thread):
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        inside = SystemNoise().normal(torch.zeros(2 * noise_module._SHARE))
-    outside = SystemNoise().normal(torch.zeros(2 * noise_module._SHARE, requires_grad=True))
+        inside = SystemNoise().normal(torch.zeros(FOR_TWO))
+    outside = SystemNoise().normal(torch.zeros(FOR_TWO, requires_grad=True))
     assert abs(inside.std() - 1) < 0.01 and not outside.is_inference() and not outside.requires_grad
 
 
@@ -282,8 +283,13 @@ def test_each_source_process_and_thread_has_its_own_key(monkeypatch, one_thread)
     draws += [source.uniform(9), SystemNoise().uniform(9)]
     assert len(keys) == 6 and len({tuple(draw) for draw in draws}) == 4
     torch.set_num_threads(2)
-    source.normal(torch.zeros(2 * noise_module._SHARE))
+    source.normal(torch.zeros(FOR_TWO))
     assert len(keys) == len(set(keys)) == 10
+
+
+def test_the_first_process_of_a_machine_draws_too(monkeypatch):
+    monkeypatch.setattr(noise_module.os, "getpid", lambda: 1)
+    assert len(set(SystemNoise().uniform(9))) == 9
 
 
 def test_a_used_source_cannot_be_copied():
