@@ -43,6 +43,13 @@ def test_the_same_ledger_twice_counts_once(ledgers, tmp_path):
     assert composed(tmp_path, ledgers[0], ledgers[0]).releases == composed(tmp_path, ledgers[0]).releases
 
 
+def test_what_is_released_without_a_guarantee_has_no_epsilon(ledgers, tmp_path):
+    second = read_record(ledgers[1], Ledger)
+    exact = replace(second.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None, noise=None)
+    write_record(ledgers[1], replace(second, releases=(second.releases[0], exact)))
+    assert composed(tmp_path, *ledgers).spent_epsilon == {}
+
+
 def test_what_a_ledger_held_before_counts(ledgers, tmp_path, releases):
     second = read_record(ledgers[1], Ledger)
     write_record(ledgers[1], replace(second, prior=releases))

@@ -1,5 +1,6 @@
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -61,6 +62,18 @@ def test_noise_has_the_stated_scale(source):
 def test_noise_differs_between_generators_and_repeats_with_one():
     first, second, third = (add_gaussian_noise(torch.zeros(9), 1.0, 1.0, seeded(name)) for name in "aab")
     assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+def test_seeded_uniforms_differ_between_generators_and_repeat_with_one():
+    first, second, third = (seeded(name).uniform(9).tolist() for name in "aab")
+    assert first == second and len({*first, *third}) == 18
+
+
+@pytest.mark.parametrize("source", [seeded(), SystemNoise()])
+@pytest.mark.parametrize("count", [0, 3])
+def test_draws_are_in_double_precision_where_it_is_asked_for(source, count):
+    assert source.normal(torch.zeros(count, dtype=torch.float64)).dtype == torch.float64
+    assert source.uniform(count).dtype == np.float64
 
 
 def test_a_source_never_repeats_its_draws():
@@ -205,6 +218,7 @@ def test_the_extreme_words_give_the_extreme_normals():
     words = np.array(np.meshgrid(*[[low, -1, 0, 1, high]] * 4)).reshape(4, -1)
     drawn = Written(words.ravel()).normal(torch.zeros(words.shape[1], dtype=torch.float64))
     assert torch.isfinite(drawn).all()
+    np.testing.assert_allclose(drawn, four_normals(words).sum(0) / 2, rtol=0, atol=1e-12)
     assert drawn.abs().max().item() == pytest.approx(math.sqrt(4 * 53 * math.log(2)))  # beyond 12
     assert SystemNoise().uniform(0).shape == (0,)
     uniform = Written(words.ravel()).uniform(words.size)
@@ -290,6 +304,31 @@ def test_each_source_process_and_thread_has_its_own_key(monkeypatch, one_thread)
 def test_the_first_process_of_a_machine_draws_too(monkeypatch):
     monkeypatch.setattr(noise_module.os, "getpid", lambda: 1)
     assert len(set(SystemNoise().uniform(9))) == 9
+
+
+def test_few_numbers_or_a_single_thread_start_no_other_source(monkeypatch, one_thread):
+    keys, urandom = [], noise_module.os.urandom
+    monkeypatch.setattr(noise_module.os, "urandom", lambda count: keys.append(urandom(count)) or keys[-1])
+    source = SystemNoise()
+    source.normal(torch.zeros(FOR_TWO))
+    torch.set_num_threads(2)
+    source.normal(torch.zeros(10))
+    assert len(keys) == 2
+
+
+def test_threads_that_start_later_are_given_as_many_threads_as_before(one_thread):
+    torch.set_num_threads(2)
+    SystemNoise().normal(torch.zeros(FOR_TWO))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_a_thread_that_fails_is_not_passed_over(monkeypatch, one_thread):
+    """What it should have drawn would be whatever the memory held before."""
+    torch.set_num_threads(2)
+    monkeypatch.setattr(noise_module.os, "urandom", lambda count: b"too short")
+    with pytest.raises(ValueError, match="size"):
+        SystemNoise().normal(torch.zeros(FOR_TWO))
 
 
 def test_a_used_source_cannot_be_copied():
