@@ -62,6 +62,15 @@ def test_a_refusal_counts(audited, ledgers, tmp_path):
     assert len(composed(tmp_path, ledgers[0], tmp_path / "refused.json").releases) == 3
 
 
+def test_every_refusal_counts_and_a_spend_record_of_what_a_ledger_holds_does_not(audited, ledgers, tmp_path):
+    spend = read_record(audited.path("saliency.json"), Spend)
+    for name in "ab":
+        write_record(tmp_path / f"{name}.json", replace(spend, digest="", private=name * 64))
+    refused = [tmp_path / "a.json", tmp_path / "b.json"]
+    assert len(composed(tmp_path, ledgers[0], *refused).releases) == 4
+    assert len(composed(tmp_path, ledgers[0], audited.path("saliency.json")).releases) == 2
+
+
 def test_another_dataset_is_refused(ledgers, tmp_path):
     write_record(ledgers[1], replace(read_record(ledgers[1], Ledger), dataset_id="0" * 64))
     with pytest.raises(UserError, match="is of another dataset"):
