@@ -39,7 +39,7 @@ SCRIPT = pathlib.Path(__file__).with_name("under_torchrun.py")
 @pytest.fixture
 def options(tmp_path, plan, monkeypatch):
     """Inputs of a four-step run on the tiny UNet."""
-    monkeypatch.setattr(train, "load_unet", lambda record, device: tiny_unet())
+    monkeypatch.setattr(train, "load_unet", lambda record, device: {("tiny", "cpu"): tiny_unet()}[record.name, device])
     monkeypatch.setattr(train, "load_scheduler", lambda record: tiny_scheduler())
     release = replace(plan.releases[1], sampling_rate=0.5, steps=4)
     write_record(tmp_path / "plan.json", replace(plan, population=IMAGES, releases=(plan.releases[0], release)))
