@@ -151,7 +151,8 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
         A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one, and never below 0.4.
 
     Raises:
-        UserError: no noise is enough, because what is released besides DP-SGD exceeds the target alone.
+        UserError: no noise is enough: what is released besides DP-SGD exceeds the target alone, or DP-SGD does with the
+            largest noise multiplier tried, 2000.
     """
     from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism, mechanism_calibration
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
@@ -174,8 +175,9 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
 
 def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
     fixed = list(releases[:-1])
-    spent = epsilon("pld", fixed, delta) + MARGIN
-    what = "the saliency release alone costs" if len(fixed) < 2 else "the earlier releases alone cost"
+    spent = epsilon("pld", fixed or releases, delta) + MARGIN
+    most = f"DP-SGD with noise multiplier {SIGMA_RANGE[1]:g} costs"
+    what = (most, "the saliency release alone costs", "the earlier releases alone cost")[min(len(fixed), 2)]
     remedy = f"cannot be met: {what} {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
     if len(fixed) != 1 or fixed[0].mechanism != "gaussian" or goal <= 0:
         return remedy

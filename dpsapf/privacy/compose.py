@@ -66,7 +66,7 @@ def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[R
 
 def _read(path: Path) -> Ledger | Spend:
     try:
-        kind = Ledger if "releases" in json.loads(path.read_text(encoding="utf-8")) else Spend
+        kind = Ledger if "releases" in json.loads(path.read_bytes()) else Spend
     except ValueError:
         kind = Ledger  # which tells the mistake
     return read_record(path, kind)

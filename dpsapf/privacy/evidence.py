@@ -78,8 +78,6 @@ def _check_participation(spend: Spend, measured: Measured, path: Path) -> None:
     if counts.sum() != spend.population or len(counts) > steps + 1 or took != sum(measured.batches):
         what = f"must count {spend.population} {spend.unit}s and agree with the batches"
         _refuse(path, "participation", counts.tolist()[:5], what)
-    if rate == 1 or steps == 1:
-        return
     law = stats.binom.pmf(np.arange(steps + 1), steps, rate)
     seen = np.pad(counts, (0, steps + 1 - len(counts)))
     if not (steps + 1) * two_sided(seen, spend.population, law).min() >= UNLIKELY:

@@ -63,7 +63,6 @@ def saliency_release(
 def _planned(run: RunSpec, count: int, options: PlanPrivacy) -> Release:
     bounds = Bounds(clipping_norm=options.saliency.clipping_norm, votes=options.saliency.votes)
     table = candidates(options.candidate_table, run.released_from)
-    whole = run.mechanism in (None, "gaussian")
-    units = ranking(table, None if whole else run.level, None if whole else run.ratio, run.score, bounds)
+    units = ranking(table, run.level, run.ratio, run.score, bounds)
     delta = options.delta or default_delta(count)
     return saliency_release(count, options.saliency, units, run.mechanism, run.sigma_s, delta, options.noise)

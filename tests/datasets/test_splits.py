@@ -1,3 +1,5 @@
+import hmac
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -136,6 +138,21 @@ def test_impossible_counts_are_refused(make_entry, validation, test, named):
 def test_an_empty_split_is_refused(make_entry):
     with pytest.raises(UserError, match="no image fell into this split"):
         split({"train": numbered([2, 2])}, make_entry(validation=1, test=1, split_seed=0))
+
+
+def test_a_hash_is_the_head_of_hmac_sha_256_keyed_by_the_seed():
+    pool = numbered([2, 1], users=np.array(["ann", "bob", "ann"]))
+    for users, messages in ((None, [image.tobytes() for image in pool.images]), (pool.users, [b"ann", b"bob", b"ann"])):
+        digests = [hmac.new(b"dpsapf split 7", message, "sha256").digest() for message in messages]
+        expected = [(int.from_bytes(digest[:8], "big") >> 11) / 2**53 for digest in digests]
+        assert unit_hashes(LabelledImages(pool.images, pool.labels, users), 7).tolist() == expected
+
+
+def test_a_user_s_images_stay_in_the_order_of_the_source(make_entry):
+    users = np.array([f"person {number % 12}" for number in range(600)])
+    for part in split({"train": numbered([300, 300], users=users)}, make_entry(validation=200, test=200, split_seed=1)).values():
+        for user in set(part.users):
+            assert (np.diff(numbers(part)[part.users == user]) > 0).all()
 
 
 def test_hashes_are_uniform():

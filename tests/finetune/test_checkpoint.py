@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from dpsapf.finetune import checkpoint
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.noise import SeededNoise
 
 NAMES = ("block.0.lora_A.default.weight", "block.0.lora_B.default.weight", "bias")
 
@@ -29,6 +30,8 @@ def train(state, steps):
         for parameter in state.parameters.values():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
         state.optimizer.step()
+        state.meter.batch(0.5, generator)
+        state.meter.gaussian([torch.zeros(5)], 1.0, 1.0, SeededNoise(generator))
         state.step += 1
         state.seconds += 0.5
         state.log.append({"step": state.step, "loss": 1 / state.step})
@@ -41,7 +44,8 @@ def contents(state):
     """Everything of a state, comparable."""
     moments = [state.optimizer.state[parameter] for parameter in state.parameters.values()]
     tensors = [*state.parameters.values(), *(state.average or {}).values(), *(row[key] for row in moments for key in sorted(row))]
-    return [torch.as_tensor(value).tolist() for value in tensors], state.step, state.log, state.seconds
+    measured = dict(state.meter.measured(0.0)) | {"salt": None}
+    return [torch.as_tensor(value).tolist() for value in tensors], state.step, state.log, state.seconds, measured
 
 
 @pytest.mark.parametrize("average", [True, False])
@@ -95,6 +99,14 @@ def test_the_optimizer_still_trains_the_same_parameters(tmp_path):
     before = [parameter.detach().clone() for parameter in held]
     train(state, 1)
     assert not any(torch.equal(parameter, other) for parameter, other in zip(held, before, strict=True))
+
+
+def test_values_in_another_order_of_memory_are_kept(tmp_path):
+    state, restored = fresh(), fresh(seed=1)
+    state.average[NAMES[0]] = torch.arange(10.0).reshape(5, 2).T
+    save_checkpoint(tmp_path / "c.safetensors", state, "same")
+    load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    assert contents(restored) == contents(state)
 
 
 def test_the_log_survives_empty_batches(tmp_path):

@@ -91,6 +91,13 @@ def test_without_a_guarantee_nothing_is_clipped_or_noised():
     torch.testing.assert_close(computed, oracle(clipping="none") / EXPECTED, rtol=1e-3, atol=2e-6)  # plain training's gradient
 
 
+def test_the_contribution_that_is_measured_is_in_double_precision():
+    exact = Release(name="dp-sgd", mechanism="none", sensitivity=None, sampling_rate=0.5, steps=3)
+    meter = Meter(12)
+    added = gradient(described=exact, clipping="none", batch=BATCH[:1], expected=1.0, meter=meter)[0]
+    assert meter.measured(1.0).largest_contribution == pytest.approx(added.double().norm().item(), rel=1e-12)
+
+
 @pytest.mark.parametrize("kind", ["lora", "lokr", "full"])
 def test_an_empty_batch_still_gets_noise(kind):
     empty, report = gradient(sigma=2.0, batch=torch.tensor([], dtype=torch.int64), kind=kind)

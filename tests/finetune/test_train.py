@@ -1,9 +1,13 @@
+import contextlib
 import functools
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+import types
 
 import pandas as pd
 import pytest
@@ -16,6 +20,7 @@ from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
+from dpsapf.finetune.parallel import Processes
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
@@ -34,7 +39,7 @@ SCRIPT = pathlib.Path(__file__).with_name("under_torchrun.py")
 @pytest.fixture
 def options(tmp_path, plan, monkeypatch):
     """Inputs of a four-step run on the tiny UNet."""
-    monkeypatch.setattr(train, "load_unet", lambda record, device: tiny_unet())
+    monkeypatch.setattr(train, "load_unet", lambda record, device: {("tiny", "cpu"): tiny_unet()}[record.name, device])
     monkeypatch.setattr(train, "load_scheduler", lambda record: tiny_scheduler())
     release = replace(plan.releases[1], sampling_rate=0.5, steps=4)
     write_record(tmp_path / "plan.json", replace(plan, population=IMAGES, releases=(plan.releases[0], release)))
@@ -147,6 +152,77 @@ def test_without_a_guarantee_it_is_plain_training(options):
 
 class Killed(Exception):
     """Stands for a kill at a step."""
+
+
+def interrupted(options, monkeypatch, step):
+    """Run until a step, and let whoever goes on be counted: returns the steps that are done from now on."""
+    original, done = train.train_step, []
+
+    def killed(training, state):
+        if state.step == step:
+            raise Killed
+        original(training, state)
+
+    def counted(training, state):
+        done.append(state.step)
+        original(training, state)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(train, "train_step", killed)
+        train.finetune(options)
+    monkeypatch.setattr(train, "train_step", counted)
+    return done
+
+
+@pytest.mark.parametrize(("every", "first"), [(1, 3), (2, 2), (100, 0)])
+def test_training_goes_on_from_the_last_checkpoint(options, monkeypatch, every, first):
+    settings = replace(options, checkpoint_every=every)
+    done = interrupted(settings, monkeypatch, 3)
+    train.finetune(settings)
+    assert done == list(range(first, 4)) and len(pd.read_csv(settings.training_log)) == 4
+
+
+def test_progress_is_shown_from_the_step_that_a_run_goes_on_at(options, monkeypatch):
+    interrupted(options, monkeypatch, 2)
+    shown = []
+    monkeypatch.setattr(train, "track", lambda items, *described: shown.append(described) or items)
+    train.finetune(options)
+    assert shown == [(read_record(options.plan, train.Plan).run.id, "step", 4, 2)]
+
+
+def test_a_moved_run_goes_on_and_one_of_other_contents_starts_anew(options, monkeypatch, tmp_path):
+    """A checkpoint is of what was read, wherever that stands."""
+    done = interrupted(options, monkeypatch, 2)
+    shutil.copytree(tmp_path, tmp_path / "elsewhere")
+    files = {name: path.relative_to(tmp_path) for name, path in options if isinstance(path, pathlib.Path)}
+    moved = {name: tmp_path / "elsewhere" / path for name, path in files.items()}
+    train.finetune(Finetune(**(dict(options) | moved)))
+    assert done == [2, 3]
+    done.clear()
+    table = pd.read_csv(options.selection)
+    table.assign(**{SELECTED: table[SELECTED].iloc[::-1].to_numpy()}).to_csv(options.selection, index=False)
+    train.finetune(options)
+    assert done == [0, 1, 2, 3]
+
+
+def test_a_process_that_does_not_lead_takes_its_share_and_writes_nothing(options, monkeypatch):
+    """It tells the others the step that it starts at."""
+    shares, starts = [], []
+
+    class Follower(Processes):
+        """Is not the first, and has nobody to talk to."""
+
+        def shard(self, units):
+            shares.append(units)
+            return super().shard(units)
+
+        def check_equal(self, number, what):
+            starts.append((number, what))
+
+    monkeypatch.setattr(train, "processes", lambda device: contextlib.nullcontext(Follower(rank=1)))
+    train.finetune(options)
+    assert len(shares) == 4 and starts == [(0, "step that a process resumes at")]
+    assert not options.weights.parent.exists()
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -276,6 +352,79 @@ def test_two_processes_equal_one(options, tmp_path):
     for name, value in weights(again).items():
         torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)  # fp32 sums in another order
     assert pd.read_csv(again.training_log)["units"].tolist() == report["units"].tolist()
+
+
+def test_seeds_share_no_draw(options, monkeypatch):
+    """Neither privacy noise nor batches nor pairs: averages over seeds are of independent runs."""
+    drawn, original = [], train.private_gradient
+
+    def spied(loss, gradients, parameters, pairs, release, *, noise, **settings):
+        drawn.append((len(pairs), pairs.noise[:1].flatten().tolist(), noise.uniform(3).tolist()))
+        return original(loss, gradients, parameters, pairs, release, noise=noise, **settings)
+
+    monkeypatch.setattr(train, "private_gradient", spied)
+    record = train.read_record(options.plan, train.Plan)
+    for seed in (0, 1):
+        write_record(options.plan, replace(record, run=replace(record.run, seed=seed)))
+        train.finetune(options)
+    batches, pairs, noise = ((values[:4], values[4:]) for values in zip(*drawn, strict=True))
+    for one, other in (batches, pairs, noise):
+        assert one != other
+    assert not any(value in pairs[1] for value in pairs[0]) and not any(value in noise[1] for value in noise[0])
+
+
+@pytest.mark.parametrize("decay", [0.25, 0.0])
+def test_the_average_follows_the_weights(options, monkeypatch, decay):
+    original, seen = train.train_step, []
+
+    def watched(training, state):
+        seen.append({name: value.detach().clone() for name, value in state.parameters.items()})
+        original(training, state)
+        if state.step == 4:
+            seen.append({name: value.detach().clone() for name, value in state.parameters.items()})
+
+    monkeypatch.setattr(train, "train_step", watched)
+    train.finetune(replace(options, ema_decay=decay))
+    expected = seen[0]
+    for weights_then, kept in zip(seen[1:], (2 / 11, 0.25, 0.25, 0.25), strict=True):
+        kept = kept if decay else 0.0
+        expected = {name: kept * value + (1 - kept) * weights_then[name] for name, value in expected.items()}
+    for name, value in weights(options).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-8)  # rounding
+
+
+def test_weights_do_not_decay(options, monkeypatch):
+    original = train.train_step
+
+    def checked(training, state):
+        assert [group["weight_decay"] for group in state.optimizer.param_groups] == [0.0]
+        original(training, state)
+
+    monkeypatch.setattr(train, "train_step", checked)
+    train.finetune(options)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_activations_are_computed_again_only_if_asked_for(options, monkeypatch, wanted):
+    unet = tiny_unet()
+    monkeypatch.setattr(train, "load_unet", lambda record, device: unet)
+    train.finetune(replace(options, gradient_checkpointing=wanted))
+    assert unet.is_gradient_checkpointing == wanted
+
+
+def test_the_log_has_a_row_a_step_and_the_time_that_each_took(options, monkeypatch):
+    clock = (0.12346 * tick for tick in itertools.count())
+    monkeypatch.setattr(train, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    train.finetune(options)
+    log = pd.read_csv(options.training_log)
+    assert list(log.columns) == ["step", "units", "loss", "gradient_norm_mean", "learning_rate", "seconds"]
+    assert log["seconds"].tolist() == [0.1235] * 4
+    assert read_record(options.private, Measured).seconds == pytest.approx(4 * 0.12346)
+
+
+def test_as_many_threads_as_asked_for(options, monkeypatch):
+    interrupted(replace(options, threads=2), monkeypatch, 0)
+    assert torch.get_num_threads() == 2
 
 
 def test_another_seed_gives_other_weights(options, plan):

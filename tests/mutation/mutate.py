@@ -31,7 +31,8 @@ FILES = (
     "public_models/latents.py",  # what a unit's draw is
 )
 QUICK = (  # what a sample is drawn from: modules with quick tests that no mutant survives
-    *(f"privacy/{name}.py" for name in ("clipping", "mechanisms", "plan", "poisson")),
+    *(f"privacy/{name}.py" for name in ("audit", "clipping", "compose", "evidence", "mechanisms", "meter", "plan", "poisson")),
+    "datasets/splits.py",
     "saliency/scores.py",
 )
 EXTRA = {  # test files besides the mirrored one that exercise a module

@@ -9,7 +9,7 @@ import textwrap
 
 import pytest
 
-from tests.mutation import mutate
+from tests.mutation import mutate, run
 from tests.mutation.operators import mutants
 from tests.mutation.semantic import SEMANTIC, SemanticMutant
 
@@ -236,6 +236,12 @@ def test_what_a_fixture_reaches_counts_for_every_test_of_the_file(toy):
     lines = {name.partition("::")[2]: lines for name, lines in toy["reach"].items()}
     assert 4 in lines["test_clip"] and 4 in lines["test_half"] and 4 in lines["test_count"]
     assert 11 in lines["test_count"] and 11 not in lines["test_clip"] and 18 not in lines["test_count"]
+
+
+def test_a_tests_seconds_are_also_those_of_the_processes_that_it_waits_for():
+    before = run._seconds()
+    subprocess.run([sys.executable, "-c", "sum(range(10**7))"], check=True)
+    assert run._seconds() - before > 0.05
 
 
 class TestResults:

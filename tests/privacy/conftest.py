@@ -82,15 +82,21 @@ class Run:
         )
         write_record(self.path(f"{release.name}.json"), spend)
 
+    def spent(self, name):
+        """Return a spend record."""
+        return read_record(self.path(f"{name}.json"), Spend)
+
+    def selection(self):
+        """Return the selection's record."""
+        return read_record(self.path("selection.json"), Selection)
+
     def change(self, name, **changes):
         """Change a spend record."""
-        path = self.path(f"{name}.json")
-        write_record(path, replace(read_record(path, Spend), **changes))
+        write_record(self.path(f"{name}.json"), replace(self.spent(name), **changes))
 
     def change_release(self, name, **changes):
         """Change what a spend record says of the release."""
-        release = read_record(self.path(f"{name}.json"), Spend).release
-        self.change(name, release=replace(release, **changes))
+        self.change(name, release=replace(self.spent(name).release, **changes))
 
     def change_measures(self, name, **changes):
         """Change what was measured, and the digest that the spend record has of it."""
@@ -102,9 +108,8 @@ class Run:
         """Change the plan, and the digest that the spend record of DP-SGD has of it."""
         self.plan = replace(self.plan, **changes)
         write_record(self.path("plan.json"), self.plan)
-        path = self.path("dp-sgd.json")
-        if path.exists():
-            made_from = read_record(path, Spend).made_from
+        if self.path("dp-sgd.json").exists():
+            made_from = self.spent("dp-sgd").made_from
             self.change("dp-sgd", made_from=made_from | {"plan": sha256(self.path("plan.json"))})
 
     def options(self, **changes):

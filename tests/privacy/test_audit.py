@@ -63,7 +63,7 @@ def other_run_spends(run):
 TAMPERINGS = {
     # records: what was released is not what was planned
     "noise multiplier": (lambda run: run.change_release("dp-sgd", noise_multiplier=0.5), r"dp-sgd\.json: noise_multiplier"),
-    "steps": (lambda run: run.change_release("dp-sgd", steps=5), r"dp-sgd\.json: steps"),
+    "steps": (lambda run: run.change_release("dp-sgd", steps=5), r"dp-sgd\.json: steps = 5: the plan has 4"),
     "rate": (lambda run: run.change_release("dp-sgd", sampling_rate=0.2), r"dp-sgd\.json: sampling_rate"),
     "sensitivity": (lambda run: run.change_release("saliency", sensitivity=0.5), r"saliency\.json: sensitivity"),
     "seeded noise for a system plan": (lambda run: run.change_release("saliency", noise="system"), r"saliency\.json: noise"),
@@ -130,6 +130,35 @@ def test_audit_refuses_by_name(audited, name):
     with pytest.raises(UserError, match=message):
         audited.audit()
     assert not audited.path("ledger.json").exists()
+
+
+def sha(run, name):
+    return sha256(run.path(name))
+
+
+DISAGREEING = {  # tampering -> what is named, what is there, what the records say
+    "measures after the fact": lambda run: ("dp-sgd.private.json", sha(run, "dp-sgd.private.json"), run.spent("dp-sgd").private),
+    "scores": lambda run: ("--scores", sha(run, "scores.csv"), run.spent("saliency").digest),
+    "scores and their spend": lambda run: ("--selection-record: scores", run.selection().scores, sha(run, "scores.csv")),
+    "selection": lambda run: ("--selection", sha(run, "selection.csv"), run.selection().digest),
+    "selection and its record": lambda run: (
+        "--selection",
+        run.selection().digest,
+        run.spent("dp-sgd").made_from["selection"],
+    ),
+    "plan after training": lambda run: ("--plan", sha(run, "plan.json"), run.spent("dp-sgd").made_from["plan"]),
+    "weights": lambda run: ("--weights", sha(run, "weights.safetensors"), run.spent("dp-sgd").digest),
+    "model between scores and training": lambda run: ("model of the scores", "n", "m"),
+}
+
+
+@pytest.mark.parametrize("name", DISAGREEING)
+def test_a_refusal_says_what_is_there_and_what_the_records_say(audited, name):
+    TAMPERINGS[name][0](audited)
+    named, found, recorded = DISAGREEING[name](audited)
+    with pytest.raises(UserError) as refusal:
+        audited.audit()
+    assert f"{named} = {found[:12]!r}: the records say {recorded[:12]}: run the stages after it again" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -211,6 +240,15 @@ def test_a_system_ledger_is(tmp_path, plan, monkeypatch):
     run = Run(tmp_path, replace(plan, releases=system, noise="system")).make()
     run.audit()
     assert ledger(run).not_for_release is None
+
+
+def test_a_run_that_selects_without_scores_passes(tmp_path, plan):
+    run = Run(tmp_path, replace(plan, releases=plan.releases[1:])).make()
+    run.audit()
+    assert set(ledger(run).digests) == {"latents", "selection"}
+    selected_from(run)
+    with pytest.raises(UserError, match="--selection-record: scores = '000000000000': the records say None"):
+        run.audit()
 
 
 def test_a_run_that_releases_nothing_has_an_empty_ledger(tmp_path, plan):

@@ -43,6 +43,13 @@ def test_the_same_ledger_twice_counts_once(ledgers, tmp_path):
     assert composed(tmp_path, ledgers[0], ledgers[0]).releases == composed(tmp_path, ledgers[0]).releases
 
 
+def test_what_is_released_without_a_guarantee_has_no_epsilon(ledgers, tmp_path):
+    second = read_record(ledgers[1], Ledger)
+    exact = replace(second.releases[1], mechanism="none", noise_multiplier=None, sensitivity=None, noise=None)
+    write_record(ledgers[1], replace(second, releases=(second.releases[0], exact)))
+    assert composed(tmp_path, *ledgers).spent_epsilon == {}
+
+
 def test_what_a_ledger_held_before_counts(ledgers, tmp_path, releases):
     second = read_record(ledgers[1], Ledger)
     write_record(ledgers[1], replace(second, prior=releases))
@@ -53,6 +60,15 @@ def test_a_refusal_counts(audited, ledgers, tmp_path):
     refusal = replace(read_record(audited.path("saliency.json"), Spend), digest="", private="r" * 64)
     write_record(tmp_path / "refused.json", refusal)
     assert len(composed(tmp_path, ledgers[0], tmp_path / "refused.json").releases) == 3
+
+
+def test_every_refusal_counts_and_a_spend_record_of_what_a_ledger_holds_does_not(audited, ledgers, tmp_path):
+    spend = read_record(audited.path("saliency.json"), Spend)
+    for name in "ab":
+        write_record(tmp_path / f"{name}.json", replace(spend, digest="", private=name * 64))
+    refused = [tmp_path / "a.json", tmp_path / "b.json"]
+    assert len(composed(tmp_path, ledgers[0], *refused).releases) == 4
+    assert len(composed(tmp_path, ledgers[0], audited.path("saliency.json")).releases) == 2
 
 
 def test_another_dataset_is_refused(ledgers, tmp_path):

@@ -135,6 +135,103 @@ def test_a_release_without_noise_needs_none():
     assert refused(spend, silent) is not None
 
 
+BATCHES = (350, 345, 355, 340, 360, 330, 370)
+REFUSED = {
+    "batches = 6: must be the 7 of the release's steps": {"batches": BATCHES[1:]},
+    "batches = [350, 345, 355, 340, 360]: are no Poisson samples of 3500 images at rate 0.1": {"batches": (*BATCHES[:6], 1000)},
+    "participation = [3500, 0, 0, 0, 0]: must count 3500 images and agree with the batches": {"participation": (3500, *[0] * 7)},
+    "participation = [1, 3149, 0, 0, 0]: must count": {"participation": (1, 3149, *[0] * 7)},  # who took part in 8 of 7 steps
+    "participation = [3150, 0, 0, 0, 0]: images do not take part independently at rate 0.1": {
+        "batches": BATCHES,
+        "participation": (3150, *[0] * 6, 350),
+    },
+    "largest_contribution = 1.01: exceeds the sensitivity 1.0": {"largest_contribution": 1.01},
+    "numbers = 3499: must be 3500: noise on each of 500 numbers at every step": {"numbers": 3499},
+    "squares = 875.0: the noise was 0.5 times what the release says": {"squares": 875.0},
+    "repetition = 0.0: noise of one step is like another step's": {"repetition": 0.0},
+}
+
+
+@pytest.mark.parametrize("message", REFUSED)
+def test_a_refusal_names_the_record_the_measure_and_what_it_contradicts(message):
+    spend, measured = simulated(3500, 0.1, 7, np.random.default_rng(0))
+    assert refused(spend, replace(measured, **REFUSED[message])).startswith(f"private.json: {message}")
+
+
+def test_one_batch_that_is_not_all_is_refused_at_rate_1():
+    spend, measured = simulated(3500, 1.0, 6, np.random.default_rng(0))
+    found = refused(spend, replace(measured, batches=(3500, 3500, 3499, 3500, 3500, 3500)))
+    assert found.startswith("private.json: batches = [3500, 3500, 3499, 3500, 3500]: rate 1 takes all 3500 images at every step")
+
+
+def test_no_unit_takes_part_more_often_than_there_are_steps():
+    spend, measured = simulated(40, 0.5, 3, np.random.default_rng(0))
+    whole = (*measured.participation, *[0] * (4 - len(measured.participation)))
+    assert refused(spend, replace(measured, participation=whole)) is None
+    assert "must count 40 images" in refused(spend, replace(measured, participation=(*whole, 0)))
+
+
+def test_two_sided_is_the_exact_test_of_a_fair_coin():
+    counts = np.arange(11)
+    expected = [stats.binomtest(int(count), 10, 0.5).pvalue for count in counts]
+    assert two_sided(counts, 10, 0.5) == pytest.approx(expected)
+
+
+def first_unlikely(chance, counts):
+    """The first of growing counts whose chance is below one in a hundred million."""
+    return next(count for count in counts if chance(count) < 1e-8)
+
+
+def test_one_batch_is_refused_where_its_chance_over_all_steps_is_below_the_level():
+    spend, measured = simulated(3500, 0.1, 60, np.random.default_rng(0))
+    limit = first_unlikely(lambda size: 60 * 2 * stats.binom.sf(size - 1, 3500, 0.1), range(350, 3500))
+    for size, said in ((limit - 1, "participation = "), (limit, "batches = ")):  # which is looked at next, and disagrees
+        assert said in refused(spend, replace(measured, batches=(*measured.batches[1:], size)))
+
+
+def test_batches_each_of_a_right_size_are_refused_for_their_total():
+    spend, measured = simulated(3500, 0.1, 60, np.random.default_rng(0))
+    larger = tuple(375 + step % 5 for step in range(60))
+    assert two_sided(np.array([379]), 3500, 0.1) > 0.05 and too_even(np.array(larger), 3500, 0.1) > 1e-4
+    assert "batches = " in refused(spend, replace(measured, batches=larger))
+
+
+def test_participation_is_refused_where_its_chance_over_all_counts_is_below_the_level():
+    """Too many units that took part in half of the steps, and as many fewer in one step more and one less."""
+    spend, measured = simulated(100_000, 0.5, 4, np.random.default_rng(0))
+    measured = replace(measured, batches=(50_100, 49_900, 50_150, 49_850))
+    limit = first_unlikely(lambda count: 5 * 2 * stats.binom.sf(count - 1, 100_000, 6 / 16), range(38_000, 40_000))
+    for count, is_right in ((limit - 2 + limit % 2, True), (limit + limit % 2, False)):
+        others = (100_000 - 2 * 6250 - count) // 2
+        found = refused(spend, replace(measured, participation=(6250, others, count, others, 6250)))
+        assert (found is None) == is_right
+
+
+@pytest.mark.parametrize("quantile", [stats.chi2(3500).ppf, stats.chi2(3500).isf])
+def test_noise_is_refused_where_its_chance_is_below_the_level(quantile):
+    spend, measured = simulated(3500, 0.1, 7, np.random.default_rng(0))
+    assert refused(spend, replace(measured, squares=quantile(1.1e-8 / 2))) is None
+    assert "squares" in refused(spend, replace(measured, squares=quantile(0.9e-8 / 2)))
+
+
+def test_the_noise_of_a_single_number_is_told_rightly():
+    spend, measured = simulated(40, 0.5, 1, np.random.default_rng(0), numbers=1)
+    assert "the noise was 10 times" in refused(spend, replace(measured, squares=100.0))
+
+
+def test_repetition_is_refused_where_its_chance_over_all_steps_is_below_the_level():
+    """Of each step with the first and with the one before."""
+    spend, measured = simulated(3500, 0.1, 4, np.random.default_rng(0))
+    assert refused(spend, replace(measured, repetition=1e-8 / 8)) is None
+    assert "repetition" in refused(spend, replace(measured, repetition=0.99e-8 / 8))
+
+
+def test_a_norm_may_exceed_its_bound_by_a_millionth():
+    spend, measured = simulated(3500, 0.1, 4, np.random.default_rng(0))
+    assert refused(spend, replace(measured, largest_contribution=1 + 1e-6)) is None
+    assert "exceeds the sensitivity" in refused(spend, replace(measured, largest_contribution=1 + 1.1e-6))
+
+
 if __name__ == "__main__":
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     found = refusals(runs)

@@ -92,6 +92,29 @@ def test_likeness_is_the_chance_of_so_large_a_cosine():
     assert likeness(one, -3 * one) < 1e-20 and likeness(one, torch.zeros(8)) == 0 and likeness(one[:1], one[:1]) == 1
 
 
+def test_likeness_of_two_and_of_three_numbers_is_that_of_directions_on_a_circle_and_on_a_sphere():
+    for degrees in (30, 60, 80):
+        angle = math.radians(degrees)
+        assert likeness(torch.tensor([2.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])) == pytest.approx(degrees / 90)
+    assert likeness(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.6, 0.8, 0.0])) == pytest.approx(0.4)
+
+
+def test_noise_of_single_precision_is_compared_in_double_precision():
+    meter = Meter(5)
+    one, other = (((a - 7.0) / (2.0 * 0.5)).double() for a, _ in steps(meter, count=2, size=4096))
+    assert meter.measured(1.0).repetition == pytest.approx(likeness(one, other), rel=1e-10)
+
+
+def test_one_step_repeats_nothing():
+    meter = Meter(5)
+    steps(meter, count=1)
+    assert meter.measured(1.0).repetition == 1.0
+
+
+def test_the_salt_has_256_bits():
+    assert len(bytes.fromhex(Meter(5).measured(1.0).salt)) == 32
+
+
 @pytest.mark.parametrize(("norms", "largest"), [((0.3, 0.9, 0.5), 0.9), ((), 0.0)])
 def test_the_largest_contribution_is_kept(norms, largest):
     meter = Meter(5)
@@ -115,7 +138,23 @@ def test_gumbel_noise_has_the_scale_of_the_exponential_mechanism():
     assert stats.kstest((released - scores) / (0.7 * 5.0 * 2 / 2), stats.gumbel_r.cdf).pvalue > 1e-4
     measured = meter.measured(1.0)
     assert measured.numbers == 4000 and 1e-6 < stats.chi2(4000).cdf(measured.squares) < 1 - 1e-6
-    assert meter.release(PLANNED).mechanism == "exponential"
+    done = meter.release(PLANNED)
+    assert (done.mechanism, done.noise_multiplier, done.sensitivity) == ("exponential", 5.0, 0.7)
+
+
+class Extreme:
+    """A source of the least and the largest uniform."""
+
+    kind = "seed"
+
+    def uniform(self, count):
+        return np.array([2.0**-53, 1 - 2.0**-53])
+
+
+def test_extreme_noise_counts_as_the_normal_quantile_at_a_chance_of_1e_15():
+    meter = Meter(5)
+    meter.gumbel(np.zeros(2), 1, 1.0, 1.0, Extreme())
+    assert meter.measured(1.0).squares == pytest.approx(2 * stats.norm.ppf(1e-15) ** 2, rel=1e-3)
 
 
 def test_laplace_noise_has_scale_sigma_s():
@@ -124,7 +163,9 @@ def test_laplace_noise_has_scale_sigma_s():
     meter = Meter(5)
     released = meter.laplace(3.0, 5.0, 1.0, source())
     expected = stats.norm.ppf(stats.laplace.cdf((released - 3.0) / 5.0)) ** 2
-    assert meter.measured(1.0).squares == pytest.approx(expected) and meter.release(PLANNED).mechanism == "ptr"
+    assert meter.measured(1.0).squares == pytest.approx(expected)
+    done = meter.release(PLANNED)
+    assert (done.mechanism, done.noise_multiplier, done.sensitivity) == ("ptr", 5.0, 1.0)
 
 
 def test_an_exact_release_says_so():
@@ -168,3 +209,25 @@ def test_going_on_from_a_checkpoint_measures_the_same():
     one, two = (dict(meter.measured(1.0)) for meter in (whole, resumed))
     assert one.pop("salt") != two.pop("salt") and one == two
     assert resumed.release(PLANNED) == whole.release(PLANNED)
+
+
+def test_a_checkpoint_keeps_the_noise_of_the_first_step():
+    meter, resumed = Meter(5), Meter(5)
+    for name in ("first", "second"):
+        steps(meter, count=1, name=name, size=9000)
+    facts, tensors = meter.state()
+    assert {name: len(value) for name, value in tensors.items()} == {"noise/first": 4096, "noise/last": 4096, "participation": 5}
+    resumed.restore(facts, tensors)
+    for name in ("third", "first"):
+        steps(resumed, count=1, name=name, size=9000)
+    assert resumed.measured(1.0).repetition < 1e-20
+
+
+def test_going_on_leaves_the_checkpoint_as_it_was():
+    meter, resumed = Meter(40), Meter(40)
+    meter.batch(0.4, torch_generator(0))
+    facts, tensors = meter.state()
+    before = tensors["participation"].clone()
+    resumed.restore(facts, tensors)
+    resumed.batch(0.4, torch_generator(1))
+    assert torch.equal(tensors["participation"], before)

@@ -1,5 +1,6 @@
 import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from dpsapf.privacy.noise import (
 )
 from dpsapf.support.randomness import torch_generator
 
+BLOCK = 2**16  # numbers that are drawn at a time
+FOR_TWO = 2**19  # numbers that are worth two threads
 BY_CHANCE = 1e-8  # system noise differs in every run: how often a test of it may fail
 
 
@@ -59,6 +62,18 @@ def test_noise_has_the_stated_scale(source):
 def test_noise_differs_between_generators_and_repeats_with_one():
     first, second, third = (add_gaussian_noise(torch.zeros(9), 1.0, 1.0, seeded(name)) for name in "aab")
     assert torch.equal(first, second) and not torch.equal(first, third)
+
+
+def test_seeded_uniforms_differ_between_generators_and_repeat_with_one():
+    first, second, third = (seeded(name).uniform(9).tolist() for name in "aab")
+    assert first == second and len({*first, *third}) == 18
+
+
+@pytest.mark.parametrize("source", [seeded(), SystemNoise()])
+@pytest.mark.parametrize("count", [0, 3])
+def test_draws_are_in_double_precision_where_it_is_asked_for(source, count):
+    assert source.normal(torch.zeros(count, dtype=torch.float64)).dtype == torch.float64
+    assert source.uniform(count).dtype == np.float64
 
 
 def test_a_source_never_repeats_its_draws():
@@ -187,8 +202,7 @@ def test_a_system_normal_is_half_the_sum_of_four_independent_ones():
 
 
 def test_every_block_takes_the_next_words(one_thread):
-    block = noise_module._BLOCK
-    count = 2 * block + 3  # in three blocks, the last one number shorter
+    count = 2 * BLOCK + 3  # in three blocks, the last one number shorter
     width = math.ceil(count / 3)
     words = integers(3 * 4 * width)
     drawn = Written(words).normal(torch.zeros(count, dtype=torch.float64)).numpy()
@@ -204,6 +218,7 @@ def test_the_extreme_words_give_the_extreme_normals():
     words = np.array(np.meshgrid(*[[low, -1, 0, 1, high]] * 4)).reshape(4, -1)
     drawn = Written(words.ravel()).normal(torch.zeros(words.shape[1], dtype=torch.float64))
     assert torch.isfinite(drawn).all()
+    np.testing.assert_allclose(drawn, four_normals(words).sum(0) / 2, rtol=0, atol=1e-12)
     assert drawn.abs().max().item() == pytest.approx(math.sqrt(4 * 53 * math.log(2)))  # beyond 12
     assert SystemNoise().uniform(0).shape == (0,)
     uniform = Written(words.ravel()).uniform(words.size)
@@ -233,10 +248,10 @@ def unrelated(first, second):
 def test_no_two_parts_of_system_noise_go_together(threads, one_thread):
     """Halves (with two threads, one's and the other's), neighbours, blocks, draws in a row, sources."""
     torch.set_num_threads(threads)
-    like, source = torch.zeros(2 * noise_module._SHARE), SystemNoise()
+    like, source = torch.zeros(FOR_TWO), SystemNoise()
     first, second, other = (each.normal(like).numpy() for each in (source, source, SystemNoise()))
     assert unrelated(*np.split(first, 2)) and unrelated(first[1:], first[:-1])
-    assert unrelated(first[noise_module._BLOCK :], first[: -noise_module._BLOCK])
+    assert unrelated(first[BLOCK:], first[:-BLOCK])
     assert unrelated(first, second) and unrelated(first, other)
 
 
@@ -251,8 +266,8 @@ def test_system_noise_for_what_is_not_contiguous(like, dtype):
 def test_system_noise_in_inference_mode_and_outside(threads, one_thread):
     torch.set_num_threads(threads)
     with torch.inference_mode():
-        inside = SystemNoise().normal(torch.zeros(2 * noise_module._SHARE))
-    outside = SystemNoise().normal(torch.zeros(2 * noise_module._SHARE, requires_grad=True))
+        inside = SystemNoise().normal(torch.zeros(FOR_TWO))
+    outside = SystemNoise().normal(torch.zeros(FOR_TWO, requires_grad=True))
     assert abs(inside.std() - 1) < 0.01 and not outside.is_inference() and not outside.requires_grad
 
 
@@ -282,8 +297,38 @@ def test_each_source_process_and_thread_has_its_own_key(monkeypatch, one_thread)
     draws += [source.uniform(9), SystemNoise().uniform(9)]
     assert len(keys) == 6 and len({tuple(draw) for draw in draws}) == 4
     torch.set_num_threads(2)
-    source.normal(torch.zeros(2 * noise_module._SHARE))
+    source.normal(torch.zeros(FOR_TWO))
     assert len(keys) == len(set(keys)) == 10
+
+
+def test_the_first_process_of_a_machine_draws_too(monkeypatch):
+    monkeypatch.setattr(noise_module.os, "getpid", lambda: 1)
+    assert len(set(SystemNoise().uniform(9))) == 9
+
+
+def test_few_numbers_or_a_single_thread_start_no_other_source(monkeypatch, one_thread):
+    keys, urandom = [], noise_module.os.urandom
+    monkeypatch.setattr(noise_module.os, "urandom", lambda count: keys.append(urandom(count)) or keys[-1])
+    source = SystemNoise()
+    source.normal(torch.zeros(FOR_TWO))
+    torch.set_num_threads(2)
+    source.normal(torch.zeros(10))
+    assert len(keys) == 2
+
+
+def test_threads_that_start_later_are_given_as_many_threads_as_before(one_thread):
+    torch.set_num_threads(2)
+    SystemNoise().normal(torch.zeros(FOR_TWO))
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(torch.get_num_threads).result() == 2
+
+
+def test_a_thread_that_fails_is_not_passed_over(monkeypatch, one_thread):
+    """What it should have drawn would be whatever the memory held before."""
+    torch.set_num_threads(2)
+    monkeypatch.setattr(noise_module.os, "urandom", lambda count: b"too short")
+    with pytest.raises(ValueError, match="size"):
+        SystemNoise().normal(torch.zeros(FOR_TWO))
 
 
 def test_a_used_source_cannot_be_copied():

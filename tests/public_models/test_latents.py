@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,8 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
-from dpsapf.public_models.latents import Latents, Pairs, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_pairs
+from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
 from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet
 
@@ -39,6 +42,28 @@ def test_a_file_that_is_not_of_latents_is_refused(tmp_path):
     save_file({"mean": torch.zeros(2, 4, 4, 4)}, tmp_path / "other.safetensors")
     with pytest.raises(TypeError, match="missing 4 required"):
         Latents.load(tmp_path / "other.safetensors")
+
+
+def test_the_dataset_that_latents_are_of_is_read_from_their_file(tmp_path):
+    path = tmp_path / "latents.safetensors"
+    save_file(tiny_latents(5).tensors(), path, {"dataset_id": "abc"})
+    assert dataset_id(path) == "abc"
+
+
+@pytest.mark.parametrize("facts", [None, {"name": "abc"}])
+def test_latents_that_do_not_say_of_which_dataset_they_are_are_refused(tmp_path, facts):
+    save_file(tiny_latents(5).tensors(), tmp_path / "latents.safetensors", facts)
+    with pytest.raises(UserError, match="does not say of which dataset it is: run encode-dataset again"):
+        dataset_id(tmp_path / "latents.safetensors")
+
+
+def test_a_users_image_is_drawn_by_a_uniform_number_of_53_bits():
+    users = [2, 0, 1, 0, 2, 2, 0, 1, 2, 2, 2, 0]
+    latents, units = dataclasses.replace(tiny_latents(12), users=torch.tensor(users)), torch.arange(3).repeat(50)
+    images = {user: [image for image, owner in enumerate(users) if owner == user] for user in range(3)}
+    draws = torch.rand(150, generator=torch_generator(0, "users"), dtype=torch.float64).tolist()
+    expected = [images[user][int(draw * len(images[user]))] for user, draw in zip(units.tolist(), draws, strict=True)]
+    assert latents.images_of(units, torch_generator(0, "users")).tolist() == expected
 
 
 def test_an_images_rows_are_adjacent_and_of_its_own_posterior():

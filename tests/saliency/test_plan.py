@@ -5,12 +5,13 @@ import pytest
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX
 from dpsapf.experiment.methods import AXES
-from dpsapf.experiment.records import Plan
+from dpsapf.experiment.records import Plan, Spend
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.mechanisms import DELTA_SHARE
 from dpsapf.saliency.plan import DEFAULT_AXES, plan_privacy
+from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
 
@@ -120,7 +121,7 @@ def test_without_a_guarantee_nothing_is_clipped_noised_or_certified(tmp_path, da
     plan_privacy(options(tmp_path, dataset_record, **(changes | {"candidates": "attention", "adapter": "lora"})))
     plan = read_record(tmp_path / "plan.json", Plan)
     assert plan.target_epsilon is None and plan.clipping == "none" and plan.planned_epsilon == {}
-    assert {release.mechanism for release in plan.releases} == {"none"}
+    assert {(release.mechanism, release.noise) for release in plan.releases} == {("none", None)}
     assert math.isinf(epsilon("pld", plan.releases, plan.delta))
 
 
@@ -133,6 +134,37 @@ def test_axes_that_are_left_out_have_their_defaults(tmp_path, dataset_record):
     plan_privacy(options(tmp_path, dataset_record, **(LORA | {"candidates": None, "adapter": None})))
     run = read_record(tmp_path / "plan.json", Plan).run
     assert (run.candidates, run.adapter) == ("attention", "lora") and run.score is run.mechanism is None  # those it uses
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_earlier_releases_of_the_dataset_are_planned_for(tmp_path, dataset_record, releases):
+    spend = Spend(
+        subject="x",
+        release=releases[1],
+        unit="image",
+        population=3500,
+        dataset_id=dataset_record.id,
+        made_from={},
+        digest="w",
+        numbers=1,
+        trainable_parameters=1,
+        peak_memory_mb=1.0,
+        private="p",
+        provenance={},
+    )
+    write_record(tmp_path / "earlier.json", spend)
+    plan_privacy(options(tmp_path, dataset_record, prior=(tmp_path / "earlier.json",)))
+    assert read_record(tmp_path / "plan.json", Plan).prior == (releases[1],)
+    write_record(tmp_path / "earlier.json", replace(spend, dataset_id="e" * 64))
+    with pytest.raises(UserError, match="is of another dataset than dddd"):
+        plan_privacy(options(tmp_path, dataset_record, prior=(tmp_path / "earlier.json",)))
+
+
+@pytest.mark.usefixtures("uncalibrated")
+@pytest.mark.parametrize("noise", ["seed", "system"])
+def test_where_noise_comes_from_is_planned(tmp_path, dataset_record, noise):
+    plan_privacy(options(tmp_path, dataset_record, noise=noise))
+    assert [release.noise for release in read_record(tmp_path / "plan.json", Plan).releases] == [noise, noise]
 
 
 @pytest.mark.usefixtures("uncalibrated")

@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 from types import SimpleNamespace
 
 import pandas as pd
@@ -73,6 +74,17 @@ def test_equals_the_batch_of_one_loop(bound):
     torch.testing.assert_close(scores(clipping_norm=bound), oracle(bound), rtol=1e-4, atol=1e-9)  # fp32 backward passes
 
 
+def test_another_seed_draws_other_pairs():
+    assert not torch.equal(scores(seed=0), scores(seed=1))
+
+
+def test_scores_are_summed_in_double_precision_and_leave_the_model_alone():
+    unet, meter = tiny_unet(), Meter(12)
+    found = saliency_scores(unet, tiny_scheduler(), tiny_latents(), EVERYONE, candidates(unet), options(), meter)
+    assert found.dtype == torch.float64
+    assert all(parameter.grad is None for parameter in unet.parameters())
+
+
 def test_micro_batch_does_not_change_the_scores():
     torch.testing.assert_close(scores(micro_batch=1), scores(micro_batch=12), rtol=1e-4, atol=1e-9)  # fp32 reductions
 
@@ -107,6 +119,18 @@ def test_neighbours_differ_by_at_most_the_sensitivity(name):
 
 
 @pytest.mark.usefixtures("same_draws")
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_the_largest_contribution_of_an_image_is_measured(micro_batch):
+    unet, meter = tiny_unet(), Meter(12)
+    settings = options(clipping_norm=100.0, micro_batch=micro_batch)
+    saliency_scores(unet, tiny_scheduler(), tiny_latents(), EVERYONE, candidates(unet), settings, meter)
+    sums = [scores(batch=EVERYONE[:count], clipping_norm=100.0) for count in range(13)]
+    norms = [(after - before).norm().item() for before, after in itertools.pairwise(sums)]
+    assert meter.measured(1.0).largest_contribution == pytest.approx(max(norms), rel=1e-4)  # fp32 passes in other batches
+    assert max(norms) > 1.1 * min(norms)
+
+
+@pytest.mark.usefixtures("same_draws")
 def test_without_clipping_neighbours_differ_by_more():
     whole, without = (scores(batch=batch, mechanism=None) for batch in (EVERYONE, EVERYONE[:11]))
     assert (whole - without).norm() > 0.1**2
@@ -125,7 +149,7 @@ def test_an_empty_batch_scores_zero():
 def stage(tmp_path, dataset_record, monkeypatch):
     """Inputs of score-saliency and plan-privacy on the tiny UNet: a function that runs both and returns their records."""
     unet = tiny_unet()
-    monkeypatch.setattr(score, "load_unet", lambda record, device: tiny_unet())
+    monkeypatch.setattr(score, "load_unet", lambda record, device: {("tiny", "cpu"): unet}[record.name, device])
     monkeypatch.setattr(score, "load_scheduler", lambda record: tiny_scheduler())
     monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda *_: 1.0)  # DP-SGD's noise is not looked at here, and slow to find
     names = candidates(unet)
@@ -139,8 +163,8 @@ def stage(tmp_path, dataset_record, monkeypatch):
     monkeypatch.setattr(score, "saliency_scores", lambda *_: torch.arange(len(names), dtype=torch.float64) * 100)
     files = {"dataset": tmp_path / "dataset.json", "candidate_table": tmp_path / "candidates.csv"}
 
-    def run(mechanism, level, ratio, batch):
-        axes = {"mechanism": mechanism, "sigma_s": 5.0 if mechanism else None, "score": "share"}
+    def run(mechanism, level, ratio, batch, threads=1, **common):
+        axes = {"noise": "seed"} | common | {"mechanism": mechanism, "sigma_s": 5.0 if mechanism else None, "score": "share"}
         plan_axes = {"method": "dp-sapf", "epsilon": 10.0} if mechanism else {"method": "no-dp"}
         plan = PlanPrivacy(
             **files,
@@ -164,7 +188,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
             expected_batch_size=batch,
             level=level if whole else None,
             ratio=ratio if whole else None,
-            noise="seed",
+            threads=threads,
             scores=tmp_path / "s.csv",
             spend=tmp_path / "spend.json",
             private=tmp_path / "private.json",
@@ -184,7 +208,48 @@ def test_what_is_released_is_what_was_planned(stage, tmp_path, mechanism, batch)
     assert measured.batches == (3500,) if batch > 3500 else 0 < measured.batches[0] < 1000
     check_measures(spend, measured, tmp_path / "private.json")
     assert spend.subject == plan.run.scores_id and spend.dataset_id == plan.dataset_id
-    assert len(released) == len(candidates(tiny_unet()))
+    assert list(released.columns) == [MATRIX, SCORE] and len(released) == len(candidates(tiny_unet()))
+    assert spend.trainable_parameters == 0 and set(spend.made_from) == {"model", "latents", "candidate_table"}
+
+
+def test_a_delta_of_one_s_own_is_planned_and_spent(stage):
+    plan, spend, _ = stage("exponential", "matrix", 0.3, 50000, delta=1e-6)
+    assert spend.release == plan.releases[0] and spend.release.delta == pytest.approx(1e-7)
+
+
+def test_another_seed_draws_another_batch_and_other_noise(stage, tmp_path):
+    """The exact scores of the fixture are the same."""
+    batches, noise = set(), set()
+    for seed in (0, 1, 0):
+        released = stage("gaussian", "matrix", 0.3, 700, seed=seed)[2]
+        batches.add(read_record(tmp_path / "private.json", Measured).batches)
+        noise.add(tuple(released[SCORE]))
+    assert len(batches) == len(noise) == 2
+
+
+def test_only_system_mode_draws_secret_batches(stage, tmp_path):
+    for mode, different in (("seed", 1), ("system", 2)):
+        batches = set()
+        for _ in range(2):
+            stage("gaussian", "matrix", 0.3, 700, noise=mode)
+            batches.add(read_record(tmp_path / "private.json", Measured).batches)
+        assert len(batches) == different
+
+
+def test_the_stage_releases_the_scores_of_its_batch(stage, monkeypatch):
+    """Without a mechanism, exactly."""
+    monkeypatch.setattr(score, "saliency_scores", saliency_scores)
+    _, spend, released = stage(None, "matrix", 0.3, 10)
+    batch = Meter(3500).batch(spend.release.sampling_rate, torch_generator(0, "saliency", "batch"))
+    expected = scores(batch, tiny_latents(3500), score="share", mechanism=None)
+    assert 3 < len(batch) < 30 and released[SCORE].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+def test_threads_and_time_are_as_told(stage, tmp_path, monkeypatch):
+    clock = iter((100.0, 107.5))
+    monkeypatch.setattr(score, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    stage("gaussian", "matrix", 0.3, 700, threads=2)
+    assert read_record(tmp_path / "private.json", Measured).seconds == 7.5 and torch.get_num_threads() == 2
 
 
 @pytest.mark.parametrize("level", ["matrix", "layer"])
