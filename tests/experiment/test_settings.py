@@ -19,10 +19,10 @@ def demo():
     return load_yaml("config/config.yaml")
 
 
-def test_demo_has_fifteen_trained_runs_on_four_datasets():
+def test_demo_has_twenty_trained_runs_on_four_datasets():
     runs = parse_config(demo()).runs
     trained = [run for run in runs if run.epsilon is not None]
-    assert len(trained) == 15 and len(runs) == 19
+    assert len(trained) == 20 and len(runs) == 24
     assert {run.dataset for run in runs} == {"mnist5k", "digits", "oct-mini", "histo-mini"}
 
 

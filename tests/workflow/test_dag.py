@@ -19,13 +19,13 @@ def counts(text):
     return {name: int(count) for name, count in re.findall(r"^(\w+) +(\d+)$", text, re.MULTILINE)}
 
 
-def test_demo_expands_to_fifteen_trained_runs(tmp_path):
+def test_demo_expands_to_twenty_trained_runs(tmp_path):
     data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run"}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
     result = dry_run("--configfile", str(tmp_path / "config.yaml"))
     jobs = counts(result.stdout)
     assert result.returncode == 0, result.stderr
-    assert jobs["finetune"] == 15 and jobs["sample"] == jobs["evaluate"] == jobs["audit_privacy"] == 19
+    assert jobs["finetune"] == 20 and jobs["sample"] == jobs["evaluate"] == jobs["audit_privacy"] == 24
     assert jobs["score_saliency"] == jobs["encode_dataset"] == 4 and jobs["aggregate"] == 1 and jobs["compare_scores"] == 2
 
 
