@@ -13,6 +13,7 @@ NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri
 # privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
 DRAWN = {"privacy/noise.py", "public_models/latents.py", "public_models/encode.py"}
 DRAWN |= {"finetune/adapters.py", "pretraining/pretrain.py", "pretraining/public_data.py", "bench/compare.py"}
+DRAWN |= {"saliency/fragility.py"}  # noise in the public model's weights, on its own samples
 MEASURED = {"privacy/meter.py"}
 TEXTURES = "datasets/"  # procedural images, drawn before anything is private
 
@@ -65,6 +66,7 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "privacy/mechanisms.py",
         "saliency/score.py",
         "saliency/agreement.py",
+        "saliency/signal.py",
         "finetune/dp_sgd.py",
         "finetune/train.py",
         "finetune/checkpoint.py",
