@@ -29,7 +29,8 @@ def runs_at_rates(results: Results) -> pd.DataFrame:
     """
     choices = [axis for axis in CHOICES if axis != "rule"]
     training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
-    runs = results.runs[results.runs["epsilon"].notna()]
+    rules = results.runs["rule"]
+    runs = results.runs[results.runs["epsilon"].notna() & (rules.isna() | rules.isin(["top", "least"]))]
     runs = hold(runs, results, choices, training)
     runs = runs[runs["sigma_s"].isna() | (runs["sigma_s"] == results.headline["sigma_s"])]
     runs = with_labels(runs, results)

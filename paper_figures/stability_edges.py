@@ -10,6 +10,7 @@ from paper_figures.results import GROUP, MissingStudy, Results
 from paper_figures.tables import NOTHING, Cell, Table, plain
 
 RANDOM = "random-matrix"
+RATES = 3  # of two, an edge is known to lie between them, and no more
 NAMES = CHOSEN | {WHOLE: "all"}
 COMPARED = {"edge": "edge (learning rate)", "over_all": "× 100 %", "over_random": "× random of the same size"}
 NOTE = (
@@ -34,7 +35,7 @@ def prepare(results: Results) -> pd.DataFrame:
     """
     edges = seed_edges(results)
     if edges.empty:
-        raise MissingStudy("no seed of one setting was trained at two learning rates")
+        raise MissingStudy(f"no seed of one setting was trained at {RATES} learning rates, between which an edge could be found")
     settings = edges.groupby([*PANEL, "way", "ratio"], sort=False)["bound"].agg(dict)
     rows = [dict(zip(settings.index.names, key, strict=True)) | _numbers(key, settings) for key in settings.index]
     return pd.DataFrame(rows)
@@ -43,7 +44,7 @@ def prepare(results: Results) -> pd.DataFrame:
 def seed_edges(results: Results) -> pd.DataFrame:
     """Return the edge of every seed as ``bound``, indexed by seed; by panel, way (all matrices first) and ratio (falling).
 
-    A seed counts with two learning rates or more; one run has no spread, so the floor's counts alone.
+    A seed counts with `RATES` learning rates or more; one run has no spread, so the floor's counts alone.
 
     Raises:
         MissingStudy: as `prepare`.
@@ -55,7 +56,7 @@ def seed_edges(results: Results) -> pd.DataFrame:
     found = []
     for panel, of_panel in runs.groupby(PANEL, sort=False):
         for key, rows in of_panel.groupby(["way", "ratio", "seed"], sort=False):
-            if rows["rate"].nunique() > 1:
+            if rows["rate"].nunique() >= RATES:
                 bound = edge(rows["rate"], [excess([fid], floors[panel[:2]]) for fid in rows["fid"]])
                 found.append((*panel, *key, bound))
     return pd.DataFrame(found, columns=[*PANEL, "way", "ratio", "seed", "bound"]).set_index("seed")

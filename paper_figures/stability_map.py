@@ -106,12 +106,13 @@ def _figure(data: pd.DataFrame, scale: LinearSegmentedColormap) -> tuple[Figure,
         for ax, way in zip(axes, ways, strict=True):
             _draw_panel(ax, rows[rows["panel"] == way], scale, norm)
         axes[0].set_ylabel(_name(dict(zip(PANEL, key, strict=True)), rows))
-    for ax, way in zip(grid[0], ways, strict=True):
-        ax.set_title(way)
-    for ax in grid[:, 1:].flat:
-        ax.tick_params(labelleft=False)
-    for ax in grid[-1]:
-        ax.set_xlabel("learning rate")
+    for column, way in zip(grid.T, ways, strict=True):
+        shown = [ax for ax in column if ax.get_visible()]
+        shown[0].set_title(way)
+        shown[-1].set_xlabel("learning rate")
+    for first, *others in grid:
+        for ax in others:
+            ax.tick_params(labelleft=_ratios(ax) != _ratios(first))
     figure.supylabel("matrices that are trained (%)", fontsize=9)
     explained = _EXPLAINED if any(ax.texts for ax in grid.flat) else _EXPLAINED[:2]
     figure.legend(handles=explained, loc="outside lower center", ncols=3, frameon=False, handlelength=1.5, columnspacing=1)
@@ -119,6 +120,10 @@ def _figure(data: pd.DataFrame, scale: LinearSegmentedColormap) -> tuple[Figure,
     bar.outline.set_visible(False)
     bar.ax.set_xlim(min(data["shade"].min(), 0), max(data["shade"].max(), 0))
     return figure, bar
+
+
+def _ratios(ax: Axes) -> list[str]:
+    return [label.get_text() for label in ax.get_yticklabels()]
 
 
 _EXPLAINED = [

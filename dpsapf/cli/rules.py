@@ -88,7 +88,7 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
     if method(run.method).selects:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
     if run.rule == "noise-aware":
-        files["fragility"] = layout.fragility(run.dataset, run.public_model, "fragility.csv")
+        files["fragility"] = layout.fragility(run.dataset, run.public_model, run.released_from)
     return files
 
 

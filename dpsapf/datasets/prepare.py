@@ -89,7 +89,7 @@ def as_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def arrays(parts: Parts) -> dict[str, np.ndarray]:
-    """Name the arrays of an archive; users' names become numbers, in an order that depends on no name."""
+    """Name the arrays of an archive; users' names become numbers, in the order in which they appear."""
     found = {f"{name}_{key}": getattr(part, key) for name, part in parts.items() for key in ("images", "labels")}
     users = parts["train"].users
     return found if users is None else found | {"train_users": pd.factorize(users)[0]}

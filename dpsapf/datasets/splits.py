@@ -30,7 +30,9 @@ def split(parts: Parts, entry: DatasetEntry) -> Parts:
     counts = {name: getattr(entry, name) for name in ("test", "validation")}
     for name in parts.keys() & counts.keys():
         _refuse_count(name, counts.pop(name))
-    return {name: (parts | _divided(parts["train"], counts, entry.split_seed))[name] for name in SPLITS}
+    if counts:
+        parts = parts | _divided(parts["train"], counts, entry.split_seed)
+    return {name: parts[name] for name in SPLITS}
 
 
 def _refuse_count(name: str, count: int) -> None:
@@ -45,10 +47,10 @@ def _divided(pool: LabelledImages, counts: dict[str, int], seed: int) -> Parts:
         if not 1 <= count < total:
             raise UserError(name, count, f"must be at least 1 and below {total}, the source's images: it has no {name} split")
     edges = np.cumsum([count / total for count in counts.values()])
-    if len(edges) and edges[-1] >= 1:
+    if edges[-1] >= 1:
         raise UserError("validation", counts.get("validation"), f"leaves none of {total} images for training")
     hashes = unit_hashes(pool, seed)
-    order = np.argsort(hashes, kind="stable") if counts else np.arange(total)
+    order = np.argsort(hashes, kind="stable")
     pieces = np.searchsorted(edges, hashes[order], side="right")
     result = {name: pool.take(order[pieces == place]) for place, name in enumerate([*counts, "train"])}
     for name, part in result.items():

@@ -45,15 +45,14 @@ def accuracies(
     Returns:
         Accuracy in [0, 1] by classifier.
     """
-    seeds = [repeat_seed(seed, repeat) for repeat in range(protocol.classifier_repeats)]
-    result = {}
-    for name in track(protocol.classifiers, "classifiers", "model"):
-        if name == PROBE:
-            result[name] = probe_accuracy(train, test, protocol, device)
-        else:
-            result[name] = fmean(trained_accuracy(name, train, test, classes, protocol, each, device) for each in seeds)
+    names = [name for name in protocol.classifiers if name != PROBE]
+    tested, repeats = _tensors(*test, device), range(protocol.classifier_repeats if names else 0)
+    scores = [_trained(names, train, tested, classes, protocol, repeat_seed(seed, repeat), device) for repeat in repeats]
+    result = {name: fmean(score[name] for score in scores) for name in names}
+    if PROBE in protocol.classifiers:
+        result[PROBE] = probe_accuracy(train, test, protocol, device)
     LOG.info("accuracy %s", result)
-    return result
+    return {name: result[name] for name in protocol.classifiers}
 
 
 def repeat_seed(seed: int, repeat: int) -> int:
@@ -61,22 +60,25 @@ def repeat_seed(seed: int, repeat: int) -> int:
     return child_seed(seed, "classifier repeat", repeat) if repeat else seed
 
 
-def trained_accuracy(
-    name: str,
+def _trained(
+    names: list[str],
     train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    tested: Images,
     classes: int,
     protocol: ProtocolEntry,
     seed: int,
     device: str,
-) -> float:
-    """Train one classifier once and test it; arguments as `accuracies`, the result in [0, 1]."""
+) -> dict[str, float]:
+    """Train each classifier once and test it."""
     fitting, validation = _held_out(train, protocol.synthetic_validation, seed, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
-        model = build_classifier(name, classes).to(device)
-    train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
-    return accuracy(model, _tensors(*test, device))
+    result = {}
+    for name in track(names, "classifiers", "model"):
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
+            model = build_classifier(name, classes).to(device)
+        train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
+        result[name] = accuracy(model, tested)
+    return result
 
 
 def _tensors(images: np.ndarray, labels: np.ndarray, device: str) -> Images:

@@ -26,9 +26,9 @@ class Layout:
         """Path of a noisy saliency release's file."""
         return f"{self.root}/cache/scores/{scores_id}/{file}"
 
-    def fragility(self, dataset: str, public_model: str, file: str) -> str:
-        """Path of what noise in a model's matrices breaks, on its own samples of a dataset's prompts."""
-        return f"{self.root}/cache/fragility/{dataset}--{public_model}/{file}"
+    def fragility(self, dataset: str, public_model: str, candidates: str) -> str:
+        """Path of what noise in each of a model's candidates breaks, on its own samples of a dataset's prompts."""
+        return f"{self.root}/cache/fragility/{dataset}--{public_model}--{candidates}.csv"
 
     def reference(self, dataset: str, protocol: str, file: str) -> str:
         """Path of a dataset's reference features under an evaluation protocol."""

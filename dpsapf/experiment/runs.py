@@ -141,7 +141,7 @@ def check_rule(run: RunSpec) -> None:
 
     Raises:
         UserError: the ratio is to be found, by a rule or for a release that needs to know it; or the rule weighs noise, and
-            the scores are not the signal's.
+            the scores are not the signal's; or it asks what noise in an adapter breaks, and none is trained.
     """
     row = method(run.method)
     if "ratio" in row.uses and run.ratio is None and (run.rule not in COUNTS_ITSELF or run.mechanism in ("exponential", "ptr")):
@@ -149,6 +149,10 @@ def check_rule(run: RunSpec) -> None:
         raise UserError("ratio", "auto", remedy)
     if run.rule in WEIGHS_NOISE and (run.score != "signal" or run.mechanism in ("exponential", "ptr")):
         raise UserError("rule", run.rule, f"needs score signal, noisy (mechanism gaussian), and has {run.score}, {run.mechanism}")
+    if run.rule == "noise-aware" and row.trained != "adapter":
+        raise UserError(
+            "rule", run.rule, f"needs a method that trains an adapter, whose noise is measured; {run.method} does not"
+        )
 
 
 def expand(studies: dict[str, Study]) -> list[RunSpec]:

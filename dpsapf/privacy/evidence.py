@@ -24,6 +24,7 @@ def check_measures(spend: Spend, measured: Measured, path: Path) -> None:
     _check_batches(spend, measured, path)
     _check_participation(spend, measured, path)
     _check_contribution(spend, measured, path)
+    _check_measured(spend, measured, path)
     if spend.release.mechanism != "none":
         _check_noise(spend, measured, path)
 
@@ -92,6 +93,12 @@ def _check_contribution(spend: Spend, measured: Measured, path: Path) -> None:
         and not measured.largest_contribution <= bound * (1 + ROUNDING)
     ):
         _refuse(path, "largest_contribution", measured.largest_contribution, f"exceeds the sensitivity {bound}")
+
+
+def _check_measured(spend: Spend, measured: Measured, path: Path) -> None:
+    """Refuse a release under a guarantee in which units took part, and none was seen to add anything."""
+    if spend.release.mechanism == "gaussian" and sum(measured.batches) and not measured.largest_contribution > 0:
+        _refuse(path, "largest_contribution", measured.largest_contribution, "what a unit adds was not measured")
 
 
 def _check_noise(spend: Spend, measured: Measured, path: Path) -> None:

@@ -2,11 +2,12 @@
 
 One step of DP-SGD moves matrix m by its mean clipped gradient, of energy S_m, and by noise, of energy N_m. Let the loss
 rise by h_m per unit of energy that is put into m. With a step of length t on the matrices T, the descent lemma gives a
-decrease of at least t sum S - t^2 sum h (S + N) / 1, whose best value over t is in proportion to
+decrease of t sum S - t^2 sum h (S + N), whose largest value over t is a quarter of
 
     J(T) = (sum_{m in T} S_m)^2 / sum_{m in T} h_m (S_m + N_m).
 
-S comes from released scores, N from the plan, h from the public model: selection is post-processing.
+S comes from released scores, N from the plan, h from the public model: selection is post-processing. Two things are left
+out: S is measured on the weights and h on their adapters, and clipping rescales an image's gradient to what is selected.
 """
 
 import numpy as np
@@ -52,8 +53,8 @@ def by_worth(gain: np.ndarray, cost: np.ndarray) -> np.ndarray:
 def best_count(gain: np.ndarray, cost: np.ndarray) -> int:
     """Return how many units, in the order of their worth, maximise (sum gain)^2 / sum cost; at least 1.
 
-    Adding a unit raises J if and only if gain/cost exceeds about half of sum cost / sum gain inverted, a threshold that hardly
-    depends on the unit where each is a small part of the whole: the best set is near a prefix.
+    With sums A and C, a unit of gain a and cost c raises J = A^2/C if and only if a/c > A^2/(C (2A + a)). Where a is small
+    beside A this is A/(2C), the same for every unit, so that the best set is near a prefix.
     """
     order = by_worth(gain, cost)
     gains, costs = gain[order].cumsum(), cost[order].cumsum()

@@ -238,5 +238,5 @@ def test_a_selection_reads_what_its_rule_needs(run):
     assert set(selection_files(layout, run)) == {"plan", "candidate_table", "scores"}
     assert set(selection_files(layout, normalise(replace(run, method="random")))) == {"plan", "candidate_table"}
     weighing = replace(run, rule="noise-aware", score="signal")
-    assert selection_files(layout, weighing)["fragility"] == "results/x/cache/fragility/mnist5k--public-mini/fragility.csv"
+    assert selection_files(layout, weighing)["fragility"] == "results/x/cache/fragility/mnist5k--public-mini--attention.csv"
     assert "signal" in selection_files(layout, weighing)["scores"]

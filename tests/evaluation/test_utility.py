@@ -129,7 +129,7 @@ def test_repeats_are_averaged(monkeypatch):
     scores = iter([0.5, 0.75, 1.0, 0.25])
     monkeypatch.setattr(utility, "accuracy", lambda model, images: next(scores))
     monkeypatch.setattr(utility, "train_classifier", lambda *inputs: None)
-    assert run(classifiers=("resnet", "resnext"), classifier_repeats=2) == {"resnet": 0.625, "resnext": 0.625}
+    assert run(classifiers=("resnet", "resnext"), classifier_repeats=2) == {"resnet": 0.75, "resnext": 0.5}
 
 
 def test_one_training_has_the_runs_own_seed_and_every_repeat_another(built):
@@ -146,12 +146,12 @@ def test_repeats_hold_out_other_images(monkeypatch):
     held = []
     monkeypatch.setattr(utility, "train_classifier", lambda model, train, validation, *rest: held.append(validation[0]))
     run(classifiers=("resnet", "resnext"), classifier_repeats=2)
-    assert torch.equal(held[0], held[2]) and torch.equal(held[1], held[3]) and not torch.equal(held[0], held[1])
+    assert torch.equal(held[0], held[1]) and torch.equal(held[2], held[3]) and not torch.equal(held[0], held[2])
 
 
 def test_the_probe_alone_trains_no_classifier(monkeypatch):
     monkeypatch.setattr(utility, "probe_accuracy", lambda *inputs: 0.75)
-    monkeypatch.setattr(utility, "trained_accuracy", None)  # calling it would fail
+    monkeypatch.setattr(utility, "_trained", None)  # calling it would fail
     assert run(classifiers=("probe",), classifier_repeats=5) == {"probe": 0.75}
 
 

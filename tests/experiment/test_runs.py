@@ -114,6 +114,10 @@ def test_a_rule_may_find_the_ratio():
         ({"ratio": ["auto"], "method": ["random"]}, "ratio = 'auto': needs a rule that finds it"),
         ({"ratio": ["auto"], "rule": ["gap"], "mechanism": ["ptr"]}, r"ratio = .auto.: needs a rule .*mechanism gaussian"),
         ({"rule": ["noise-aware"], "score": ["share"]}, "rule = 'noise-aware': needs score signal, .* has share"),
+        (
+            {"rule": ["noise-aware"], "method": ["no-lora"]},
+            "rule = 'noise-aware': needs a method that trains an adapter.*no-lora",
+        ),
         ({"rule": ["equal-curvature"], "mechanism": ["exponential"]}, "rule = 'equal-curvature': needs score signal"),
     ],
 )

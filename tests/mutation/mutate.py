@@ -26,7 +26,7 @@ FOLDERS = ("privacy", "gradients")
 FILES = (
     *sorted(f"{folder}/{path.name}" for folder in FOLDERS for path in (SOURCE / folder).glob("*.py")),
     *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "parallel", "train")),
-    *(f"saliency/{name}.py" for name in ("plan", "score", "scores")),
+    *(f"saliency/{name}.py" for name in ("plan", "score", "scores", "signal")),
     "datasets/splits.py",  # whom the guarantee is for
     "public_models/latents.py",  # what a unit's draw is
 )

@@ -183,3 +183,29 @@ def test_the_fake_runs_are_those_of_the_config():
 def test_fake_scores_collapse_where_they_say():
     run = next(run for run in stability_runs() if run.method == "dp-lora" and run.learning_rate == 0.2)
     assert collapsing(run)["fid"] > 30
+
+
+def test_other_rules_do_not_pass_for_the_most_salient(swept):
+    other = swept.runs[swept.runs["rule"] == "top"].assign(rule="gap", fid=1e6)
+    mixed = dataclasses.replace(swept, runs=pd.concat([swept.runs, other], ignore_index=True))
+    pd.testing.assert_frame_equal(stability_map.prepare(mixed), stability_map.prepare(swept))
+
+
+def test_two_learning_rates_give_no_edge(swept):
+    two = swept.runs[swept.runs["learning_rate"].isna() | (swept.runs["learning_rate"] == swept.runs["learning_rate"].max())]
+    with pytest.raises(MissingStudy, match="trained at 3 learning rates"):
+        stability_edges.prepare(dataclasses.replace(swept, runs=two))
+
+
+def test_a_way_that_one_dataset_lacks_keeps_its_title_and_its_ratios(cells):
+    """The panel below an empty place: nobody else says what it shows."""
+    lacking = cells[~((cells["dataset"] == cells["dataset"].iloc[0]) & (cells["panel"] == "least salient"))]
+    lacking = lacking[(lacking["panel"] != "least salient") | lacking["ratio"].isin([1.0, 0.5])]
+    with theme():
+        figure = stability_map.draw(lacking)
+        figure.draw_without_rendering()
+    titled = {ax.get_title(): ax for ax in figure.axes if ax.get_title()}
+    assert set(titled) == set(CHOSEN.values()) and titled["least salient"].get_visible()
+    labels = [text.get_text() for text in titled["least salient"].get_yticklabels() if text.get_visible()]
+    assert labels == ["50", "100"] and titled["least salient"].yaxis.get_tick_params()["labelleft"]
+    assert not titled["random"].yaxis.get_tick_params()["labelleft"]

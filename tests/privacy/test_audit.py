@@ -107,6 +107,10 @@ TAMPERINGS = {
     "no noise on scores": (lambda run: run.change_measures("saliency", squares=0.0), "the noise was 0 times"),
     "noise on some numbers": (lambda run: run.change_measures("dp-sgd", numbers=2700), "numbers = 2700.*must be 3600"),
     "noise drawn again": (lambda run: run.change_measures("dp-sgd", repetition=0.0), "like another step's"),
+    "unmeasured contribution": (
+        lambda run: run.change_measures("dp-sgd", largest_contribution=0.0),
+        "what a unit adds was not measured",
+    ),
     "unclipped image": (lambda run: run.change_measures("dp-sgd", largest_contribution=1.01), "exceeds the sensitivity 1.0"),
     "unbounded scores": (lambda run: run.change_measures("saliency", largest_contribution=2.0), "exceeds the sensitivity 1.0"),
     "step without a batch": (lambda run: run.change_measures("dp-sgd", batches=(350, 340, 360)), "must be the 4"),

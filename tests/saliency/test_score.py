@@ -160,7 +160,12 @@ def stage(tmp_path, dataset_record, monkeypatch):
     model = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=len(names), provenance={}, **model))
     write_record(tmp_path / "dataset.json", dataset_record)
-    monkeypatch.setattr(score, "saliency_scores", lambda *_: torch.arange(len(names), dtype=torch.float64) * 100)
+
+    def scored(*inputs):
+        inputs[-1].contribution(0.5)
+        return torch.arange(len(names), dtype=torch.float64) * 100
+
+    monkeypatch.setattr(score, "saliency_scores", scored)
     files = {"dataset": tmp_path / "dataset.json", "candidate_table": tmp_path / "candidates.csv"}
 
     def run(mechanism, level, ratio, batch, threads=1, **common):

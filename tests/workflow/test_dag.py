@@ -29,6 +29,17 @@ def test_demo_expands_to_twenty_trained_runs(tmp_path):
     assert jobs["score_saliency"] == jobs["encode_dataset"] == 4 and jobs["aggregate"] == 1 and jobs["compare_scores"] == 2
 
 
+def test_a_rule_that_weighs_noise_measures_what_noise_breaks_once_for_each_candidate_set(tmp_path):
+    study = {"dataset": ["mnist5k"], "method": ["dp-sapf"], "rule": ["noise-aware"], "ratio": ["auto"], "score": ["signal"]}
+    study |= {"candidates": ["attention", "attention+ffn"], "seed": [0, 1]}
+    data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run", "studies": {"s": study}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    result = dry_run("--configfile", str(tmp_path / "config.yaml"))
+    jobs = counts(result.stdout)
+    assert result.returncode == 0, result.stderr
+    assert jobs["measure_fragility"] == 2 and jobs["finetune"] == 4
+
+
 def test_paper_expands():
     result = dry_run("--configfile", "config/paper.yaml")
     jobs = counts(result.stdout)

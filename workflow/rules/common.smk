@@ -64,6 +64,7 @@ wildcard_constraints:
     scores="[^/]+",
     dataset="[^/]+?",
     public_model="[^/]+?",
+    candidates="attention|attention\\+ffn|all-params",
 
 
 def selection_inputs(wildcards):

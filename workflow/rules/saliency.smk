@@ -66,11 +66,11 @@ rule measure_fragility:
         model=LAYOUT.model("{public_model}", "model.json"),
         candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
     output:
-        LAYOUT.fragility("{dataset}", "{public_model}", "fragility.csv"),
+        LAYOUT.fragility("{dataset}", "{public_model}", "{candidates}"),
     log:
-        LAYOUT.log("measure_fragility", "{dataset}--{public_model}"),
+        LAYOUT.log("measure_fragility", "{dataset}--{public_model}--{candidates}"),
     benchmark:
-        LAYOUT.benchmark("measure_fragility", "{dataset}--{public_model}")
+        LAYOUT.benchmark("measure_fragility", "{dataset}--{public_model}--{candidates}")
     conda:
         ENVIRONMENT
     threads: THREADS
@@ -82,7 +82,7 @@ rule measure_fragility:
         options=flags(CONFIG.compute),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf measure-fragility {params.files} {params.adapter} {params.options} --out {output} --log {log}"
+        "python -m dpsapf measure-fragility {params.files} --candidates {wildcards.candidates} {params.adapter} {params.options} --out {output} --log {log}"
 
 
 rule select_matrices:
