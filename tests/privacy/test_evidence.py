@@ -236,3 +236,26 @@ if __name__ == "__main__":
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     found = refusals(runs)
     print(f"{runs} right runs, {len(found)} refused; each of up to 6 kinds of test may refuse with {UNLIKELY}", *found, sep="\n")
+
+
+@pytest.mark.parametrize(
+    ("mechanism", "bound", "seen"), [("none", 0.5, True), ("none", None, False), ("exponential", 0.5, False)]
+)
+def test_what_was_clipped_without_noise_is_held_to_its_bound(mechanism, bound, seen):
+    spend, measured = simulated(3500, 0.1, 60, np.random.default_rng(0))
+    spend = replace(spend, release=replace(spend.release, mechanism=mechanism, sensitivity=bound))
+    found = refused(spend, replace(measured, largest_contribution=0.6))
+    assert bool(found and "largest_contribution = 0.6: exceeds the sensitivity 0.5" in found) == seen
+
+
+def test_a_contribution_that_nobody_measured_is_refused():
+    spend, measured = simulated(3500, 0.1, 60, np.random.default_rng(0))
+    found = refused(spend, replace(measured, largest_contribution=0.0))
+    assert "private.json: largest_contribution = 0.0: what a unit adds was not measured" in found
+    exact = replace(spend, release=replace(spend.release, mechanism="none", noise_multiplier=None, noise=None))
+    assert not refused(exact, replace(measured, largest_contribution=0.0))
+
+
+def test_nobody_in_any_batch_adds_nothing():
+    spend, measured = simulated(3, 0.001, 1, np.random.default_rng(0))
+    assert measured.batches == (0,) and not refused(spend, replace(measured, largest_contribution=0.0))

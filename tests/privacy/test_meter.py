@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from dpsapf.experiment.records import Release
-from dpsapf.privacy.meter import Meter, likeness
+from dpsapf.privacy.meter import Meter, first_alone, joint_norm, likeness
 from dpsapf.privacy.noise import SeededNoise, SystemNoise
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.support.errors import UserError
@@ -231,3 +231,25 @@ def test_going_on_leaves_the_checkpoint_as_it_was():
     resumed.restore(facts, tensors)
     resumed.batch(0.4, torch_generator(1))
     assert torch.equal(tensors["participation"], before)
+
+
+def test_an_exact_release_says_what_was_clipped_and_does_not_change_on_the_way():
+    planned = Release(name="dp-sgd", mechanism="none", sensitivity=0.5, sampling_rate=0.5, steps=2)
+    meter = Meter(5)
+    for step in range(2):
+        meter.batch(0.5, torch_generator(step, "exact"))
+        meter.exact(0.5)
+    assert meter.release(planned) == planned
+    with pytest.raises(UserError, match="sensitivity = 0.7: was 0.5"):
+        meter.exact(0.7)
+
+
+@pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [[0]]), (2, [[0], [1]]), (6, [[0], [1, 2], [3, 4], [5]])])
+def test_the_first_unit_is_alone(count, expected):
+    assert [chunk.tolist() for chunk in first_alone(torch.arange(count), 2)] == expected
+
+
+def test_a_joint_norm_is_taken_in_fp64():
+    parts = [torch.full((3_000_000,), 1.0), torch.full((2, 500_000), 2.0)]  # in fp32 torch is off by 1e-5 and more here
+    assert joint_norm(parts) == pytest.approx(math.sqrt(7e6), rel=1e-12)
+    assert joint_norm([torch.tensor([1e30]), torch.tensor([1e30])]) == pytest.approx(math.sqrt(2) * 1e30)

@@ -10,7 +10,8 @@ from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
-from dpsapf.privacy.plan import PUBLIC, RELATION, check_axes, check_delta, default_delta, dp_sgd_release, make_plan
+from dpsapf.privacy.plan import PUBLIC, RELATION, check_axes, check_delta, default_delta, dp_sgd_release, make_plan, population
+from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
 COMPLETE = {
@@ -172,3 +173,20 @@ def test_a_target_below_the_accountants_resolution_is_refused(target):
     with pytest.raises(UserError, match="epsilon = .*must be greater than 0.01, the accountants' resolution"):
         check_axes(spec(epsilon=target))
     check_axes(spec(epsilon=1.01 * MARGIN))
+
+
+@pytest.mark.parametrize(
+    ("unit", "users", "expected"), [("image", 2, 3500), ("image", None, 3500), ("user", 2, 2), ("user", 400, 400)]
+)
+def test_the_population_is_that_of_the_unit(dataset_record, unit, users, expected):
+    assert population(replace(dataset_record, users=users), unit) == expected
+
+
+@pytest.mark.parametrize(("users", "said"), [(None, "mnist5k names no users"), (1, "mnist5k names 1 users")])
+def test_too_few_users_are_refused(dataset_record, users, said):
+    with pytest.raises(UserError, match=f"unit = 'user': {said}: add a CSV of them"):
+        population(replace(dataset_record, users=users), "user")
+
+
+def test_dp_sgd_clips_unless_it_is_told_not_to():
+    assert dp_sgd_release(None, 3500, settings(clipping_norm=0.5)).sensitivity == 0.5

@@ -124,3 +124,9 @@ def test_mechanisms_for_monotone_scores_are_refused(name):
     assert isinstance(units, Ranking) and units.sensitivity == SIGNAL_BOUND == SCORES["signal"].sensitivity(None)
     with pytest.raises(UserError, match="needs a score that no image lowers"):
         mechanism(name).plan(units, 5.0, 1.0, 1e-5)
+
+
+def test_no_hook_stays_on_the_model():
+    unet = tiny_unet()
+    signal_norms(unet, tiny_scheduler(), pairs(), candidates(unet), OPTIONS, Meter(IMAGES))
+    assert not any(module._forward_hooks for module in unet.modules())
