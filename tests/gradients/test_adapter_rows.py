@@ -57,3 +57,9 @@ def test_a_convolution_that_is_not_linear_in_plain_patches_is_refused(setting):
     (layer,) = (module for module in model.modules() if isinstance(module, BaseTunerLayer))
     with pytest.raises(UserError, match=f"module = 'down': has {next(iter(setting))}"):
         check_base("down", layer)
+
+
+@pytest.mark.parametrize("base", [torch.nn.Linear(4, 3), torch.nn.Conv2d(4, 3, 3, stride=2, padding=1)])
+def test_plain_layers_are_not_refused(base):
+    layer = type("Layer", (), {"get_base_layer": lambda self: base})()
+    assert check_base("plain", layer) is None

@@ -35,14 +35,14 @@ def conv(draw):
 @st.composite
 def group_norm(draw):
     groups = draw(few)
-    layer = torch.nn.GroupNorm(groups, groups * draw(few))
+    layer = torch.nn.GroupNorm(groups, groups * draw(few), eps=draw(st.sampled_from([1e-5, 0.3])))
     return layer, (layer.num_channels, *draw(st.lists(st.integers(2, 4), min_size=1, max_size=2)))
 
 
 @st.composite
 def layer_norm(draw):
     shape = draw(st.lists(st.integers(2, 5), min_size=1, max_size=2))
-    return torch.nn.LayerNorm(shape), (*draw(st.lists(few, max_size=2)), *shape)
+    return torch.nn.LayerNorm(shape, eps=draw(st.sampled_from([1e-5, 0.3]))), (*draw(st.lists(few, max_size=2)), *shape)
 
 
 def data(layer, shape, rows, seed=0, dtype=torch.float32):
@@ -256,3 +256,11 @@ def test_other_modules_are_refused_by_name(name):
     model = torch.nn.ModuleDict({"embedding": torch.nn.Embedding(3, 3), "doubled": Doubled(3, 3)})
     with pytest.raises(UserError, match=f"'{name}'.*Linear, Conv2d"):
         GhostNorms(model, [name])
+
+
+@pytest.mark.parametrize(
+    ("name", "found"), [("absent", "is not in the model"), ("0", "is ReLU: per-image norms are known for Linear")]
+)
+def test_what_is_no_layer_is_named(name, found):
+    with pytest.raises(UserError, match=f"module = '{name}': {found}"):
+        GhostNorms(torch.nn.Sequential(torch.nn.ReLU()), [name])

@@ -144,3 +144,7 @@ def test_every_plan_of_the_demos_kind_is_certified_by_prv(target, images, rate, 
     saliency = Release(name="saliency", noise_multiplier=10.0, sensitivity=0.01, sampling_rate=1.0, steps=1)
     sigma = calibrate(target, delta, lambda value: [saliency, dp_sgd(value, rate, steps)])
     assert target - 0.03 < epsilon("prv", [saliency, dp_sgd(sigma, rate, steps)], delta) <= target
+
+
+def test_noise_is_never_below_0_4_however_loose_the_target():
+    assert calibrate(1e4, DELTA, lambda sigma: [dp_sgd(sigma, steps=1)]) == 0.4
