@@ -46,6 +46,14 @@ def test_rows_are_those_of_autograd(kind, base):
             torch.testing.assert_close(rows[name][row], expected, rtol=1e-4, atol=1e-4, msg=f"{name}, row {row}")
 
 
+def test_chunks_of_rows_do_not_change_them(monkeypatch):
+    layer, _, inputs = adapted("loha", "convolution")
+    gradients = torch.randn(layer(inputs).shape)
+    expected = adapter_rows(layer, inputs, gradients)
+    monkeypatch.setattr("dpsapf.gradients.adapter_rows.CHUNK_FLOATS", 1)
+    torch.testing.assert_close(adapter_rows(layer, inputs, gradients), expected)
+
+
 def test_lora_and_other_layers_have_no_form_here():
     assert {kind.__module__.split(".")[2] for kind in adapter_layers()} == {"lora", "loha", "lokr"}
     assert torch.nn.Linear not in adapter_layers()

@@ -187,6 +187,24 @@ def test_chunks_of_images_do_not_change_the_norms(monkeypatch):
         check(layer, shape, 3, 2)
 
 
+def test_norms_of_tokens_that_cancel_are_not_negative():
+    """Rounding makes the Gram form negative where the sum over tokens is nearly zero: its root would be no number."""
+    generator = torch.Generator().manual_seed(0)
+    layer = torch.nn.Linear(64, 64, bias=False)
+    inputs = torch.randn(100, 1, 64, generator=generator).expand(100, 3, 64)
+    first, second = torch.randn(2, 100, 1, 64, generator=generator)
+    gradients = torch.cat([first, second, -(first + second)], 1)
+    rounded = ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2))
+    assert gram_is_cheaper(3, 64, 64) and (rounded < 0).any()
+    assert (squared_norms(layer, inputs, gradients) >= 0).all()
+
+
+@pytest.mark.parametrize("setting", [{}, {"stride": 2, "padding": 1}, {"dilation": (2, 1), "padding": (0, 2)}])
+def test_patches_are_torchs_unfolded_ones(setting):
+    layer, inputs = torch.nn.Conv2d(3, 5, (3, 2), **setting), torch.randn(2, 3, 9, 8)
+    assert torch.equal(ghost_norms.patches(layer, inputs), torch.nn.functional.unfold(inputs, (3, 2), **setting))
+
+
 @pytest.fixture(scope="module")
 def frozen_pass():
     """Every linear layer and convolution of a UNet: norms of 4 rows in one pass, nothing requiring a gradient before."""

@@ -3,6 +3,7 @@ import math
 import pytest
 
 from dpsapf.experiment.records import Release
+from dpsapf.privacy import accounting
 from dpsapf.privacy.accounting import ACCOUNTANTS, calibrate, epsilon
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -144,6 +145,17 @@ def test_every_plan_of_the_demos_kind_is_certified_by_prv(target, images, rate, 
     saliency = Release(name="saliency", noise_multiplier=10.0, sensitivity=0.01, sampling_rate=1.0, steps=1)
     sigma = calibrate(target, delta, lambda value: [saliency, dp_sgd(value, rate, steps)])
     assert target - 0.03 < epsilon("prv", [saliency, dp_sgd(sigma, rate, steps)], delta) <= target
+
+
+def test_a_target_of_the_margin_alone_is_refused():
+    with pytest.raises(UserError, match=r"epsilon = 0.01: cannot be met: DP-SGD with noise multiplier 2000 costs 0\.010 .*above 0\.010$"):
+        calibrate(accounting.MARGIN, 0.01, lambda sigma: [dp_sgd(sigma, steps=1)])
+
+
+def test_pld_rounds_losses_up_to_its_interval(monkeypatch):
+    fine = epsilon("pld", [dp_sgd(1.0)], DELTA)
+    monkeypatch.setattr(accounting, "PLD_INTERVAL", 0.1)
+    assert fine + 1e-3 < epsilon("pld", [dp_sgd(1.0)], DELTA)
 
 
 def test_noise_is_never_below_0_4_however_loose_the_target():
