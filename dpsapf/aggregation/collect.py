@@ -10,6 +10,7 @@ from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CollectMetrics
+from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.saliency.select import candidates
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -58,6 +59,7 @@ def gather(options: CollectMetrics) -> Metrics:
         noise_multiplier=spend.release.noise_multiplier if spend else None,
         noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
         used_learning_rate=peak_learning_rate(options.training_log) if spend else None,
+        predicted_rise=predicted_rise(options, plan) if spend and options.fragility else None,
         used_steps=spend.release.steps if spend else None,
         used_batch=spend.release.sampling_rate * spend.population if spend else None,
         trainable_parameters=spend.trainable_parameters if spend else 0,
@@ -114,6 +116,13 @@ def read_timing(options: CollectMetrics) -> Timing:
 def peak_learning_rate(log: Path) -> float:
     """Read the peak learning rate off the per-step log: every schedule starts at it. It is a setting, not private."""
     return float(pd.read_csv(log)["learning_rate"].iloc[0])
+
+
+def predicted_rise(options: CollectMetrics, plan: Plan) -> float:
+    """Return what noise alone breaks in the run, from settings and the public model: not private."""
+    selection = pd.read_csv(options.selection)
+    walk = noise_walk(options.fragility, selection[selection[SELECTED]], plan, options)
+    return float(walk.rises(peak_learning_rate(options.training_log)).sum())
 
 
 def _check_log(path: Path, release: Release) -> None:

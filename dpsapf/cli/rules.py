@@ -18,13 +18,13 @@ CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models", "datasets"),
     "pretraining": ("pretraining", "evaluation", "public_models", "datasets"),
-    "privacy": ("privacy", "saliency"),
-    "saliency": ("saliency", "gradients", "public_models", "privacy"),
-    "finetune": ("finetune", "gradients", "public_models", "privacy"),
-    "sampling": ("sampling", "finetune", "public_models", "datasets"),
+    "privacy": ("privacy", "saliency", "optimization"),
+    "saliency": ("saliency", "optimization", "gradients", "public_models", "privacy"),
+    "finetune": ("finetune", "optimization", "gradients", "public_models", "privacy"),
+    "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
     "evaluation": ("evaluation", "datasets"),
-    "aggregation": ("aggregation", "saliency", "privacy"),
-    "paper_figures": ("../paper_figures", "aggregation", "saliency", "privacy"),
+    "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
+    "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy"),
 }
 
 
@@ -87,9 +87,14 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
     files = {"plan": layout.run(run.id, "plan.json"), "candidate_table": layout.model(run.public_model, "candidates.csv")}
     if method(run.method).selects:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
-    if run.rule == "noise-aware":
-        files["fragility"] = layout.fragility(run.dataset, run.public_model, run.released_from)
+    if run.rule in ("noise-aware", "noise-budget"):
+        files |= fragility_file(layout, run)
     return files
+
+
+def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:
+    """Map the input's name to what noise breaks in the matrices that a run chooses from."""
+    return {"fragility": layout.fragility(run.dataset, run.public_model, run.released_from)}
 
 
 def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:

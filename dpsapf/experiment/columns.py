@@ -16,11 +16,13 @@ LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix; a 
 SCORE = "noisy_score"  # released score; empty if nothing was released
 SELECTED = "selected"  # True if the run trains on it
 SIGNAL_ENERGY = "signal_energy"  # S: energy of the mean clipped gradient in the matrix, without the release's noise; in C^2
+PREDICTED_RISE = "predicted_rise"  # R: what noise alone does to the mean squared prediction; see dpsapf.optimization.noise_walk
 NOISE_ENERGY = "noise_energy"  # N: energy of DP-SGD's noise in the matrix' trained parameters, in a step; in C^2
 
 # fragility.csv, one row per candidate matrix: the rise of the mean squared prediction per unit of noise energy in its adapter
 FRAGILITY = "fragility"  # h: mean over draws
 FRAGILITY_ERROR = "fragility_error"  # standard error of it
+COLUMNS = "columns"  # of the matrix; a convolution's are inputs x kernel
 FRAGILITY_SHRUNK = "fragility_shrunk"  # h moved towards the model's mean by as much as its error demands; what selection reads
 
 # runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:

@@ -26,9 +26,13 @@ Candidates = typing.Literal["attention", "attention+ffn", "all-params"]
 Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora"]
 ScoreName = typing.Literal["energy", "norm", "vote", "share", "signal"]
 MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
-Rule = typing.Literal["top", "least", "gap", "noise-aware", "equal-curvature"]
-COUNTS_ITSELF = ("gap", "noise-aware", "equal-curvature")  # rules that find a ratio, where it is auto
-WEIGHS_NOISE = ("noise-aware", "equal-curvature")  # rules that need the signal's energy
+Rule = typing.Literal["top", "least", "gap", "noise-aware", "equal-curvature", "noise-budget"]
+COUNTS_ITSELF = ("gap", "noise-aware", "equal-curvature", "noise-budget")  # rules that find a ratio, where it is auto
+WEIGHS_NOISE = ("noise-aware", "equal-curvature", "noise-budget")  # rules that need the signal's energy
+WALKING = ("lora", "ffa-lora")  # adapters of which it is known how far noise carries them
+TOLERATED_RISE = (
+    0.1  # by noise, of the unit variance of what a denoiser predicts: mnist5k began to break there, docs/stability.md
+)
 Optimizer = typing.Literal["adamw", "adamw-8bit", "dp-adambc", "sgd"]
 Unit = typing.Literal["image", "user"]
 NoiseMode = typing.Literal["seed", "system"]

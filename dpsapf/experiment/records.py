@@ -216,6 +216,7 @@ class Metrics(Checked):
     noise_multiplier: float | None
     noise_multiplier_without_selection: float | None  # what DP-SGD alone would have needed
     used_learning_rate: float | None  # peak, of the run's axis or else the config's; null: nothing is trained
+    predicted_rise: float | None = None  # R at that rate, of all matrices; null: not asked for, or no LoRA
     used_steps: int | None  # DP-SGD steps done
     used_batch: float | None  # expected Poisson batch [units]: the rate times N
     trainable_parameters: int

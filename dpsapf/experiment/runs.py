@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 from dpsapf.experiment.methods import (
     AXES,
     COUNTS_ITSELF,
+    WALKING,
     WEIGHS_NOISE,
     Adapter,
     Candidates,
@@ -32,6 +33,7 @@ AutoRatio = typing.Annotated[
     BeforeValidator(lambda value: None if value == "auto" else value),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": "auto"}]}),
 ]
+AutoRate = Positive | typing.Literal["auto"]
 Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
@@ -55,7 +57,7 @@ class Treatment(Checked):
     candidates: Candidates | None = Field(None, description="matrices to choose from")
     adapter: Adapter | None = Field(None, description="adapter that is trained on the chosen matrices")
     epsilon: Positive | None = Field(None, description="target epsilon; null if nothing is trained, or without a guarantee")
-    learning_rate: Positive | None = Field(None, description="peak learning rate; null: the config's")
+    learning_rate: AutoRate | None = Field(None, description="peak learning rate; auto: what noise allows; null: the config's")
     training_steps: Count | None = Field(None, description="DP-SGD steps; null: the config's [steps]")
     batch_size: Count | None = Field(None, description="expected Poisson batch; null: the config's [units]")
     lora_rank: Count | None = Field(None, description="rank of the adapter; null: the config's")
@@ -93,7 +95,8 @@ class RunSpec(Treatment, _OnDataset):
     @property
     def _trained(self) -> list[str]:
         short = {"learning_rate": "lr", "training_steps": "t", "batch_size": "b", "lora_rank": "k"}
-        parts = [key + number(getattr(self, axis)) for axis, key in short.items() if getattr(self, axis) is not None]
+        values = {key: getattr(self, axis) for axis, key in short.items() if getattr(self, axis) is not None}
+        parts = [key + (value if isinstance(value, str) else number(value)) for key, value in values.items()]
         return [*parts, *([self.optimizer] if self.optimizer else [])]
 
     @property
@@ -123,7 +126,9 @@ class Study(Checked):
     candidates: Axis[Candidates] = Field(("attention",), description="candidate sets")
     adapter: Axis[Adapter] = Field(("lora",), description="adapters")
     epsilon: Axis[Positive] = Field((10.0,), description="target epsilons")
-    learning_rate: Axis[Positive | None] = Field((None,), description="peak learning rates; null: the config's")
+    learning_rate: Axis[AutoRate | None] = Field(
+        (None,), description="peak learning rates; auto: what the noise allows; null: the config's"
+    )
     training_steps: Axis[Count | None] = Field((None,), description="numbers of DP-SGD steps; null: the config's [steps]")
     batch_size: Axis[Count | None] = Field((None,), description="expected Poisson batches; null: the config's [units]")
     lora_rank: Axis[Count | None] = Field((None,), description="ranks of the adapter; null: the config's")
@@ -141,7 +146,8 @@ def check_rule(run: RunSpec) -> None:
 
     Raises:
         UserError: the ratio is to be found, by a rule or for a release that needs to know it; or the rule weighs noise, and
-            the scores are not the signal's; or it asks what noise in an adapter breaks, and none is trained.
+            the scores are not the signal's; or it asks what noise in an adapter breaks, and none is trained, or one of which
+            that is not known.
     """
     row = method(run.method)
     if "ratio" in row.uses and run.ratio is None and (run.rule not in COUNTS_ITSELF or run.mechanism in ("exponential", "ptr")):
@@ -153,6 +159,12 @@ def check_rule(run: RunSpec) -> None:
         raise UserError(
             "rule", run.rule, f"needs a method that trains an adapter, whose noise is measured; {run.method} does not"
         )
+    for key, value in (("rule", run.rule), ("learning_rate", run.learning_rate)):
+        if value in ("noise-budget", "auto") and (run.adapter not in WALKING or run.lora_rank):
+            remedy = f"needs adapter {' or '.join(WALKING)} of the config's rank, whose noise is measured"
+            raise UserError(key, value, f"{remedy}; {run.method} has {run.adapter}, rank {run.lora_rank}")
+    if run.rule == "noise-budget" and run.ratio is None and run.learning_rate == "auto":
+        raise UserError("learning_rate", "auto", "needs a ratio: rule noise-budget finds it from the learning rate")
 
 
 def expand(studies: dict[str, Study]) -> list[RunSpec]:

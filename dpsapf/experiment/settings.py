@@ -52,27 +52,32 @@ class SaliencyConfig(Checked):
     )
 
 
-class FinetuneConfig(Checked):
-    """DP-SGD's settings that do not enter the accounting."""
+class UpdateConfig(Checked):
+    """What turns private gradients into weights."""
 
-    learning_rate_lora: float = Field(description="AdamW learning rate for LoRA", gt=0)
-    learning_rate_full: float = Field(description="AdamW learning rate when weights themselves are trained", gt=0)
     optimizer: Optimizer = Field(
         "adamw", description="AdamW; with 8-bit moments for tensors of 4,096 numbers or more (needs bitsandbytes)"
     )
     learning_rate_schedule: typing.Literal["constant", "linear", "cosine"] = Field(
         "constant", description="constant, or falling from the peak to 0 over the steps"
     )
+    lora_rank: int = Field(4, description="LoRA rank", ge=1)
+    ema_decay: float = Field(0.0, description="decay of the weight average that is released; 0: none", ge=0, le=0.9999)
+
+
+class FinetuneConfig(UpdateConfig):
+    """DP-SGD's settings that do not enter the accounting."""
+
+    learning_rate_lora: float = Field(description="AdamW learning rate for LoRA", gt=0)
+    learning_rate_full: float = Field(description="AdamW learning rate when weights themselves are trained", gt=0)
     precision: typing.Literal["fp32", "bf16"] = Field(
         "fp32", description="of the forward pass; trained parameters, clipping, sums and noise are fp32"
     )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
-    lora_rank: int = Field(4, description="LoRA rank", ge=1)
     lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
     noise_multiplicity: int = Field(
         1, description="(timestep, noise) pairs averaged per unit before clipping; a user's are each of an image drawn anew", ge=1
     )
-    ema_decay: float = Field(0.0, description="decay of the weight average that is released; 0: none", ge=0, le=0.9999)
     checkpoint_every: int = Field(50, description="steps between checkpoints [steps]", ge=1)
 
 
@@ -121,6 +126,9 @@ class Config(Checked):
     compare_scores: tuple[str, ...] = Field(
         (), description="datasets, of those with runs, on which scores are compared under noise, outside the guarantee"
     )
+    measure_fragility: tuple[str, ...] = Field(
+        (), description="datasets, of those with runs, whose runs are set beside what noise alone is predicted to break"
+    )
     datasets_file: str = Field("config/datasets.yaml", description="registry of sensitive datasets")
     public_models_file: str = Field("config/public_models.yaml", description="registry of public models")
     protocols_file: str = Field("config/protocols.yaml", description="registry of evaluation protocols")
@@ -165,9 +173,10 @@ def _names(data: dict) -> typing.Iterator[tuple[str, object, list[str]]]:
             values = axes.get(axis) if isinstance(axes, dict) else None
             for index, name in enumerate(values if isinstance(values, list) else ()):
                 yield f"studies.{study}.{axis}.{index}", name, known
-    compared = data.get("compare_scores")
-    for index, name in enumerate(compared if isinstance(compared, list) else ()):
-        yield f"compare_scores.{index}", name, datasets
+    for key in ("compare_scores", "measure_fragility"):
+        named = data.get(key)
+        for index, name in enumerate(named if isinstance(named, list) else ()):
+            yield f"{key}.{index}", name, datasets
     evaluation = data.get("evaluation")
     if isinstance(evaluation, dict) and "protocol" in evaluation:
         yield "evaluation.protocol", evaluation["protocol"], protocols

@@ -17,7 +17,7 @@ from dpsapf.experiment.methods import (
     Unit,
 )
 from dpsapf.experiment.runs import Treatment
-from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig
+from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig, UpdateConfig
 from dpsapf.support.checked import Checked
 
 READS, WRITES = {"role": "reads"}, {"role": "writes"}
@@ -153,14 +153,14 @@ class MeasureFragility(ComputeConfig):
     out: Path = target("fragility.csv")
 
 
-class SelectMatrices(Checked):
+class SelectMatrices(UpdateConfig):
     """Select matrices from released scores (post-processing)."""
 
     plan: Path = source("plan.json")
     candidate_table: Path = source("candidates.csv")
     scores: Path | None = source("noisy scores, for methods that select", None)
-    fragility: Path | None = source("fragility.csv, for rule noise-aware", None)
-    lora_rank: int = Field(4, description="LoRA rank", ge=1)
+    fragility: Path | None = source("fragility.csv, for rules noise-aware and noise-budget", None)
+    learning_rate: float | None = Field(None, description="peak learning rate if the run names none; rule noise-budget", gt=0)
     out: Path = target("selection.csv")
     record: Path = target("selection.json")
 
@@ -172,6 +172,7 @@ class Finetune(FinetuneConfig, ComputeConfig):
     model: Path = source("model.json")
     selection: Path = source("selection.csv")
     latents: Path = source("latents.safetensors")
+    fragility: Path | None = source("fragility.csv, for learning rate auto", None)
     weights: Path = target("trained parameters (.safetensors)")
     training_log: Path = target("per-step log (.csv); never published")
     spend: Path = target("spend.json")
@@ -246,7 +247,7 @@ class Evaluate(Checked):
     utility: Path | None = target("utility.json", None)
 
 
-class CollectMetrics(Checked):
+class CollectMetrics(UpdateConfig):
     """Gather one run's records."""
 
     plan: Path = source("plan.json")
@@ -256,6 +257,7 @@ class CollectMetrics(Checked):
     spend: Path | None = source("spend.json of DP-SGD, for methods that train", None)
     private: Path | None = source("private.json of DP-SGD, for methods that train", None)
     training_log: Path | None = source("per-step log, for methods that train", None)
+    fragility: Path | None = source("fragility.csv, to predict what noise breaks", None)
     timing: Path = source("seconds and peak memory of sampling")
     fidelity: Path = source("fidelity.json")
     utility: Path = source("utility.json")

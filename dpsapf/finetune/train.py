@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import math
 import time
 import typing
 from dataclasses import dataclass
@@ -12,14 +11,17 @@ import pandas as pd
 import torch
 from safetensors.torch import save_file
 
+from dpsapf.experiment.columns import SELECTED
 from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.stages import READS, WRITES, Finetune, paths
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
-from dpsapf.finetune.optimizers import build_optimizer, noise_deviation
 from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
+from dpsapf.optimization.noise_walk import noise_deviation, noise_walk
+from dpsapf.optimization.optimizers import build_optimizer
+from dpsapf.optimization.schedule import average_weight, rate_factor
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_pairs
@@ -97,15 +99,24 @@ def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGra
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
     rank = plan.run.lora_rank or options.lora_rank
-    parameters = trainable(unet, plan.run, pd.read_csv(options.selection), rank, options.lora_alpha)
-    rate = plan.run.learning_rate or (options.learning_rate_lora if plan.run.adapter else options.learning_rate_full)
+    selection = pd.read_csv(options.selection)
+    parameters = trainable(unet, plan.run, selection, rank, options.lora_alpha)
     deviation = noise_deviation(release.noise_multiplier, release.sensitivity, release.sampling_rate * plan.population)
+    rate = _peak_rate(options, plan, selection)
     optimizer = build_optimizer(plan.run.optimizer or options.optimizer, parameters.values(), rate, deviation)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     gradients = per_image_gradients(unet, parameters, plan.run.adapter)
     return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average, Meter(plan.population))
+
+
+def _peak_rate(options: Finetune, plan: Plan, selection: pd.DataFrame) -> float:
+    if plan.run.learning_rate == "auto":
+        rate = noise_walk(options.fragility, selection[selection[SELECTED]], plan, options).largest_rate()
+        LOG.info("%s: noise allows a learning rate of %.3g", plan.run.id, rate)
+        return rate
+    return plan.run.learning_rate or (options.learning_rate_lora if plan.run.adapter else options.learning_rate_full)
 
 
 def train_step(training: Training, state: TrainingState) -> None:
@@ -162,22 +173,11 @@ def _scheduled_rate(state: TrainingState, options: Finetune, step: int, steps: i
     return group["lr"]
 
 
-def rate_factor(schedule: str, step: int, steps: int) -> float:
-    """Return the learning rate at a step over its peak: ``constant`` 1, ``linear`` or ``cosine`` from 1 towards 0.
-
-    Args:
-        schedule: one of the three.
-        step: from 0.
-        steps: of the whole training.
-    """
-    return {"constant": 1.0, "linear": 1 - step / steps, "cosine": 0.5 + 0.5 * math.cos(math.pi * step / steps)}[schedule]
-
-
 def _update_average(state: TrainingState, decay: float) -> None:
     """Follow the weights with decay min(decay, (1 + t)/(10 + t)): post-processing, free of privacy cost."""
     if state.average is None:
         return
-    weight = 1 - min(decay, (1 + state.step) / (10 + state.step))
+    weight = average_weight(decay, state.step)
     for name, parameter in state.parameters.items():
         state.average[name].lerp_(parameter.detach(), weight)
 

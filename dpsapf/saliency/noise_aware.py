@@ -62,3 +62,12 @@ def best_count(gain: np.ndarray, cost: np.ndarray) -> int:
         return 1
     with np.errstate(divide="ignore"):
         return 1 + int(np.argmax(gains**2 / costs))
+
+
+def affordable_count(gain: np.ndarray, cost: np.ndarray, budget: float) -> int:
+    """Return how many units, in the order of their worth, cost no more than a budget together; at least 1.
+
+    Training at a given learning rate learns the more the more signal is trained on, as long as noise breaks nothing: this is
+    the greedy answer to the knapsack problem of the most signal within the budget.
+    """
+    return max(1, int((cost[by_worth(gain, cost)].cumsum() <= budget).sum()))

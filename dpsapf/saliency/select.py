@@ -16,16 +16,18 @@ from dpsapf.experiment.columns import (
     MATRIX,
     NOISE_ENERGY,
     PARAMETERS,
+    PREDICTED_RISE,
     SCORE,
     SELECTED,
     SIGNAL_ENERGY,
 )
-from dpsapf.experiment.methods import WEIGHS_NOISE, Candidates, Level, method
+from dpsapf.experiment.methods import TOLERATED_RISE, WEIGHS_NOISE, Candidates, Level, method
 from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
+from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.privacy.mechanisms import Ranking
-from dpsapf.saliency.noise_aware import best_count, by_worth, noise_energy, signal_energy
+from dpsapf.saliency.noise_aware import affordable_count, best_count, by_worth, noise_energy, signal_energy
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
@@ -72,7 +74,7 @@ def chosen(table: pd.DataFrame, run: RunSpec) -> pd.Series:
     if selection == "random":
         return random_units(table, run.level, run.ratio, run.seed)
     if run.rule in WEIGHS_NOISE:
-        return worthwhile_units(table, run.level, run.ratio)
+        return worthwhile_units(table, run)
     if run.rule == "gap" and run.ratio is None:
         return top_units(table, run.level, gap_ratio(table, run.level))
     scored = table.assign(**{SCORE: -table[SCORE]}) if run.rule == "least" else table
@@ -85,34 +87,45 @@ def gap_ratio(table: pd.DataFrame, level: Level) -> float:
     return (1 + int(np.argmax(sums[:-1] - sums[1:]))) / len(sums) if len(sums) > 1 else 1.0
 
 
-def worthwhile_units(table: pd.DataFrame, level: Level, ratio: float | None) -> pd.Series:
+def worthwhile_units(table: pd.DataFrame, run: RunSpec) -> pd.Series:
     """Mark every matrix of the units that are worth their noise, see `dpsapf.saliency.noise_aware`.
 
     Args:
-        table: with signal energy, noise energy and fragility.
-        level: units.
-        ratio: fraction of units that is kept; None: as many as decrease the loss most.
+        table: with signal energy, and the predicted rise (rule ``noise-budget``) or noise energy and fragility.
+        run: its level says what is a unit, its ratio what share of them is kept; None: as many as its rule finds.
     """
-    gain, cost = table[SIGNAL_ENERGY], table[FRAGILITY_SHRUNK] * (table[SIGNAL_ENERGY] + table[NOISE_ENERGY])
-    units = pd.DataFrame({"gain": gain, "cost": cost}).groupby(table[UNITS[level]], sort=False).sum()
-    order = by_worth(units["gain"].to_numpy(), units["cost"].to_numpy())
-    count = best_count(units["gain"].to_numpy(), units["cost"].to_numpy()) if ratio is None else kept(ratio, len(units))
-    return table[UNITS[level]].isin(units.index[order[:count]])
+    budget, gain = run.rule == "noise-budget", table[SIGNAL_ENERGY]
+    cost = table[PREDICTED_RISE] if budget else table[FRAGILITY_SHRUNK] * (gain + table[NOISE_ENERGY])
+    units = pd.DataFrame({"gain": gain, "cost": cost}).groupby(table[UNITS[run.level]], sort=False).sum()
+    gains, costs = units["gain"].to_numpy(), units["cost"].to_numpy()
+    if run.ratio is not None:
+        count = kept(run.ratio, len(units))
+    else:
+        count = affordable_count(gains, costs, TOLERATED_RISE) if budget else best_count(gains, costs)
+    return table[UNITS[run.level]].isin(units.index[by_worth(gains, costs)[:count]])
 
 
 def weighed(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> pd.DataFrame:
-    """Add each matrix' signal energy, noise energy and fragility; the latter is 1 for rule ``equal-curvature``.
+    """Add each matrix' signal energy, and noise energy and fragility, 1 for rule ``equal-curvature``; or the predicted rise.
 
     Raises:
-        UserError: rule ``noise-aware`` has no fragilities, or those of other candidates.
+        UserError: rule ``noise-aware`` or ``noise-budget`` has no fragilities, or those of other candidates; or the latter
+            no learning rate.
     """
     saliency, trained = (next(release for release in plan.releases if release.name == name) for name in ("saliency", "dp-sgd"))
+    signal = signal_energy(table[SCORE].to_numpy(), saliency, plan.population)
+    if plan.run.rule == "noise-budget":
+        rate = plan.run.learning_rate if isinstance(plan.run.learning_rate, float) else options.learning_rate
+        if rate is None:
+            raise UserError("--learning-rate", None, "rule noise-budget asks what noise breaks at a learning rate: give one")
+        walk = noise_walk(options.fragility, table, plan, options)
+        return table.assign(**{SIGNAL_ENERGY: signal, PREDICTED_RISE: walk.rises(rate)})
     adapted = (plan.run.lora_rank or options.lora_rank) * table[LORA_PARAMETERS]
     parameters = adapted if plan.run.adapter else table[PARAMETERS]
     fragility = _column(options.fragility, "--fragility", FRAGILITY_SHRUNK, table) if plan.run.rule == "noise-aware" else 1.0
     return table.assign(
         **{
-            SIGNAL_ENERGY: signal_energy(table[SCORE].to_numpy(), saliency, plan.population),
+            SIGNAL_ENERGY: signal,
             NOISE_ENERGY: noise_energy(parameters.to_numpy(), trained, plan.population),
             FRAGILITY_SHRUNK: fragility,
         }

@@ -2,9 +2,11 @@ import pandas as pd
 import pytest
 
 from dpsapf.aggregation.collect import collect_metrics
+from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, MATRIX
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.records import Ledger, Metrics, Spend, Timing, Utility
+from dpsapf.experiment.records import Ledger, Metrics, Plan, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
+from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
@@ -48,6 +50,19 @@ def test_what_was_used_is_told_where_the_axis_is_null(layout, changes, rate):
     metrics = collected(layout, replace(LORA, **({"adapter": "lora"} | changes)))
     assert metrics.used_learning_rate == rate, "the peak, not a later step's"
     assert (metrics.used_steps, metrics.used_batch) == (3, 350)
+
+
+def test_what_noise_is_predicted_to_break_is_told_where_it_was_measured(layout, tmp_path):
+    names = candidate_table()[MATRIX]
+    pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: 1e-5, COLUMNS: 32}).to_csv(tmp_path / "fragility.csv", index=False)
+    options = write_run(layout, replace(SAPF, adapter="lora"), candidate_table())
+    rises = []
+    for changes in ({}, {"fragility": tmp_path / "fragility.csv"}, {"fragility": tmp_path / "fragility.csv", "lora_rank": 8}):
+        collect_metrics(replace(options, **changes))
+        rises.append(read_record(options.out, Metrics).predicted_rise)
+    walk = noise_walk(tmp_path / "fragility.csv", candidate_table(), read_record(options.plan, Plan), options)
+    count = round(0.3 * len(names))
+    assert rises[0] is None and rises[1] == pytest.approx(count * walk.rises(0.02)[0]) and rises[2] == pytest.approx(2 * rises[1])
 
 
 def test_without_selection_every_matrix_counts_and_no_epsilon_goes_to_it(layout):

@@ -240,3 +240,4 @@ def test_a_selection_reads_what_its_rule_needs(run):
     weighing = replace(run, rule="noise-aware", score="signal")
     assert selection_files(layout, weighing)["fragility"] == "results/x/cache/fragility/mnist5k--public-mini--attention.csv"
     assert "signal" in selection_files(layout, weighing)["scores"]
+    assert "fragility" in selection_files(layout, replace(weighing, rule="noise-budget"))

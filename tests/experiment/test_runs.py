@@ -107,10 +107,17 @@ def test_a_rule_may_find_the_ratio():
     assert [run.ratio for run in expand({"s": selecting(ratio=["auto", 0.2], rule=["gap"])})] == [None, 0.2]
 
 
+def test_noise_may_find_the_learning_rate():
+    axes = {"learning_rate": ["auto", 0.5], "rule": ["noise-budget"], "ratio": [0.3]}
+    assert [run.learning_rate for run in expand({"s": selecting(**axes)})] == ["auto", 0.5]
+    (run,) = expand({"s": selecting(learning_rate=["auto"], method=["dp-lora"], adapter=["ffa-lora"])})
+    assert run.learning_rate == "auto" and run.id == "a--public-mini--dp-lora-ffa-lora--lrauto--eps10--seed0"
+
+
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        ({"ratio": ["auto"]}, "ratio = 'auto': needs a rule that finds it, of gap, noise-aware, equal-curvature"),
+        ({"ratio": ["auto"]}, "ratio = 'auto': needs a rule that finds it, of gap, noise-aware, equal-curvature, noise-budget"),
         ({"ratio": ["auto"], "method": ["random"]}, "ratio = 'auto': needs a rule that finds it"),
         ({"ratio": ["auto"], "rule": ["gap"], "mechanism": ["ptr"]}, r"ratio = .auto.: needs a rule .*mechanism gaussian"),
         ({"rule": ["noise-aware"], "score": ["share"]}, "rule = 'noise-aware': needs score signal, .* has share"),
@@ -119,6 +126,13 @@ def test_a_rule_may_find_the_ratio():
             "rule = 'noise-aware': needs a method that trains an adapter.*no-lora",
         ),
         ({"rule": ["equal-curvature"], "mechanism": ["exponential"]}, "rule = 'equal-curvature': needs score signal"),
+        ({"rule": ["noise-budget"], "adapter": ["dora"]}, "rule = 'noise-budget': needs adapter lora or ffa-lora .* has dora"),
+        ({"rule": ["noise-budget"], "lora_rank": [8]}, "rule = 'noise-budget': .* of the config's rank.* rank 8"),
+        ({"learning_rate": ["auto"], "method": ["dp-full"]}, "learning_rate = 'auto': needs adapter .*dp-full has None"),
+        (
+            {"learning_rate": ["auto"], "rule": ["noise-budget"], "ratio": ["auto"]},
+            "learning_rate = 'auto': needs a ratio: rule noise-budget finds it from the learning rate",
+        ),
     ],
 )
 def test_a_rule_that_cannot_do_it_is_refused(axes, message):

@@ -116,3 +116,5 @@ def test_every_axis_of_training_is_in_the_id():
 def test_scores_are_compared_on_known_datasets():
     with pytest.raises(UserErrors, match="compare_scores.1 = 'celebra': must be one of .*did you mean celeba"):
         parse_config(demo() | {"compare_scores": ["digits", "celebra"]})
+    with pytest.raises(UserErrors, match="measure_fragility.0 = 'digit': must be one of .*did you mean digits"):
+        parse_config(demo() | {"measure_fragility": ["digit"]})

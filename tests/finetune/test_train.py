@@ -14,13 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SELECTED
+from dpsapf.experiment.methods import TOLERATED_RISE
 from dpsapf.experiment.records import Measured, ModelRecord, Spend
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
 from dpsapf.finetune.parallel import Processes
+from dpsapf.optimization.noise_walk import squared_walk
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.public_models.latents import denoising_loss, draw_pairs
@@ -477,6 +479,28 @@ def test_bitfit_trains_every_bias_and_nothing_else(options):
     train.finetune(options)
     biases = {name for name, _ in tiny_unet().named_parameters() if name.endswith(".bias")}
     assert set(weights(options)) == biases and len(biases) > 20
+
+
+def test_noise_finds_the_learning_rate(options, tmp_path):
+    """Four times as fragile, half the rate, as A is frozen; matrices that are not trained do not count."""
+    names = candidates(tiny_unet())
+    selection = pd.DataFrame({MATRIX: names, SELECTED: [index < 3 for index in range(len(names))], LORA_PARAMETERS: 40})
+    selection.to_csv(options.selection, index=False)
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, replace(record, run=replace(record.run, learning_rate="auto", adapter="ffa-lora")))
+    rates = []
+    for scale in (1.0, 4.0):
+        found = [scale * 1e-3 if index < 3 else 1e9 for index in range(len(names))]
+        pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: found, COLUMNS: 16}).to_csv(tmp_path / "fragility.csv", index=False)
+        train.finetune(replace(options, fragility=tmp_path / "fragility.csv"))
+        (rate,) = set(pd.read_csv(options.training_log)["learning_rate"])
+        rates.append(rate)
+    walk = squared_walk("adamw", 4, "constant", 0.5, 1.0)
+    assert rates == pytest.approx(
+        [(TOLERATED_RISE / (walk * 3 * 2 * 40 * scale * 1e-3)) ** 0.5 for scale in (1.0, 4.0)], rel=0.01
+    )
+    with pytest.raises(UserError, match="--fragility = None"):
+        train.finetune(options)
 
 
 @pytest.mark.parametrize("axes", [{"optimizer": "sgd"}, {"optimizer": "dp-adambc"}, {"learning_rate": 0.5}, {"lora_rank": 3}])

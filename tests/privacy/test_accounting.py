@@ -148,8 +148,10 @@ def test_every_plan_of_the_demos_kind_is_certified_by_prv(target, images, rate, 
 
 
 def test_a_target_of_the_margin_alone_is_refused():
-    with pytest.raises(UserError, match=r"epsilon = 0.01: cannot be met: DP-SGD with noise multiplier 2000 costs 0\.010 .*above 0\.010$"):
+    with pytest.raises(UserError, match=r"DP-SGD with noise multiplier 2000 costs 0\.010 .*above 0\.010$"):
         calibrate(accounting.MARGIN, 0.01, lambda sigma: [dp_sgd(sigma, steps=1)])
+    with pytest.raises(UserError, match=r"the saliency release alone costs (0\.8\d\d) .* above \1$"):
+        calibrate(accounting.MARGIN, DELTA, lambda sigma: [SALIENCY, dp_sgd(sigma)])
 
 
 def test_pld_rounds_losses_up_to_its_interval(monkeypatch):

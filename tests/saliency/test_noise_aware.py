@@ -15,11 +15,13 @@ from dpsapf.experiment.columns import (
     MATRIX,
     NOISE_ENERGY,
     PARAMETERS,
+    PREDICTED_RISE,
     SCORE,
     SIGNAL_ENERGY,
 )
 from dpsapf.experiment.records import Release
-from dpsapf.saliency.noise_aware import best_count, by_worth, noise_energy, signal_energy
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.saliency.noise_aware import affordable_count, best_count, by_worth, noise_energy, signal_energy
 from dpsapf.saliency.select import gap_ratio, worthwhile_units
 
 
@@ -117,9 +119,37 @@ def frame(signal, noise, fragile, layers="aabb"):
 
 def test_units_are_summed_and_a_ratio_keeps_as_many():
     table = frame([1.0, 1.0, 8.0, 0.0], [1.0] * 4, [1.0, 1.0, 1.0, 1.0])
-    assert worthwhile_units(table, "matrix", 0.25).tolist() == [False, False, True, False]
-    assert worthwhile_units(table, "layer", 0.5).tolist() == [False, False, True, True]
-    assert worthwhile_units(table, "matrix", None).tolist() == [True, True, True, False]
+    assert worthwhile_units(table, weighing(ratio=0.25)).tolist() == [False, False, True, False]
+    assert worthwhile_units(table, weighing(ratio=0.5, level="layer")).tolist() == [False, False, True, True]
+    assert worthwhile_units(table, weighing()).tolist() == [True, True, True, False]
+
+
+def test_a_budget_is_spent_on_the_most_signal():
+    """Worth 4, 3, 2, 1 per rise: the first two rise by 0.07, the third would be the straw."""
+    table = frame([0.08, 0.15, 0.10, 0.02], [1e9] * 4, [1e9] * 4).assign(**{PREDICTED_RISE: [0.02, 0.05, 0.05, 0.02]})
+    assert worthwhile_units(table, weighing(rule="noise-budget")).tolist() == [True, True, False, False]
+    half = table.assign(**{PREDICTED_RISE: table[PREDICTED_RISE] / 2})
+    assert worthwhile_units(half, weighing(rule="noise-budget")).tolist() == [True, True, True, True]
+    assert worthwhile_units(half, weighing(rule="noise-budget", ratio=0.25)).tolist() == [True, False, False, False]
+    assert worthwhile_units(half, weighing(rule="noise-budget", level="layer")).tolist() == [True] * 4
+    assert worthwhile_units(table, weighing(rule="noise-budget", level="layer")).tolist() == [True, True, False, False]
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 10**6), budget=st.floats(1e-3, 1e3))
+def test_what_is_affordable_is_near_the_best_within_the_budget(seed, budget):
+    """Against all sets: greedy, stopping at the first that does not fit, loses less than its next unit."""
+    gain, cost = random_problem(seed)
+    order, count = by_worth(gain, cost), affordable_count(gain, cost, budget)
+    assert count == 1 or cost[order[:count]].sum() <= budget
+    sets = (np.array(chosen) for size in range(1, 11) for chosen in itertools.combinations(range(10), size))
+    best = max((gain[chosen].sum() for chosen in sets if cost[chosen].sum() <= budget), default=0.0)
+    assert gain[order[: count + 1]].sum() >= best * (1 - 1e-9), "Dantzig: with one unit more it exceeds every set that fits"
+
+
+def weighing(rule="equal-curvature", **changes):
+    values = {"dataset": "a", "public_model": "m", "method": "dp-sapf", "level": "matrix", "score": "signal", "rule": rule}
+    return RunSpec(**(values | changes))
 
 
 def test_the_largest_gap():

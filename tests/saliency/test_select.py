@@ -4,18 +4,22 @@ import pytest
 from dpsapf.experiment.columns import (
     BLOCK,
     CANDIDATES,
+    COLUMNS,
     FRAGILITY_SHRUNK,
     LAYER,
     LORA_PARAMETERS,
     MATRIX,
     NOISE_ENERGY,
     PARAMETERS,
+    PREDICTED_RISE,
     SCORE,
     SELECTED,
     SIGNAL_ENERGY,
 )
-from dpsapf.experiment.records import Selection
+from dpsapf.experiment.methods import TOLERATED_RISE
+from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.stages import SelectMatrices
+from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, kept, random_units, ranking, select_matrices, top_units
 from dpsapf.support.checked import replace
@@ -144,9 +148,38 @@ def test_rules_that_weigh_noise(tmp_path, plan, rule, expected):
     assert written[SIGNAL_ENERGY].tolist() == pytest.approx([(s**2 - 100) / 1e4 if s > 10 else 0 for s in (90, 0, 50, 40, 60, 0)])
 
 
-def test_noise_aware_needs_fragilities(tmp_path, plan):
+@pytest.mark.parametrize("rule", ["noise-aware", "noise-budget"])
+def test_rules_that_weigh_what_noise_breaks_need_fragilities(tmp_path, plan, rule):
     with pytest.raises(UserError, match="--fragility = None: .*run measure-fragility first"):
-        select_matrices(replace(weighing(tmp_path, plan, "noise-aware"), fragility=None))
+        select_matrices(replace(weighing(tmp_path, plan, rule), fragility=None, learning_rate=0.1))
+
+
+def test_a_noise_budget_is_spent_at_the_runs_learning_rate(tmp_path, plan):
+    """Of six matrices of signal 9, 0, 5, 4, 6, 0 the first breaks a thousand times sooner, the others alike."""
+    run = replace(plan.run, rule="noise-budget", ratio=None, score="signal")
+    base = replace(weighing(tmp_path, plan, "noise-budget"), fragility=tmp_path / "fragility.csv", learning_rate=1e-4)
+    frame = pd.read_csv(base.fragility).assign(**{COLUMNS: 8})
+    frame.assign(**{FRAGILITY_SHRUNK: 1e-6 * frame[FRAGILITY_SHRUNK]}).to_csv(base.fragility, index=False)
+
+    def selected(**changes):
+        select_matrices(replace(base, **changes))
+        written = pd.read_csv(tmp_path / "selection.csv")
+        return written.index[written[SELECTED]].tolist(), written[PREDICTED_RISE].to_numpy()
+
+    few = selected()
+    assert few[0] == [0, 1, 2, 3, 4, 5], "nothing breaks at a small rate"
+    walk = noise_walk(base.fragility, pd.read_csv(base.candidate_table), read_record(base.plan, Plan), base)
+    assert few[1] == pytest.approx(walk.rises(1e-4))
+    rate = walk.largest_rate()
+    chosen, rises = selected(learning_rate=rate / 0.9)
+    assert rises.sum() > TOLERATED_RISE and chosen == [2, 3, 4], (
+        "the fragile one does not fit, and what has no signal comes after"
+    )
+    write_record(base.plan, replace(read_record(base.plan, Plan), run=replace(run, learning_rate=rate / 0.9)))
+    assert selected()[0] == [2, 3, 4], "the run's own rate comes before the config's"
+    write_record(base.plan, replace(read_record(base.plan, Plan), run=run))
+    with pytest.raises(UserError, match="--learning-rate = None: .*at a learning rate: give one"):
+        selected(learning_rate=None)
 
 
 def test_a_gap_decides_where_no_ratio_does(tmp_path, plan):

@@ -40,6 +40,18 @@ def test_a_rule_that_weighs_noise_measures_what_noise_breaks_once_for_each_candi
     assert jobs["measure_fragility"] == 2 and jobs["finetune"] == 4
 
 
+def test_an_automatic_learning_rate_and_a_prediction_measure_what_noise_breaks(tmp_path):
+    """Training at a fixed rate does not wait for it; collecting does, on the datasets that are named."""
+    study = {"dataset": ["mnist5k", "digits"], "method": ["dp-lora", "dp-full"]}
+    for learning_rate, predicted, expected in (([None], [], 0), (["auto"], [], 2), ([None], ["digits"], 1)):
+        lora = study | {"method": ["dp-lora"], "learning_rate": learning_rate}
+        data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run", "studies": {"a": study, "b": lora}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | {"measure_fragility": predicted}))
+        result = dry_run("--configfile", str(tmp_path / "config.yaml"))
+        assert result.returncode == 0, result.stderr
+        assert counts(result.stdout).get("measure_fragility", 0) == expected
+
+
 def test_paper_expands():
     result = dry_run("--configfile", "config/paper.yaml")
     jobs = counts(result.stdout)

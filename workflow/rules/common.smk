@@ -5,14 +5,15 @@ from pathlib import Path
 
 from dpsapf.cli import warm
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry
-from dpsapf.experiment.settings import parse_config
+from dpsapf.experiment.settings import UpdateConfig, parse_config
 from dpsapf.support.errors import UserError
-from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.methods import AXES, WALKING, method
 from dpsapf.experiment.layout import Layout
 from dpsapf.cli.rules import (
     audit_files,
     code_digest,
     entry_digest,
+    fragility_file,
     flags,
     given,
     score_flags,
@@ -45,6 +46,7 @@ AGREEMENTS = [
     for dataset in CONFIG.compare_scores
     for model in sorted({x.public_model for x in CONFIG.runs if x.dataset == dataset})
 ]
+UPDATES = tuple(UpdateConfig.model_fields)
 PROTOCOL = CONFIG.evaluation.protocol
 
 ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")
@@ -72,6 +74,18 @@ def selection_inputs(wildcards):
     return selection_files(LAYOUT, RUNS[wildcards.run])
 
 
+def training_inputs(wildcards):
+    """The plan, the model, what was selected, the latents, and what noise breaks if it decides the learning rate."""
+    run = RUNS[wildcards.run]
+    files = {
+        "plan": LAYOUT.run(run.id, "plan.json"),
+        "model": LAYOUT.model(run.public_model, "model.json"),
+        "selection": LAYOUT.run(run.id, "selection.csv"),
+        "latents": LAYOUT.latents(run.dataset, run.public_model, "latents.safetensors"),
+    }
+    return files | (fragility_file(LAYOUT, run) if run.learning_rate == "auto" else {})
+
+
 def audit_inputs(wildcards):
     """The plan, what was spent and measured, and every file that the spend records name."""
     return audit_files(LAYOUT, RUNS[wildcards.run])
@@ -93,8 +107,14 @@ def run_records(wildcards):
     run = RUNS[wildcards.run]
     names = {"plan": "plan.json", "ledger": "ledger.json", "timing": "timing.json"}
     names |= {"fidelity": "fidelity.json", "utility": "utility.json"}
+    predicted = (
+        run.dataset in CONFIG.measure_fragility
+        and run.adapter in WALKING
+        and not run.lora_rank
+    )
     return {
         **{name: LAYOUT.run(run.id, file) for name, file in names.items()},
+        **(fragility_file(LAYOUT, run) if predicted else {}),
         "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
     } | trained_files(LAYOUT, run, "selection", "spend", "private", "training_log")

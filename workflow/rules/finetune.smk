@@ -1,11 +1,6 @@
 rule finetune:
     input:
-        plan=LAYOUT.run("{run}", "plan.json"),
-        model=lambda w: LAYOUT.model(RUNS[w.run].public_model, "model.json"),
-        selection=LAYOUT.run("{run}", "selection.csv"),
-        latents=lambda w: LAYOUT.latents(
-            RUNS[w.run].dataset, RUNS[w.run].public_model, "latents.safetensors"
-        ),
+        unpack(training_inputs),
     output:
         weights=LAYOUT.run("{run}", "weights.safetensors"),
         training_log=LAYOUT.run("{run}", "private_log.csv"),

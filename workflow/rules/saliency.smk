@@ -102,7 +102,8 @@ rule select_matrices:
         mem_mb=1000,
     params:
         files=lambda w, input: given(input),
-        adapter=flags(CONFIG.finetune, only=("lora_rank",)),
+        adapter=flags(CONFIG.finetune, only=UPDATES),
+        rate=CONFIG.finetune.learning_rate_lora,
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf select-matrices {params.files} {params.adapter} --out {output.out} --record {output.record} --log {log}"
+        "python -m dpsapf select-matrices {params.files} {params.adapter} --learning-rate {params.rate} --out {output.out} --record {output.record} --log {log}"

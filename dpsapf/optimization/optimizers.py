@@ -84,8 +84,3 @@ class DPAdamBC(torch.optim.Optimizer):
         floor = 0.1 * variance if variance > 0 else 1e-8 * square + torch.finfo(square.dtype).tiny
         spread = torch.maximum(square - variance, torch.as_tensor(floor, dtype=square.dtype, device=square.device))
         parameter.sub_(group["lr"] * mean / spread.sqrt())
-
-
-def noise_deviation(noise_multiplier: float | None, sensitivity: float | None, expected_batch: float) -> float:
-    """Return the standard deviation of the noise in each entry of the mean gradient, sigma C / B; 0 without noise."""
-    return 0.0 if noise_multiplier is None else noise_multiplier * sensitivity / expected_batch

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dpsapf.finetune.optimizers import DPAdamBC, build_optimizer, noise_deviation
+from dpsapf.optimization.noise_walk import noise_deviation
+from dpsapf.optimization.optimizers import DPAdamBC, build_optimizer
 
 
 def steps(optimizer, parameter, gradients):

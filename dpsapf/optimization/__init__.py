@@ -1,0 +1,1 @@
+"""What turns a private gradient into a step, and what noise alone does through it."""
