@@ -14,6 +14,7 @@ from paper_figures import (
     contact_sheet,
     epsilon_curves,
     main_table,
+    noise_rise,
     paired_differences,
     paper_reference,
     privacy_cost,
@@ -24,6 +25,7 @@ from paper_figures import (
     stability_edges,
     stability_map,
     tuned_and_shared,
+    tuned_differences,
     variants,
 )
 from paper_figures.results import MissingStudy, Results, load_results
@@ -57,7 +59,9 @@ ITEMS = (
     Item("stability_map", stability_map.prepare, stability_map.draw),
     Item("stability_map_accuracy", stability_map.prepare, stability_map.draw_accuracy),
     Item("stability_edges", stability_edges.prepare, stability_edges.draw),
+    Item("noise_rise", noise_rise.prepare, noise_rise.draw),
     Item("tuned_and_shared", tuned_and_shared.prepare, tuned_and_shared.draw),
+    Item("tuned_differences", tuned_differences.prepare, tuned_differences.draw),
     Item("contact_sheet", contact_sheet.prepare, contact_sheet.draw),
     Item("privacy_cost", privacy_cost.prepare, privacy_cost.draw),
     Item("resources", resources.prepare, resources.draw),

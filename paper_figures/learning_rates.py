@@ -1,6 +1,7 @@
 """Runs at several learning rates: which way they chose what to train, and where the public model as it is stands."""
 
 import dataclasses
+import math
 
 import pandas as pd
 
@@ -12,6 +13,8 @@ from paper_figures.style import LOOKS, Look
 
 PANEL = [*GROUP, "epsilon"]
 LEAST = "-least"  # ends the way of runs whose scores choose the least salient
+BUDGET = "-noise-budget"  # ends the way of runs that train as many matrices as noise allows
+AUTO = "auto"  # learning rate that noise allows
 WHOLE = "dp-lora"
 CHOSEN = {  # ways of choosing as many matrices
     "dp-sapf-matrix": "most salient",
@@ -25,17 +28,19 @@ def runs_at_rates(results: Results) -> pd.DataFrame:
 
     Returns:
         Rows of runs.csv with ``series`` (see `paper_figures.results.with_labels`), ``way`` (the series, and whether the
-        least salient were chosen), ``ratio`` (1 where all is trained) and ``rate`` (the peak learning rate that was used).
+        least salient were chosen, or as many as noise allows), ``ratio`` (1 where all is trained; empty where noise allows
+        as many) and ``rate`` (the peak learning rate that was used).
     """
     choices = [axis for axis in CHOICES if axis != "rule"]
     training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
-    rules = results.runs["rule"]
-    runs = results.runs[results.runs["epsilon"].notna() & (rules.isna() | rules.isin(["top", "least"]))]
-    runs = hold(runs, results, choices, training)
+    runs, rules = results.runs[results.runs["epsilon"].notna()], results.runs["rule"]
+    ranked = hold(runs[rules.isna() | rules.isin(["top", "least"])], results, choices, training)
+    budget = runs[(rules == "noise-budget") & runs["ratio"].isna()]  # of score signal, whatever the others' is
+    runs = pd.concat([ranked, hold(budget, results, [axis for axis in choices if axis != "score"], training)])
     runs = runs[runs["sigma_s"].isna() | (runs["sigma_s"] == results.headline["sigma_s"])]
     runs = with_labels(runs, results)
-    ways = runs["series"].where(runs["rule"] != "least", runs["series"] + LEAST)
-    return runs.assign(way=ways, ratio=runs["ratio"].fillna(1.0), rate=runs[USED_RATE])
+    ways = runs["series"] + runs["rule"].map({"least": LEAST, "noise-budget": BUDGET}).fillna("")
+    return runs.assign(way=ways, ratio=runs["ratio"].where(runs["level"].notna(), 1.0), rate=runs[USED_RATE])
 
 
 def sweeps(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -50,6 +55,7 @@ def sweeps(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
     """
     floor = results.runs[results.runs["method"] == "no-finetune"]
     runs = runs_at_rates(results).merge(floor[GROUP].drop_duplicates(), on=GROUP)
+    runs = runs[runs["learning_rate"] != AUTO]
     rates = runs[runs["way"].isin(CHOSEN)].groupby([*PANEL, "way", "ratio"])["rate"].nunique()
     swept = rates[rates > 1].reset_index()[PANEL].drop_duplicates()
     if swept.empty:
@@ -61,6 +67,9 @@ def sweeps(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 def look_of_way(way: str) -> Look:
     """Return the look of a way."""
+    if way.endswith(BUDGET):
+        look = LOOKS[way.removesuffix(BUDGET)]
+        return dataclasses.replace(look, label=f"{look.label}, as many as noise allows", colour="purple", marker="s")
     if not way.endswith(LEAST):
         return LOOKS[way]
     look = LOOKS[way.removesuffix(LEAST)]
@@ -70,7 +79,7 @@ def look_of_way(way: str) -> Look:
 def name_of_way(way: str, ratio: float) -> str:
     """Name a way for a reader, with its ratio if that is not 1."""
     name = CHOSEN.get(way) or look_of_way(way).label
-    return name if ratio == 1 else f"{name} {number(round(100 * ratio, 6))} %"
+    return name if ratio == 1 or math.isnan(ratio) else f"{name} {number(round(100 * ratio, 6))} %"
 
 
 def title(panel: dict[str, object]) -> str:

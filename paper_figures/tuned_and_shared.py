@@ -1,8 +1,11 @@
-"""Accuracy and FID of every way at its own best learning rate, beside the one learning rate that the config gives to all.
+"""Accuracy and FID of every way at a learning rate of its own, beside the one learning rate that the config gives to all.
 
 The best learning rate is not looked up in the results it is shown with: FID is computed on private training images and
 accuracy on private test images, both outside the guarantee, so that a choice by them would cost privacy that nobody
 accounted. A rule chooses, named in the column ``chosen_by``:
+
+``noise``: the largest learning rate at which noise alone is predicted to break little, `learning_rate: auto`; it knows
+settings and the public model alone, and is taken where a way has it.
 
 ``proxy``: the learning rate with the lowest mean FID on the *other* datasets of the results, at the same public model and
 epsilon, is carried over (leave one dataset out). FID on those is of their private images, so that they must be treated as
@@ -20,7 +23,7 @@ from matplotlib.lines import Line2D
 from dpsapf.aggregation.aggregate import interval_factor
 from dpsapf.experiment.columns import INTERVAL, SEEDS
 from dpsapf.experiment.runs import number
-from paper_figures.learning_rates import CHOSEN, PANEL, look_of_way, name_of_way, runs_at_rates, title
+from paper_figures.learning_rates import AUTO, CHOSEN, PANEL, look_of_way, name_of_way, runs_at_rates, title
 from paper_figures.main_table import METRICS
 from paper_figures.results import MissingStudy, Results, floor_and_ceiling
 from paper_figures.style import WIDTH, Look, look_of
@@ -29,6 +32,7 @@ from paper_figures.variants import log_if_broad
 PROXY = "proxy"
 CHOSEN_BY = "chosen_by"
 OWN, SHARED = "own", "shared"
+NOISE = "noise"
 ENOUGH = 2  # learning rates that all datasets have, to choose from
 
 
@@ -37,44 +41,69 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per dataset, public model, epsilon, way (at the headline ratio) and ``setting`` (``own`` or ``shared``):
-        label, ``rate`` (peak learning rate), ``chosen_by`` (``proxy``, or ``config`` for the shared one), ``proxies``
-        (the datasets that it was chosen on), accuracy (%) and FID, means over seeds with 95 % half widths (empty for one
-        seed). Floor and ceiling have neither way nor rate.
+        label, ``rate`` (peak learning rate; the geometric mean over seeds), ``chosen_by`` (``noise`` or ``proxy``, or
+        ``config`` for the shared one), ``proxies`` (the datasets that it was chosen on), accuracy (%) and FID, means over
+        seeds with 95 % half widths (empty for one seed). Floor and ceiling have neither way nor rate.
 
     Raises:
-        MissingStudy: no way has two learning rates on two datasets, beside the config's own.
+        MissingStudy: no way has a learning rate of its own (by noise, or by two on two datasets) beside the config's.
     """
-    runs = runs_at_rates(results)
-    table = _means(runs[runs["level"].isna() | (runs["ratio"] == results.headline["ratio"])])
-    panels = [_panel(rows, table, results) for _, rows in table.groupby(PANEL, sort=False)]
-    panels = [panel for panel in panels if panel["way"].notna().any()]
-    if not panels:
-        raise MissingStudy("no way has two learning rates, one of them the config's own, on two datasets")
+    pairs = own_and_shared(tuned_runs(results))
+    panels = [_with_bounds(rows, results) for _, rows in pairs.groupby(PANEL, sort=False)]
     return pd.concat(panels, ignore_index=True).assign(protocol=results.protocol)
 
 
+def own_and_shared(runs: pd.DataFrame) -> pd.DataFrame:
+    """Average over seeds and choose: the rows of `prepare` without floor and ceiling.
+
+    Args:
+        runs: of `tuned_runs`.
+
+    Raises:
+        MissingStudy: as `prepare`.
+    """
+    table = _means(runs)
+    table = table.assign(label=[name_of_way(*key) for key in zip(table["way"], table["ratio"], strict=True)])
+    first = {way: place for place, way in enumerate(CHOSEN)}
+    table = table.sort_values("way", key=lambda ways: ways.map(first).fillna(len(first)), kind="stable")
+    pairs = [_pair(rows, table) for _, rows in table.groupby([*PANEL, "way"], sort=False)]
+    if not any(map(len, pairs)):
+        raise MissingStudy("no way has a learning rate that noise allows, or two on two datasets, beside the config's own")
+    return pd.concat([pair for pair in pairs if len(pair)], ignore_index=True)
+
+
+def tuned_runs(results: Results) -> pd.DataFrame:
+    """Return the runs of `runs_at_rates` at the headline ratio, or one that was found, with `accuracy_pct` and two columns more.
+
+    ``shared`` tells the config's own learning rate, ``auto`` one that noise allows; the ``rate`` of those is their mean.
+    """
+    runs = runs_at_rates(results)
+    runs = runs[runs["level"].isna() | runs["ratio"].isna() | (runs["ratio"] == results.headline["ratio"])]
+    auto = runs["learning_rate"] == AUTO
+    means = np.exp(np.log(runs["rate"].where(auto)).groupby([runs[name] for name in (*PANEL, "way")]).transform("mean"))
+    rates = runs["rate"].where(~auto, means)
+    return runs.assign(rate=rates, auto=auto, shared=runs["learning_rate"].isna(), accuracy_pct=100 * runs["accuracy"])
+
+
 def _means(runs: pd.DataFrame) -> pd.DataFrame:
-    runs = runs.assign(shared=runs["learning_rate"].isna(), accuracy_pct=100 * runs["accuracy"])
-    groups = runs.groupby([*PANEL, "way", "series", "ratio", "rate", "shared"], sort=False)
+    groups = runs.groupby([*PANEL, "way", "series", "ratio", "rate", "shared", "auto"], sort=False, dropna=False)
     counts, metrics = groups.size(), groups[list(METRICS)]
     halves = metrics.std().mul(interval_factor(counts), axis=0).add_suffix(INTERVAL)
     return pd.concat([counts.rename(SEEDS), metrics.mean(), halves], axis=1).reset_index()
 
 
-def _panel(rows: pd.DataFrame, table: pd.DataFrame, results: Results) -> pd.DataFrame:
+def _with_bounds(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
     panel = rows[PANEL].iloc[0].to_dict()
-    rows = rows.assign(label=[name_of_way(*key) for key in zip(rows["way"], rows["ratio"], strict=True)])
-    first = {way: place for place, way in enumerate(CHOSEN)}
-    rows = rows.sort_values("way", key=lambda ways: ways.map(first).fillna(len(first)), kind="stable")
-    pairs = [_own_and_shared(of_way, table) for _, of_way in rows.groupby("way", sort=False)]
     bounds = floor_and_ceiling(results, panel["dataset"], panel["public_model"])
-    return pd.concat([*pairs, bounds.assign(**panel)], ignore_index=True).assign(panel=title(panel))
+    return pd.concat([rows, bounds.assign(**panel)], ignore_index=True).assign(panel=title(panel))
 
 
-def _own_and_shared(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+def _pair(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
     """Return a way's row at its own learning rate and that at the shared one; no rows if it lacks either."""
-    rate, proxies = proxy_rate(rows, table)
-    own = rows[rows["rate"] == rate].assign(**{"setting": OWN, CHOSEN_BY: PROXY, "proxies": " ".join(proxies)})
+    own = rows[rows["auto"]].assign(**{"setting": OWN, CHOSEN_BY: NOISE, "proxies": ""})
+    if own.empty:
+        rate, proxies = proxy_rate(rows, table)
+        own = rows[rows["rate"] == rate].assign(**{"setting": OWN, CHOSEN_BY: PROXY, "proxies": " ".join(proxies)})
     shared = rows[rows["shared"]].assign(**{"setting": SHARED, CHOSEN_BY: "config"})
     return pd.concat([own, shared]) if len(own) and len(shared) else rows.head(0)
 
@@ -91,7 +120,7 @@ def proxy_rate(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[float, list[str
         at least two of the rates. Not a number, and none, if there are none.
     """
     same = table[["public_model", "epsilon", "way"]].eq(rows[["public_model", "epsilon", "way"]].iloc[0]).all(axis=1)
-    others = table[same & (table["dataset"] != rows["dataset"].iloc[0]) & table["rate"].isin(rows["rate"])]
+    others = table[same & ~table["auto"] & (table["dataset"] != rows["dataset"].iloc[0]) & table["rate"].isin(rows["rate"])]
     fids = np.log(others.pivot(index="rate", columns="dataset", values="fid"))
     fids = fids.loc[:, fids.notna().sum() >= ENOUGH].dropna()
     if len(fids) < ENOUGH:
@@ -139,13 +168,19 @@ def _mark(ax: Axes, place: int, row: dict, metric: str, look: Look) -> None:
 
 def _name(pair: pd.DataFrame) -> str:
     rates = pair.set_index("setting")["rate"]
-    return f"{pair['label'].iloc[0]}\n{number(rates[OWN])} (own), {number(rates[SHARED])} (shared)"
+    own = float(f"{rates[OWN]:.2g}")
+    return f"{pair['label'].iloc[0]}\n{number(own)} (own), {number(rates[SHARED])} (shared)"
+
+
+def _by(data: pd.DataFrame) -> str:
+    names = {NOISE: "that noise allows", PROXY: "chosen on the other datasets"}
+    return " or ".join(name for rule, name in names.items() if (data[CHOSEN_BY] == rule).any())
 
 
 def _explained(data: pd.DataFrame) -> list[Line2D]:
     mark = {"color": "0.3", "marker": "o", "markersize": 6, "linestyle": "none"}
     marks = [
-        Line2D([], [], label="own learning rate, chosen on the other datasets", **mark),
+        Line2D([], [], label=f"own learning rate, {_by(data)}", **mark),
         Line2D([], [], label="shared learning rate, the config's", markerfacecolor="white", **mark),
     ]
     bounds = [look_of(series) for series in data.loc[data["way"].isna(), "series"].unique()]

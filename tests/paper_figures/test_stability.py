@@ -209,3 +209,23 @@ def test_a_way_that_one_dataset_lacks_keeps_its_title_and_its_ratios(cells):
     labels = [text.get_text() for text in titled["least salient"].get_yticklabels() if text.get_visible()]
     assert labels == ["50", "100"] and titled["least salient"].yaxis.get_tick_params()["labelleft"]
     assert not titled["random"].yaxis.get_tick_params()["labelleft"]
+
+
+def test_predicted_edges_stand_beside_the_measured_ones(swept):
+    """A rise in proportion to the square of the rate reaches 0.1 at 0.05 in seed 0, at 0.1 in seed 1, nowhere in seed 2."""
+    reach = swept.runs["seed"].map({0: 0.05, 1: 0.1, 2: 0.5})
+    predicted = 0.1 * (swept.runs["used_learning_rate"] / reach) ** 2
+    results = dataclasses.replace(swept, runs=swept.runs.assign(predicted_rise=predicted))
+    bounds = stability_edges.seed_edges(results).loc[[0, 1], "predicted"]
+    assert bounds.map(lambda bound: bound.value).groupby(level=0).first().tolist() == pytest.approx([0.05, 0.1])
+    assert set(stability_edges.prepare(results)["predicted_sign"]) == {">"}
+    two = dataclasses.replace(results, runs=results.runs[results.runs["seed"] < 2])
+    edges = stability_edges.prepare(two)
+    assert edges["predicted"].to_numpy() == pytest.approx(0.005**0.5)
+    assert "| 0.071 \\[" in markdown(stability_edges.draw(edges))
+
+
+def test_runs_at_a_rate_that_noise_allows_are_not_on_the_map(swept):
+    auto = swept.runs[swept.runs["learning_rate"] == 0.07].assign(learning_rate="auto", used_learning_rate=0.05)
+    mixed = dataclasses.replace(swept, runs=pd.concat([swept.runs, auto], ignore_index=True))
+    pd.testing.assert_frame_equal(stability_map.prepare(mixed), stability_map.prepare(swept))

@@ -57,7 +57,7 @@ def test_the_rate_is_chosen_on_the_other_dataset_and_its_own_fid_changes_nothing
 def test_several_proxies_have_equal_weight():
     rows = [("a", 1.0, 5.0), ("a", 2.0, 5.0), ("b", 1.0, 100.0), ("b", 2.0, 130.0), ("c", 1.0, 2.0), ("c", 2.0, 1.0)]
     rows += [("d", 1.0, 1.0)]  # one rate: no proxy
-    table = pd.DataFrame(rows, columns=["dataset", "rate", "fid"]).assign(public_model="m", epsilon=1.0, way="w")
+    table = pd.DataFrame(rows, columns=["dataset", "rate", "fid"]).assign(public_model="m", epsilon=1.0, way="w", auto=False)
     rate, proxies = tuned_and_shared.proxy_rate(table[table["dataset"] == "a"], table)
     assert (rate, proxies) == (2.0, ["b", "c"]), "a factor of two on c outweighs 1.3 on b"
 

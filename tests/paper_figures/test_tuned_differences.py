@@ -1,0 +1,62 @@
+import dataclasses
+
+import pandas as pd
+import pytest
+from scipy import stats
+
+from paper_figures import tuned_and_shared, tuned_differences
+from paper_figures.paired_differences import smallest_visible
+from paper_figures.results import MissingStudy
+from paper_figures.tables import markdown
+
+SALIENT = "dp-sapf-matrix"
+
+
+@pytest.fixture(scope="module")
+def noisy(swept):
+    """Beside `swept`, runs of two ways at a rate that noise allows, another one in each seed; and a ratio that noise found."""
+    ways = swept.runs["method"].isin(["dp-lora", "random"]) & (swept.runs["learning_rate"] == 0.07)
+    auto = swept.runs[ways].assign(learning_rate="auto")
+    auto = auto.assign(used_learning_rate=0.05 * 2.0 ** (auto["seed"] - 1), fid=auto["fid"] * 0.9)
+    budget = swept.runs[swept.runs["rule"] == "top"].assign(rule="noise-budget", score="signal", ratio=float("nan"))
+    budget = budget.drop_duplicates(["dataset", "epsilon", "learning_rate", "seed"])
+    return dataclasses.replace(swept, runs=pd.concat([swept.runs, auto, budget], ignore_index=True))
+
+
+def test_the_rate_that_noise_allows_comes_before_a_proxys(noisy):
+    data = tuned_and_shared.prepare(noisy).set_index(["dataset", "way", "setting"])
+    row = data.loc["mnist5k", "dp-lora", "own"]
+    assert row["chosen_by"] == "noise" and row["rate"] == pytest.approx(0.05) and row["n"] == 3, "one row of three seeds"
+    assert data.loc["mnist5k", SALIENT, "own"]["chosen_by"] == "proxy"
+    found = data.loc["mnist5k", f"{SALIENT}-noise-budget", "own"]
+    assert found["label"] == "DP-SAPF, matrices, as many as noise allows" and found["chosen_by"] == "proxy"
+    assert data.loc["mnist5k", "dp-lora", "shared"]["rate"] == 0.02
+
+
+def test_differences_are_paired_at_each_ways_own_rate(noisy):
+    data = tuned_differences.prepare(noisy)
+    row = data.query("dataset == 'mnist5k' and setting == 'own' and series == 'dp-lora'").iloc[0]
+    assert row["chosen_by"] == "noise" and row["rate"] == pytest.approx(0.05)
+    own = tuned_and_shared.prepare(noisy).query(f"dataset == 'mnist5k' and way == '{SALIENT}' and setting == 'own'").iloc[0]
+    runs = noisy.runs[(noisy.runs["dataset"] == "mnist5k") & (noisy.runs["epsilon"] == 10)]
+    chosen = (runs["rule"] == "top") & (runs["ratio"] == noisy.headline["ratio"]) & (runs["used_learning_rate"] == own["rate"])
+    ours = runs[chosen].set_index("seed")["fid"]
+    lora = runs[(runs["method"] == "dp-lora") & (runs["learning_rate"] == "auto")].set_index("seed")["fid"]
+    interval = stats.ttest_1samp(ours - lora, 0).confidence_interval(0.95)
+    assert row["fid"] == pytest.approx((interval.low + interval.high) / 2)
+    assert 2 * row["fid_interval95"] == pytest.approx(interval.high - interval.low)
+    assert row["fid_visible"] == pytest.approx(smallest_visible(3) * (ours - lora).std())
+    text = markdown(tuned_differences.draw(data))
+    assert "each its own" in text and "shared" in text and "Smallest difference that would be seen in 80 of 100" in text
+
+
+def test_one_seed_has_no_differences(noisy):
+    with pytest.raises(MissingStudy, match="two seeds"):
+        tuned_differences.prepare(dataclasses.replace(noisy, runs=noisy.runs[noisy.runs["seed"] == 0]))
+
+
+@pytest.mark.parametrize("seeds", [3, 5, 20])
+def test_the_smallest_visible_difference_is_seen_in_eighty_of_a_hundred_studies(seeds):
+    draws = stats.norm.rvs(loc=smallest_visible(seeds), size=(20_000, seeds), random_state=seeds)
+    assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
+    assert pd.isna(smallest_visible(1))
