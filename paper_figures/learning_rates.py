@@ -14,6 +14,14 @@ from paper_figures.style import LOOKS, Look
 PANEL = [*GROUP, "epsilon"]
 LEAST = "-least"  # ends the way of runs whose scores choose the least salient
 BUDGET = "-noise-budget"  # ends the way of runs that train as many matrices as noise allows
+RULES = {  # how scores choose
+    "top": "most salient",
+    "least": "least salient",
+    "gap": "up to the largest gap",
+    "noise-aware": "signal against noise",
+    "equal-curvature": "signal against noise, equally fragile",
+    "noise-budget": "as many as noise allows",
+}
 AUTO = "auto"  # learning rate that noise allows
 WHOLE = "dp-lora"
 CHOSEN = {  # ways of choosing as many matrices
@@ -69,7 +77,7 @@ def look_of_way(way: str) -> Look:
     """Return the look of a way."""
     if way.endswith(BUDGET):
         look = LOOKS[way.removesuffix(BUDGET)]
-        return dataclasses.replace(look, label=f"{look.label}, as many as noise allows", colour="purple", marker="s")
+        return dataclasses.replace(look, label=f"{look.label}, {RULES['noise-budget']}", colour="purple", marker="s")
     if not way.endswith(LEAST):
         return LOOKS[way]
     look = LOOKS[way.removesuffix(LEAST)]
