@@ -41,7 +41,8 @@ def runs_at_rates(results: Results) -> pd.DataFrame:
     """
     choices = [axis for axis in CHOICES if axis != "rule"]
     training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
-    runs, rules = results.runs[results.runs["epsilon"].notna()], results.runs["rule"]
+    runs = results.runs[results.runs["epsilon"].notna()]
+    rules = runs["rule"]
     ranked = hold(runs[rules.isna() | rules.isin(["top", "least"])], results, choices, training)
     budget = runs[(rules == "noise-budget") & runs["ratio"].isna()]  # of score signal, whatever the others' is
     runs = pd.concat([ranked, hold(budget, results, [axis for axis in choices if axis != "score"], training)])

@@ -16,15 +16,8 @@ from paper_figures.draw import ITEMS, draw_all, draw_figures
 from paper_figures.style import theme
 
 TABLES = ("main_table", "paired_differences", "privacy_cost", "resources")
-STABILITY = {
-    "stability_map",
-    "stability_map_accuracy",
-    "stability_edges",
-    "selection_regret",
-    "noise_rise",
-    "tuned_and_shared",
-    "tuned_differences",
-}
+STABILITY = {"stability_map", "stability_map_accuracy", "stability_edges", "selection_regret", "noise_rise"}
+STABILITY |= {"tuned_and_shared", "tuned_differences"}
 NOT_IN_THE_DEMO = {"variants", "saliency_agreement", *STABILITY}  # have test files of their own
 FIGURES = tuple(item.name for item in ITEMS if item.name not in {*TABLES, *NOT_IN_THE_DEMO})
 

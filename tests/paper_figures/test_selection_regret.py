@@ -25,11 +25,8 @@ def test_regret_is_against_the_best_at_the_same_rate(swept, data):
     expected = logs - logs.min()
     rows = data[data["dataset"] == "mnist5k"].set_index("label")
     assert len(rows) == len(logs) == 7
-    for label, name in (
-        ("all (DP-LoRA)", "dp-lora1.0"),
-        ("random, 50 %", "random0.5"),
-        ("least salient, energy, 10 %", "dp-sapfleast0.1"),
-    ):
+    names = {"all (DP-LoRA)": "dp-lora1.0", "random, 50 %": "random0.5", "least salient, energy, 10 %": "dp-sapfleast0.1"}
+    for label, name in names.items():
         assert rows.loc[label, "fid_over_best"] == pytest.approx(np.exp(expected.loc[name].mean()))
         assert rows.loc[label, "worst"] == pytest.approx(np.exp(expected.loc[name].max()))
     assert (rows["fid_over_best"] >= 1).all() and rows["fid_over_best"].is_monotonic_increasing and (rows["seeds"] == 3).all()
