@@ -81,7 +81,8 @@ def draw(data: pd.DataFrame) -> Figure:
         ax.set_visible(False)
     for first, *_ in grid:
         first.set_ylabel("FID over the floor's")
-    figure.supxlabel("predicted rise of the mean squared prediction, by noise alone", fontsize=9)
+    for column in grid.T:
+        [ax for ax in column if ax.get_visible()][-1].set_xlabel("rise predicted from noise alone")
     figure.legend(handles=_explained(data), loc="outside lower center", ncols=3, frameon=False)
     return figure
 
@@ -100,10 +101,14 @@ def _draw_panel(ax: Axes, rows: pd.DataFrame, name: str) -> None:
     ax.set_title(f"{name}; rank correlation {np.round(correlation, 2):.2f}", fontsize=8)
 
 
+def _name(way: str) -> str:
+    return CHOSEN.get(way) or LOOKS[way].label
+
+
 def _explained(data: pd.DataFrame) -> list[Line2D]:
     ways = [way for way in LOOKS if (data["way"] == way).any()]
     style = {"markeredgecolor": "0.2", "markeredgewidth": 0.4, "linestyle": "none"}
-    marks = [Line2D([], [], color=LOOKS[way].colour, marker=LOOKS[way].marker, label=LOOKS[way].label, **style) for way in ways]
+    marks = [Line2D([], [], color=LOOKS[way].colour, marker=LOOKS[way].marker, label=_name(way), **style) for way in ways]
     return [
         *marks,
         Line2D([], [], color="black", linestyle="--", linewidth=1, label="tolerated rise"),

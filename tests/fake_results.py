@@ -43,9 +43,7 @@ def variant_runs(datasets=("mnist5k",), seeds=(0, 1)):
     return expand({"variants": Study(dataset=datasets, method=tuple(METHODS), level=("matrix",), seed=seeds)})
 
 
-def stability_runs(
-    datasets=("mnist5k", "histo-mini"), epsilons=(1, 10), ratios=(0.1, 0.3, 0.5, 0.7), rates=RATES, seeds=(0, 1, 2)
-):
+def stability_runs(datasets=("mnist5k", "digits"), epsilons=(1, 10), ratios=(0.1, 0.3, 0.5, 0.7), rates=RATES, seeds=(0, 1, 2)):
     """The runs of config/stability.yaml, with null for the config's own learning rate."""
     axes = {"dataset": datasets, "epsilon": epsilons, "seed": seeds}
     axes["learning_rate"] = [None if rate == CONFIG_RATE else rate for rate in rates]

@@ -29,6 +29,6 @@ def smallest(tmp_path_factory):
 @pytest.fixture(scope="session")
 def swept(tmp_path_factory):
     """Learning rates against ratios on two datasets, collapsing as `collapsing` says; the first rate is the config's own."""
-    runs = stability_runs(epsilons=(10,), ratios=(0.1, 0.5), rates=(0.02, 0.07, 0.2), seeds=(0, 1, 2))
+    runs = stability_runs(("mnist5k", "histo-mini"), epsilons=(10,), ratios=(0.1, 0.5), rates=(0.02, 0.07, 0.2), seeds=(0, 1, 2))
     root = write_results(tmp_path_factory.mktemp("results") / "swept", runs, images=False, changes=collapsing)
     return load_results(root)
