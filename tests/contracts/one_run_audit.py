@@ -37,6 +37,7 @@ from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy import clipping, meter, noise
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.evidence import check_measures
+from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
 from dpsapf.support.errors import UserError
@@ -45,7 +46,8 @@ from tests.tiny import tiny_scheduler
 
 # ---- Patch points: every name of the package that is replaced, and what the attacker knows of its seeds, stands here.
 
-ADD_NOISE = noise.add_gaussian_noise
+ADD_NOISE, ADD_GUMBEL, ADD_LAPLACE = noise.add_gaussian_noise, noise.add_gumbel_noise, noise.add_laplace_noise
+CLIPPED_SUM = ghost_clipping.GhostClipping.clipped_sum
 
 
 def planted_draws(draw: Callable) -> AbstractContextManager:
@@ -67,10 +69,24 @@ def planted_norms(squared_norms: Callable) -> AbstractContextManager:
     return stack
 
 
-def noise_from_the_seed(release: Release, seed: int) -> np.ndarray:
+def planted_model(model: torch.nn.Module, draw: Callable) -> AbstractContextManager:
+    """Let the saliency stage score a planted model on planted draws, and read no records."""
+    stack = ExitStack()
+    replaced = {
+        "draw_pairs": draw,
+        "load_unet": lambda *_: model,
+        "load_scheduler": lambda _: tiny_scheduler(),
+        "read_record": lambda *_: SimpleNamespace(name="canaries"),
+    }
+    for name, value in replaced.items():
+        stack.enter_context(patch.object(saliency, name, value))
+    return stack
+
+
+def noise_from_the_seed(release: Release, seed: int, canaries: int) -> np.ndarray:
     """Draw what a run with seeded noise would add at each step, in units of its standard deviation, [T, m]."""
     if release.name == "saliency":
-        like, sources = torch.zeros(SCORED, dtype=torch.float64), [torch_generator(seed, "saliency", "privacy noise")]
+        like, sources = torch.zeros(canaries, dtype=torch.float64), [torch_generator(seed, "saliency", "privacy noise")]
     else:
         like = torch.zeros(SIDE, SIDE)
         sources = [torch_generator(seed, "finetune", "privacy noise", step) for step in range(release.steps)]
@@ -81,8 +97,16 @@ def _third(value, noise_multiplier, sensitivity, source):
     return ADD_NOISE(value, noise_multiplier / 3, sensitivity, source)
 
 
+def _scaled(add: Callable, factor: float) -> Callable:
+    return lambda value, scale, source: add(value, factor * scale, source)
+
+
 def _no_noise(value, *_):
     return value
+
+
+def _each_pair_clipped(self, loss, bound, kind, multiplicity=1):
+    return CLIPPED_SUM(self, loss, bound, kind, 1)
 
 
 def _unclipped(squared_norms, *_):
@@ -102,6 +126,9 @@ FINETUNE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
     "noise reused at every step": _reused_noise,
     "noise from the public seed": lambda: patch.object(train, "noise_source", lambda _, generator: noise.SeededNoise(generator)),
 }
+MULTIPLE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "each pair clipped": lambda: patch.object(ghost_clipping.GhostClipping, "clipped_sum", _each_pair_clipped),
+}
 SAMPLING_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
     "everybody at every step": lambda: patch.object(meter, "poisson_batch", lambda images, *_: torch.arange(images)),
 }
@@ -114,6 +141,15 @@ SCORE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
     ),
 }
 
+SIGNAL_FAULTS = SCORE_FAULTS | {"no clipping": lambda: patch.object(ghost_clipping, "clip_factors", _unclipped)}
+DRAW_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "noise / 5": lambda: patch.object(meter, "add_gumbel_noise", _scaled(ADD_GUMBEL, 1 / 5)),
+    "each at the cost of all": lambda: patch.object(meter, "add_gumbel_noise", _scaled(ADD_GUMBEL, 1 / math.sqrt(DRAWN))),
+}
+TEST_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
+    "noise / 3": lambda: patch.object(meter, "add_laplace_noise", _scaled(ADD_LAPLACE, 1 / 3)),
+}
+
 # ---- What is attacked. Both bounds need many canaries: ideal attacks reach half of epsilon with 65,536, not with 2,000.
 
 SIDE, SCORED = 256, 2**14  # canaries of fine-tuning, SIDE^2: one for each entry of a matrix; of the scores: matrices
@@ -123,6 +159,7 @@ MU_STEP = 1e-3
 GUESSES = (1024, 2048)  # half of them "took part", for the highest statistics, half "did not"
 FULL = Release(name="dp-sgd", noise_multiplier=3.1, sensitivity=1.0, sampling_rate=1.0, steps=STEPS, noise="system")
 SAMPLED = Release(name="dp-sgd", noise_multiplier=0.97, sensitivity=1.0, sampling_rate=0.1, steps=STEPS, noise="system")
+SIGNALLED, PAIRS = 2**12, 4  # matrices whose signal is scored; draws for each image where there are several
 SCORES = Release(name="saliency", noise_multiplier=1.55, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="system")
 
 
@@ -233,7 +270,7 @@ def attack(sums: np.ndarray, signs: np.ndarray, admitted: np.ndarray, release: R
         release: the plan: its noise, rate and sensitivity.
     """
     scaled = sums / release.sensitivity
-    without_seeded = scaled - release.noise_multiplier * noise_from_the_seed(release, SEED)
+    without_seeded = scaled - release.noise_multiplier * noise_from_the_seed(release, SEED, len(admitted))
     statistics = (_likelihood(signs * scaled, release), _differences(scaled, signs), _likelihood(signs * without_seeded, release))
     return Found(tuple(_counted(values, admitted, count) for values in statistics for count in GUESSES), len(admitted))
 
@@ -305,12 +342,19 @@ def measured_finetuning(release: Release, fault: Callable[[], AbstractContextMan
     return None
 
 
-def attack_finetuning(release: Release, fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
-    """Train a matrix by ``train.train_step`` on the canaries that a coin admits; system noise."""
+def attack_finetuning(
+    release: Release, fault: Callable[[], AbstractContextManager] = nullcontext, multiplicity: int = 1
+) -> Found:
+    """Train a matrix by ``train.train_step`` on the canaries that a coin admits; system noise, several draws of an image."""
     admitted, signs = coins(SIDE**2), numpy_generator(SEED, "signs").choice([-1.0, 1.0], (release.steps, SIDE**2))
     with fault():
-        sums = finetuned(release, torch.from_numpy(admitted.nonzero()[0]), torch.from_numpy(signs).float())
+        sums = finetuned(release, torch.from_numpy(admitted.nonzero()[0]), torch.from_numpy(signs).float(), multiplicity)
     return attack(sums, signs, admitted, release)
+
+
+def attack_several_draws(fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
+    """Train with several draws for each image and step."""
+    return attack_finetuning(FULL, fault, PAIRS)
 
 
 def coins(canaries: int) -> np.ndarray:
@@ -318,9 +362,9 @@ def coins(canaries: int) -> np.ndarray:
     return numpy_generator(SEED, "coins").random(canaries) < 0.5
 
 
-def finetuned(release: Release, members: torch.Tensor, signs: torch.Tensor) -> np.ndarray:
+def finetuned(release: Release, members: torch.Tensor, signs: torch.Tensor, multiplicity: int) -> np.ndarray:
     """Return the noisy gradient sum of each step, [T, m]."""
-    training, state = _trainer(release, len(members))
+    training, state = _trainer(release, len(members), multiplicity)
     (matrix,), sums = state.parameters.values(), []
     for step in range(release.steps):
         with planted_draws(_draws(members, signs[step])):
@@ -329,11 +373,10 @@ def finetuned(release: Release, members: torch.Tensor, signs: torch.Tensor) -> n
     return np.stack(sums)
 
 
-def _trainer(release: Release, images: int) -> tuple[train.Training, TrainingState]:
+def _trainer(release: Release, images: int, multiplicity: int = 1) -> tuple[train.Training, TrainingState]:
     plan = SimpleNamespace(run=SimpleNamespace(seed=SEED), population=images, clipping="automatic", noise="system")
-    options = SimpleNamespace(
-        device="cpu", micro_batch=8192, noise_multiplicity=1, ema_decay=0.0, learning_rate_schedule="constant", precision="fp32"
-    )
+    settings = {"device": "cpu", "micro_batch": 8192, "ema_decay": 0.0, "learning_rate_schedule": "constant", "precision": "fp32"}
+    options = SimpleNamespace(noise_multiplicity=multiplicity, **settings)
     model = PlantedModel()
     parameters = dict(model.named_parameters())
     gradients = per_image_gradients(model, parameters, None)
@@ -346,7 +389,7 @@ def _draws(members: torch.Tensor, signs: torch.Tensor) -> Callable:
     """Plant canary k SIDE + c: embedding e_c, and noise in entry k that makes its gradient STRETCH C long."""
 
     def draw(latents, batch, multiplicity, timesteps, generator):
-        who = members[batch]
+        who = members[batch].repeat_interleave(multiplicity)
         planted = torch.zeros(len(who), SIDE)
         planted[torch.arange(len(who)), who // SIDE] = -STRETCH * FULL.sensitivity * SIDE / 2 * signs[who]
         planted = planted.reshape(-1, 1, 16, SIDE // 16)
@@ -366,15 +409,47 @@ def attack_scores(fault: Callable[[], AbstractContextManager] = nullcontext) -> 
     return attack(released[None], np.ones((1, SCORED)), admitted, SCORES)
 
 
+class ManyMatrices(torch.nn.Module):
+    """Predict the sum of matrices of one entry, each times its own entry of the prompt embedding.
+
+    With embedding e_c and huge noise, a canary's gradient is huge in matrix c and 0 in the others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        for number in range(SIGNALLED):
+            self.add_module(f"m{number}", torch.nn.Linear(1, 1, bias=False))
+            torch.nn.init.zeros_(self.get_submodule(f"m{number}").weight)
+
+    def forward(self, latents, timesteps, embeddings, return_dict):
+        inputs = embeddings[:, 0].split(1, dim=1)
+        outputs = [matrix(part) for matrix, part in zip(self.children(), inputs, strict=True)]
+        return (torch.cat(outputs, dim=1).sum(1).reshape(latents.shape),)
+
+
+def attack_signal(fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
+    """Score by ``signal`` a model in which each canary has its own matrix; system noise."""
+    admitted = coins(SIGNALLED)
+    with tempfile.TemporaryDirectory() as folder, planted_model(ManyMatrices(), _own_signal), fault():
+        released = released_scores(Path(folder), torch.from_numpy(admitted.nonzero()[0]), SIGNALLED, "signal")
+    return attack(released[None], np.ones((1, SIGNALLED)), admitted, SCORES)
+
+
+def _own_signal(latents, batch, multiplicity, timesteps, generator):
+    who = latents.labels[batch]
+    planted = torch.full((len(who), 1, 1, 1), STRETCH)
+    return Pairs(torch.zeros_like(planted), planted, torch.zeros_like(who), who, torch.eye(SIGNALLED)[:, None])
+
+
 def _own_matrix(unet, scheduler, pairs, names, options):
     for who in pairs.labels.split(256):
         squared = torch.zeros(len(who), len(names))
         yield squared.scatter_(1, who[:, None], (STRETCH * SCORES.sensitivity) ** 2)
 
 
-def released_scores(folder: Path, members: torch.Tensor) -> np.ndarray:
+def released_scores(folder: Path, members: torch.Tensor, matrices: int = SCORED, score: str = "energy") -> np.ndarray:
     """Return the noisy scores that ``score_saliency`` writes."""
-    names = [f"m{number}" for number in range(SCORED)]
+    names = [f"m{number}" for number in range(matrices)]
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(folder / "candidates.csv", index=False)
     (folder / "model.json").write_text("read by no one, but digested")
@@ -387,13 +462,14 @@ def released_scores(folder: Path, members: torch.Tensor) -> np.ndarray:
         model=folder / "model.json",
         candidate_table=folder / "candidates.csv",
         latents=folder / "latents.safetensors",
-        score="energy",
+        score=score,
         mechanism="gaussian",
         sigma_s=SCORES.noise_multiplier,
         clipping_norm=SCORES.sensitivity,
-        expected_batch_size=SCORED,
+        expected_batch_size=matrices,
         noise="system",
         seed=SEED,
+        micro_batch=2048,
         threads=1,
         scores=folder / "scores.csv",
         spend=folder / "spend.json",
@@ -403,13 +479,64 @@ def released_scores(folder: Path, members: torch.Tensor) -> np.ndarray:
     return pd.read_csv(options.scores)[SCORE].to_numpy()
 
 
+# ---- Rankings under attack: one image tells so little of itself there that the release is made anew, many times
+
+UNITS, DRAWN, GAP = 400, 20, 8.0  # units to rank, draws of the exponential mechanism; gap of propose-test-release, in D
+ROUNDS, MAY_FAIL = 16_000, 1e-6  # releases with the image, and as many without; chance of a bound above epsilon
+RANKED_DELTA, RANKED_SIGMA = 1e-3, {"exponential": 1.5, "ptr": 1.0}
+
+
+def ranking_release(name: str) -> tuple[Ranking, Release]:
+    """Plan a release of a ranking, on units of one matrix each, one of which an image raises by at most 2."""
+    ranking = Ranking(unit_of=np.arange(UNITS), kept=DRAWN, sensitivity=2.0, unit_sensitivity=2.0)
+    return ranking, mechanism(name).plan(ranking, RANKED_SIGMA[name], 1.0, RANKED_DELTA)
+
+
+def attack_ranking(name: str, fault: Callable[[], AbstractContextManager] = nullcontext) -> float:
+    """Bound epsilon from below by telling releases with one image from releases without it; system noise.
+
+    The image raises every other unit (``exponential``: more of them are drawn), or the k best (``ptr``: the test passes
+    sooner). A threshold on what is seen is chosen on the first half of the releases, and judged on the second by
+    Clopper and Pearson's intervals, each at half of what may fail: TPR <= e^epsilon FPR + delta.
+    """
+    ranking, planned = ranking_release(name)
+    ranks = np.arange(UNITS) < DRAWN
+    without = np.zeros(UNITS) if name == "exponential" else GAP * 2.0 * ranks
+    raised = np.arange(UNITS) % 2 == 0 if name == "exponential" else ranks
+    with fault():
+        neighbours = (without, without + 2.0 * raised)
+        seen = [[_seen(name, scores, raised, ranking, planned) for _ in range(ROUNDS)] for scores in neighbours]
+    tries, judged = np.split(np.array(seen), 2, axis=1)
+    threshold = max(np.unique(tries), key=lambda value: _ratio_bound(tries >= value, planned.delta))
+    return _ratio_bound(judged >= threshold, planned.delta)
+
+
+def _seen(name: str, scores: np.ndarray, raised: np.ndarray, ranking: Ranking, planned: Release) -> float:
+    try:
+        released = mechanism(name).release(scores, ranking, planned, noise.SystemNoise(), meter.Meter(1))
+    except Refused:
+        return -1.0
+    return float((released[raised] > 0).sum())
+
+
+def _ratio_bound(positive: np.ndarray, delta: float) -> float:
+    """Return the largest epsilon that rates of positives without and with the image, bool [2, n], exclude; at least 0."""
+    wrong, right = positive.sum(1)
+    least = stats.beta.ppf(MAY_FAIL / 2, right, positive.shape[1] - right + 1) if right else 0.0
+    most = stats.beta.ppf(1 - MAY_FAIL / 2, wrong + 1, positive.shape[1] - wrong) if wrong < positive.shape[1] else 1.0
+    return max(0.0, math.log((least - delta) / most)) if least > delta else 0.0
+
+
 # ---- The table
 
 SUBJECTS: dict[str, tuple[Release, int, Callable, dict[str, Callable]]] = {
     "fine-tuning, rate 1": (FULL, SIDE**2, lambda *fault: attack_finetuning(FULL, *fault), FINETUNE_FAULTS),
     "fine-tuning, rate 0.1": (SAMPLED, SIDE**2, lambda *fault: attack_finetuning(SAMPLED, *fault), SAMPLING_FAULTS),
+    "fine-tuning, 4 draws": (FULL, SIDE**2, attack_several_draws, MULTIPLE_FAULTS),
     "scores": (SCORES, SCORED, attack_scores, SCORE_FAULTS),
+    "scores, signal": (SCORES, SIGNALLED, attack_signal, SIGNAL_FAULTS),
 }
+RANKINGS: dict[str, dict[str, Callable]] = {"exponential": DRAW_FAULTS, "ptr": TEST_FAULTS}
 
 
 def main() -> None:
@@ -422,6 +549,10 @@ def main() -> None:
         runs = [ideal(release, canaries, seed) for seed in range(11)]
         bounds = (float(np.median([getattr(run, key)() for run in runs])) for key in ("bound", "curve_bound"))
         _print(subject, "ideal attack", release, runs[0], *bounds)
+    for subject, faults in RANKINGS.items():
+        for name, fault in {"right": nullcontext, **faults}.items():
+            bound, planned = attack_ranking(subject, fault), ranking_release(subject)[1].epsilon
+            print(f"{subject:23}{name:28}{f'{2 * ROUNDS} releases':18}{bound:8.2f}{'':8}{planned:9.2f}", flush=True)
 
 
 def _print(subject: str, name: str, release: Release, found: Found, bound: float, curve: float) -> None:

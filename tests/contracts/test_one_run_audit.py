@@ -14,18 +14,25 @@ from scipy.special import ndtr, ndtri
 from tests.contracts.one_run_audit import (
     FINETUNE_FAULTS,
     FULL,
+    MULTIPLE_FAULTS,
+    RANKINGS,
     SAMPLED,
     SAMPLING_FAULTS,
     SCORE_FAULTS,
     SCORES,
+    SIGNAL_FAULTS,
     attack_finetuning,
+    attack_ranking,
     attack_scores,
+    attack_several_draws,
+    attack_signal,
     epsilon_lower_bound,
     gaussian_epsilon,
     gaussian_lower_bound,
     gaussian_refuted,
     measured_finetuning,
     p_value,
+    ranking_release,
     target,
 )
 
@@ -45,6 +52,40 @@ def test_scores_give_away_what_they_may_and_no_more():
     found = attack_scores()
     assert found.bound() <= target(SCORES)
     assert 0.4 * target(SCORES) <= found.curve_bound() <= target(SCORES)
+
+
+def test_several_draws_of_an_image_give_away_no_more_than_one():
+    found = attack_several_draws()
+    assert target(FULL) / 2 <= found.curve_bound() <= target(FULL)
+
+
+@pytest.mark.parametrize("name", MULTIPLE_FAULTS)
+def test_a_fault_of_several_draws_is_found(name):
+    assert attack_several_draws(MULTIPLE_FAULTS[name]).bound() > target(FULL)
+
+
+def test_the_signal_gives_away_what_it_may_and_no_more():
+    """A sixteenth of fine-tuning's canaries."""
+    found = attack_signal()
+    assert found.bound() <= target(SCORES)
+    assert 0.25 * target(SCORES) <= found.curve_bound() <= target(SCORES)
+
+
+@pytest.mark.parametrize("name", SIGNAL_FAULTS)
+def test_a_fault_of_the_signal_is_found(name):
+    assert attack_signal(SIGNAL_FAULTS[name]).curve_bound() > target(SCORES)
+
+
+@pytest.mark.parametrize(("name", "share"), [("exponential", 0.2), ("ptr", 0.5)])
+def test_rankings_give_away_what_they_may_and_no_more(name, share):
+    """The exponential mechanism's epsilon is a bound by way of zero-concentrated DP: nobody reaches it."""
+    planned = ranking_release(name)[1].epsilon
+    assert share * planned <= attack_ranking(name) <= planned
+
+
+@pytest.mark.parametrize(("name", "fault"), [(name, fault) for name, faults in RANKINGS.items() for fault in faults])
+def test_a_fault_of_a_ranking_is_found(name, fault):
+    assert attack_ranking(name, RANKINGS[name][fault]) > ranking_release(name)[1].epsilon
 
 
 @pytest.mark.parametrize("name", FINETUNE_FAULTS)
