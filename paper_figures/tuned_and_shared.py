@@ -67,9 +67,10 @@ def own_and_shared(runs: pd.DataFrame) -> pd.DataFrame:
     first = {way: place for place, way in enumerate(CHOSEN)}
     table = table.sort_values("way", key=lambda ways: ways.map(first).fillna(len(first)), kind="stable")
     pairs = [_pair(rows, table) for _, rows in table.groupby([*PANEL, "way"], sort=False)]
-    if not any(map(len, pairs)):
+    pairs = [pair for pair in pairs if len(pair)]
+    if not any((pair["setting"] == SHARED).any() for pair in pairs):
         raise MissingStudy("no way has a learning rate that noise allows, or two on two datasets, beside the config's own")
-    return pd.concat([pair for pair in pairs if len(pair)], ignore_index=True)
+    return pd.concat(pairs, ignore_index=True)
 
 
 def tuned_runs(results: Results) -> pd.DataFrame:
@@ -99,13 +100,13 @@ def _with_bounds(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def _pair(rows: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
-    """Return a way's row at its own learning rate and that at the shared one; no rows if it lacks either."""
+    """Return a way's row at its own learning rate and, if there is one, that at the shared one; no rows without the former."""
     own = rows[rows["auto"]].assign(**{"setting": OWN, CHOSEN_BY: NOISE, "proxies": ""})
     if own.empty:
         rate, proxies = proxy_rate(rows, table)
         own = rows[rows["rate"] == rate].assign(**{"setting": OWN, CHOSEN_BY: PROXY, "proxies": " ".join(proxies)})
     shared = rows[rows["shared"]].assign(**{"setting": SHARED, CHOSEN_BY: "config"})
-    return pd.concat([own, shared]) if len(own) and len(shared) else rows.head(0)
+    return pd.concat([own, shared]) if len(own) else own
 
 
 def proxy_rate(rows: pd.DataFrame, table: pd.DataFrame) -> tuple[float, list[str]]:
@@ -167,9 +168,8 @@ def _mark(ax: Axes, place: int, row: dict, metric: str, look: Look) -> None:
 
 
 def _name(pair: pd.DataFrame) -> str:
-    rates = pair.set_index("setting")["rate"]
-    own = float(f"{rates[OWN]:.2g}")
-    return f"{pair['label'].iloc[0]}\n{number(own)} (own), {number(rates[SHARED])} (shared)"
+    rates = [f"{number(float(f'{rate:.2g}'))} ({setting})" for setting, rate in zip(pair["setting"], pair["rate"], strict=True)]
+    return f"{pair['label'].iloc[0]}\n{', '.join(rates)}"
 
 
 def _by(data: pd.DataFrame) -> str:

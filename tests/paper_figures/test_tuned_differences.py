@@ -60,3 +60,16 @@ def test_the_smallest_visible_difference_is_seen_in_eighty_of_a_hundred_studies(
     draws = stats.norm.rvs(loc=smallest_visible(seeds), size=(20_000, seeds), random_state=seeds)
     assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
     assert pd.isna(smallest_visible(1))
+
+
+def test_a_way_without_the_shared_rate_is_compared_at_its_own(noisy):
+    """Where the ratio was found, runs at the config's learning rate are no need."""
+    lacking = (noisy.runs["rule"] == "noise-budget") & noisy.runs["learning_rate"].isna()
+    results = dataclasses.replace(noisy, runs=noisy.runs[~lacking])
+    way = f"{SALIENT}-noise-budget"
+    data = tuned_and_shared.prepare(results)
+    assert data.loc[data["way"] == way, "setting"].tolist() == ["own", "own"], "one for each dataset"
+    differences = tuned_differences.prepare(results)
+    assert differences.loc[differences["series"] == way, "setting"].unique().tolist() == ["own"]
+    labels = [text.get_text() for text in tuned_and_shared.draw(data).axes[0].get_yticklabels()]
+    assert any("(own)" in label and "shared" not in label for label in labels)
