@@ -14,6 +14,7 @@ MODULES: dict[type[Checked], str] = {
     stages.PlanPrivacy: "dpsapf.saliency.plan",
     stages.ScoreSaliency: "dpsapf.saliency.score",
     stages.CompareScores: "dpsapf.saliency.agreement",
+    stages.CompareRankings: "dpsapf.saliency.ranking_stability",
     stages.MeasureFragility: "dpsapf.saliency.fragility",
     stages.SelectMatrices: "dpsapf.saliency.select",
     stages.Finetune: "dpsapf.finetune.train",

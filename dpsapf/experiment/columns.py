@@ -39,3 +39,6 @@ MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-i
 RANK_CORRELATION = "rank_correlation"  # Spearman's, of the noisy with the noiseless order
 OVERLAP = "overlap"  # share of the noiseless top k that is in the noisy top k
 AGREEMENT_COLUMNS = ("dataset", "public_model", "score", "sigma_s", "ratio", "seed", RANK_CORRELATION, OVERLAP)
+
+# ranking_stability.csv: one row per score, what varies, its value and the draw; computed outside the guarantee
+RANKING_COLUMNS = ("dataset", "public_model", "score", "varied", "value", "ratio", "seed", RANK_CORRELATION, OVERLAP)

@@ -126,6 +126,9 @@ class Config(Checked):
     compare_scores: tuple[str, ...] = Field(
         (), description="datasets, of those with runs, on which scores are compared under noise, outside the guarantee"
     )
+    compare_rankings: tuple[str, ...] = Field(
+        (), description="datasets, of those with runs, on which it is measured what else moves the scores' order, likewise"
+    )
     measure_fragility: tuple[str, ...] = Field(
         (), description="datasets, of those with runs, whose runs are set beside what noise alone is predicted to break"
     )
@@ -173,7 +176,7 @@ def _names(data: dict) -> typing.Iterator[tuple[str, object, list[str]]]:
             values = axes.get(axis) if isinstance(axes, dict) else None
             for index, name in enumerate(values if isinstance(values, list) else ()):
                 yield f"studies.{study}.{axis}.{index}", name, known
-    for key in ("compare_scores", "measure_fragility"):
+    for key in ("compare_scores", "compare_rankings", "measure_fragility"):
         named = data.get(key)
         for index, name in enumerate(named if isinstance(named, list) else ()):
             yield f"{key}.{index}", name, datasets

@@ -137,6 +137,25 @@ class CompareScores(SaliencyConfig, ComputeConfig):
     out: Path = target("saliency_agreement.csv")
 
 
+class CompareRankings(SaliencyConfig, ComputeConfig):
+    """What else than noise moves the order of each score (outside the guarantee)."""
+
+    dataset: Path = source("dataset.json")
+    model: Path = source("model.json")
+    candidate_table: Path = source("candidates.csv")
+    latents: Path = source("latents.safetensors")
+    candidates: Candidates = Field("attention", description="matrices that are scored")
+    score: tuple[ScoreName, ...] = Field(("energy", "norm", "vote", "share", "signal"), description="scores to compare")
+    sigma_s: Positive = Field(10.0, description="noise multiplier of the noisy orders")
+    ratio: float = Field(0.3, description="fraction of matrices whose selection is compared", gt=0, le=1)
+    clipping_factors: tuple[Positive, ...] = Field((0.1, 0.3, 1.0, 3.0, 10.0), description="bounds, over the config's")
+    images: tuple[Ratio, ...] = Field((0.1, 0.3, 1.0), description="shares of the images")
+    draws: int = Field(20, description="draws of the noise", ge=1)
+    repeats: int = Field(3, description="draws of timesteps and diffusion noise", ge=2)
+    seed: Seed = Field(0, description="seed of timesteps and noise")
+    out: Path = target("ranking_stability.csv")
+
+
 class MeasureFragility(ComputeConfig):
     """Measure what noise in each matrix of the public model breaks."""
 

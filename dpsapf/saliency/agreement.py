@@ -27,6 +27,8 @@ from dpsapf.support.records import read_record
 if typing.TYPE_CHECKING:
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
+    from dpsapf.experiment.stages import CompareRankings
+
 LOG = logging.getLogger(__name__)
 
 
@@ -46,27 +48,32 @@ def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.nd
     """Compute every score without noise, float64 [M] by name, from the same timesteps and noise. Private."""
     limits = Bounds(clipping_norm=options.clipping_norm, votes=options.votes)
     additive = [name for name in options.score if score(name).contributions]
-    squared = _squared_norms(options, table) if additive else None
+    squared = squared_norms(options, table) if additive else None
     found = {name: score(name).contributions(squared, limits).sum(0).numpy() for name in additive}
-    return {name: found[name] if name in found else _signal(options, table) for name in options.score}
+    return {name: found[name] if name in found else signal_scores(options, table) for name in options.score}
 
 
-def _signal(options: CompareScores, table: pd.DataFrame) -> np.ndarray:
-    unet, scheduler, pairs = _inputs(options)
+def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFrame, share: float = 1.0) -> np.ndarray:
+    """Compute score ``signal`` without noise from a share of the images, the first ones, float64 [M]. Private."""
+    unet, scheduler, pairs = _inputs(options, share)
     meter = Meter(len(pairs))
     return signal_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options, meter).cpu().numpy()
 
 
-def _squared_norms(options: CompareScores, table: pd.DataFrame) -> torch.Tensor:
+def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:
+    """Compute every image's squared gradient norms, [N, M]. Private."""
     batches = squared_gradient_norms(*_inputs(options), table[MATRIX].tolist(), options)
     return torch.cat([squared.cpu() for squared in batches])
 
 
-def _inputs(options: CompareScores) -> tuple["UNet2DConditionModel", "DDIMScheduler", Pairs]:
+def _inputs(
+    options: "CompareScores | CompareRankings", share: float = 1.0
+) -> tuple["UNet2DConditionModel", "DDIMScheduler", Pairs]:
     model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
     unet, scheduler = load_unet(model, options.device), load_scheduler(model)
     draws = torch_generator(options.seed, "saliency", "pairs")
-    return unet, scheduler, draw_pairs(latents, torch.arange(len(latents)), 1, scheduler.config.num_train_timesteps, draws)
+    images = torch.arange(round(share * len(latents)))
+    return unet, scheduler, draw_pairs(latents, images, 1, scheduler.config.num_train_timesteps, draws)
 
 
 def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareScores) -> Iterator[list]:

@@ -66,6 +66,7 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "privacy/mechanisms.py",
         "saliency/score.py",
         "saliency/agreement.py",
+        "saliency/ranking_stability.py",
         "saliency/signal.py",
         "finetune/dp_sgd.py",
         "finetune/train.py",

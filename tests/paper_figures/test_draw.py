@@ -18,7 +18,7 @@ from paper_figures.style import theme
 TABLES = ("main_table", "paired_differences", "privacy_cost", "resources")
 STABILITY = {"stability_map", "stability_map_accuracy", "stability_edges", "selection_regret", "noise_rise"}
 STABILITY |= {"tuned_and_shared", "tuned_differences"}
-NOT_IN_THE_DEMO = {"variants", "saliency_agreement", *STABILITY}  # have test files of their own
+NOT_IN_THE_DEMO = {"variants", "saliency_agreement", "ranking_stability", *STABILITY}  # have test files of their own
 FIGURES = tuple(item.name for item in ITEMS if item.name not in {*TABLES, *NOT_IN_THE_DEMO})
 
 

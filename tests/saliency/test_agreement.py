@@ -19,8 +19,8 @@ M = 20
 def options(tmp_path, dataset_record, monkeypatch):
     """A comparison whose squared norms are known: matrix m has about m^2 of the energy."""
     energies = torch.arange(1.0, M + 1).square() * (0.5 + torch.rand(300, M, generator=torch.Generator().manual_seed(0)))
-    monkeypatch.setattr(agreement, "_squared_norms", lambda options, table: energies / energies.sum(1, keepdim=True))
-    monkeypatch.setattr(agreement, "_signal", lambda options, table: energies.mean(0).sqrt().numpy())
+    monkeypatch.setattr(agreement, "squared_norms", lambda options, table: energies / energies.sum(1, keepdim=True))
+    monkeypatch.setattr(agreement, "signal_scores", lambda options, table: energies.mean(0).sqrt().numpy())
     names = [f"b.{index}" for index in range(M)]
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
@@ -69,6 +69,6 @@ def test_squared_norms_come_from_the_saliency_pass(monkeypatch, options):
     monkeypatch.setattr(agreement, "load_scheduler", lambda record: tiny_scheduler())
     monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path: tiny_latents(7)))
     table = pd.DataFrame({MATRIX: list("abc")})
-    assert agreement._squared_norms(options, table).shape == (7, 3)
+    assert agreement.squared_norms(options, table).shape == (7, 3)
     draws = torch_generator(options.seed, "saliency", "pairs")
     assert torch.equal(seen["latents"], draw_pairs(tiny_latents(7), torch.arange(7), 1, 1000, draws).latents)

@@ -41,9 +41,13 @@ LAUNCH = (
     else "python -m"
 )
 THREADS = CONFIG.compute.threads
-AGREEMENTS = [
-    LAYOUT.table(f"saliency_agreement--{dataset}--{model}.csv")
-    for dataset in CONFIG.compare_scores
+COMPARISONS = [
+    LAYOUT.table(f"{table}--{dataset}--{model}.csv")
+    for table, datasets in (
+        ("saliency_agreement", CONFIG.compare_scores),
+        ("ranking_stability", CONFIG.compare_rankings),
+    )
+    for dataset in datasets
     for model in sorted({x.public_model for x in CONFIG.runs if x.dataset == dataset})
 ]
 UPDATES = tuple(UpdateConfig.model_fields)

@@ -3,7 +3,7 @@ rule draw_figures:
         tables=[
             LAYOUT.table(f"{name}.csv") for name in ("runs", "summary", "selections")
         ],
-        agreements=AGREEMENTS,
+        comparisons=COMPARISONS,
     output:
         report(
             directory(LAYOUT.figures),

@@ -60,6 +60,31 @@ rule compare_scores:
         "python -m dpsapf compare-scores {params.files} {params.options} --out {output} --log {log}"
 
 
+rule compare_rankings:
+    input:
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+        model=LAYOUT.model("{public_model}", "model.json"),
+        candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
+        latents=LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
+    output:
+        LAYOUT.table("ranking_stability--{dataset}--{public_model}.csv"),
+    log:
+        LAYOUT.log("compare_rankings", "{dataset}--{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("compare_rankings", "{dataset}--{public_model}")
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        **TORCH,
+    params:
+        files=lambda w, input: given(input),
+        options=flags(CONFIG.compute, CONFIG.saliency),
+        code=code_digest("saliency"),
+    shell:
+        "python -m dpsapf compare-rankings {params.files} {params.options} --out {output} --log {log}"
+
+
 rule measure_fragility:
     input:
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
