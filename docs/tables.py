@@ -24,6 +24,8 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from dpsapf.experiment.methods import TOLERATED_RISE
+from paper_figures.learning_rates import CHOSEN
 from paper_figures.tables import Cell, Table, amount, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -138,6 +140,41 @@ def bench(records: Records) -> str:
     return pipes(["", "time", "peak memory"], rows)
 
 
+def edge_factors(column: str, records: Records) -> str:
+    """Lay out how many times larger a learning rate survives: ways of choosing and shares down, datasets and epsilons across."""
+    table = records.table("stability/figures/stability_edges.csv")
+    table = table[table[column].notna() & table["way"].isin(CHOSEN)]
+    panels = table[["dataset", "epsilon"]].drop_duplicates()
+    rows = []
+    for (way, ratio), lines in table.groupby(["way", "ratio"], sort=False):
+        found = lines.set_index(["dataset", "epsilon"])
+        cells = [_factor(found.loc[key], column) if key in found.index else "—" for key in panels.itertuples(index=False, name=None)]
+        rows.append([f"{CHOSEN[way]} {100 * ratio:g} %", *cells])
+    return pipes(["", *(f"{dataset}, ε = {epsilon:g}" for dataset, epsilon in panels.itertuples(index=False, name=None))], rows)
+
+
+def _factor(row: pd.Series, column: str) -> str:
+    if math.isnan(row[f"{column}_low"]):
+        return f"{row[column + '_sign']} {row[column]:.2f}".strip()
+    return f"{row[column]:.2f} [{row[column + '_low']:.2f}–{row[column + '_high']:.2f}]"
+
+
+def regrets(records: Records) -> str:
+    """Lay out what each way of choosing loses over learning rates: FID over the best one's, and how many seeds that is of."""
+    table = records.table("stability/figures/selection_regret.csv")
+    panels = table[["dataset", "epsilon"]].drop_duplicates().itertuples(index=False, name=None)
+    wide = table.pivot(index="label", columns=["dataset", "epsilon"], values=["fid_over_best", "seeds"])
+    wide = wide.loc[wide["fid_over_best"].mean(axis=1).sort_values().index]
+    panels = list(panels)
+    cells = [[_regret(row["fid_over_best"][panel], row["seeds"][panel]) for panel in panels] for _, row in wide.iterrows()]
+    header = ["chosen", *(f"{dataset}, ε = {epsilon:g}" for dataset, epsilon in panels)]
+    return pipes(header, [[label, *row] for label, row in zip(wide.index, cells, strict=True)])
+
+
+def _regret(value: float, seeds: float) -> str:
+    return "—" if math.isnan(value) else f"{value:.2f} ({seeds:.0f})"
+
+
 def _bench(records: Records) -> pd.DataFrame:
     table = records.table("bench.csv")
     loop = table["comparison"] == "saliency pass against the batch-of-one loop"  # read the other way round
@@ -173,6 +210,10 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "demo-full-main": partial(cut, "demo-full/figures/main_table.md", ("public model", "target ε", "seeds")),
     "demo-full-differences": partial(cut, "demo-full/figures/paired_differences.md", ("public model",)),
     "variants-differences": partial(cut, "variants/figures/paired_differences.md", ("public model",)),
+    "stability-over-all": partial(edge_factors, "over_all"),
+    "stability-over-random": partial(edge_factors, "over_random"),
+    "stability-regret": regrets,
+    "tuned-differences": partial(cut, "tuned/figures/tuned_differences.md", ("public model", "seeds")),
     "agreement": agreement,
     "bench": bench,
     "measured": measured,
@@ -236,6 +277,20 @@ def behind_in_fid(records: Records) -> str:
     return f"{sum(ours['fid_mean'] > theirs['fid_mean'] for ours, theirs in pairs)} of {len(pairs)}"
 
 
+def settings_within(low: float, high: float, records: Records) -> str:
+    """Count the settings whose predicted rise is above ``low`` and at most ``high``, and those of them worse than the floor."""
+    table = records.table("stability/figures/noise_rise.csv")
+    rise = table["predicted_rise"].round(6)  # a learning rate that noise allows stands at the tolerated rise itself
+    rows = table[(rise > low) & (rise <= high)]
+    return f"{(rows['fid_over_floor'] > 1).sum()} of {len(rows)}"
+
+
+def rank_correlations(records: Records) -> str:
+    """Return the least and the greatest rank correlation of FID with the predicted rise, over datasets and epsilons."""
+    found = records.table("stability/figures/noise_rise.csv")["rank_correlation"]
+    return f"{found.min():.2f} to {found.max():.2f}"
+
+
 def parameters(method: str, records: Records) -> str:
     """Return what a method trains in the demo."""
     runs = records.table("demo/tables/runs.csv")
@@ -290,6 +345,11 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "demo-fid-below-floor": below_floor_fid,
     "demo-accuracy-above-floor": above_floor_accuracy,
     "demo-fid-behind": behind_in_fid,
+    "rise-tolerated": lambda records: f"{TOLERATED_RISE:g}",
+    "rise-within": partial(settings_within, 0, TOLERATED_RISE),
+    "rise-between": partial(settings_within, TOLERATED_RISE, 1),
+    "rise-above": partial(settings_within, 1, math.inf),
+    "rise-correlations": rank_correlations,
     "lora-parameters": partial(parameters, "dp-lora"),
     "unet-parameters": partial(parameters, "dp-full"),
     "parameter-share": parameter_share,
