@@ -144,13 +144,13 @@ def edge_factors(column: str, records: Records) -> str:
     """Lay out how many times larger a learning rate survives: ways of choosing and shares down, datasets and epsilons across."""
     table = records.table("stability/figures/stability_edges.csv")
     table = table[table[column].notna() & table["way"].isin(CHOSEN)]
-    panels = table[["dataset", "epsilon"]].drop_duplicates()
+    panels = list(table[["dataset", "epsilon"]].drop_duplicates().itertuples(index=False, name=None))
     rows = []
     for (way, ratio), lines in table.groupby(["way", "ratio"], sort=False):
         found = lines.set_index(["dataset", "epsilon"])
-        cells = [_factor(found.loc[key], column) if key in found.index else "—" for key in panels.itertuples(index=False, name=None)]
+        cells = [_factor(found.loc[key], column) if key in found.index else "—" for key in panels]
         rows.append([f"{CHOSEN[way]} {100 * ratio:g} %", *cells])
-    return pipes(["", *(f"{dataset}, ε = {epsilon:g}" for dataset, epsilon in panels.itertuples(index=False, name=None))], rows)
+    return pipes(["", *(f"{dataset}, ε = {epsilon:g}" for dataset, epsilon in panels)], rows)
 
 
 def _factor(row: pd.Series, column: str) -> str:
@@ -162,10 +162,9 @@ def _factor(row: pd.Series, column: str) -> str:
 def regrets(records: Records) -> str:
     """Lay out what each way of choosing loses over learning rates: FID over the best one's, and how many seeds that is of."""
     table = records.table("stability/figures/selection_regret.csv")
-    panels = table[["dataset", "epsilon"]].drop_duplicates().itertuples(index=False, name=None)
+    panels = list(table[["dataset", "epsilon"]].drop_duplicates().itertuples(index=False, name=None))
     wide = table.pivot(index="label", columns=["dataset", "epsilon"], values=["fid_over_best", "seeds"])
     wide = wide.loc[wide["fid_over_best"].mean(axis=1).sort_values().index]
-    panels = list(panels)
     cells = [[_regret(row["fid_over_best"][panel], row["seeds"][panel]) for panel in panels] for _, row in wide.iterrows()]
     header = ["chosen", *(f"{dataset}, ε = {epsilon:g}" for dataset, epsilon in panels)]
     return pipes(header, [[label, *row] for label, row in zip(wide.index, cells, strict=True)])

@@ -1,7 +1,6 @@
 """Runs at several learning rates: which way they chose what to train, and where the public model as it is stands."""
 
 import dataclasses
-import math
 
 import pandas as pd
 
@@ -87,8 +86,10 @@ def look_of_way(way: str) -> Look:
 
 def name_of_way(way: str, ratio: float) -> str:
     """Name a way for a reader, with its ratio if that is not 1."""
+    if way.endswith(BUDGET):
+        return RULES["noise-budget"]
     name = CHOSEN.get(way) or look_of_way(way).label
-    return name if ratio == 1 or math.isnan(ratio) else f"{name} {number(round(100 * ratio, 6))} %"
+    return name if ratio == 1 else f"{name} {number(round(100 * ratio, 6))} %"
 
 
 def title(panel: dict[str, object]) -> str:

@@ -22,7 +22,13 @@ MethodName = typing.Literal[
     "no-finetune",
 ]
 Level = typing.Literal["matrix", "layer", "block"]
-Candidates = typing.Literal["attention", "attention+ffn", "all-params"]
+Candidates = typing.Literal["attention", "attention+proj", "attention+ffn", "all-params"]
+MEMBERS: dict[Candidates, tuple[Candidates, ...]] = {  # what a candidate table calls the matrices of each set
+    "attention": ("attention",),
+    "attention+proj": ("attention", "attention+proj"),
+    "attention+ffn": ("attention", "attention+ffn"),
+    "all-params": typing.get_args(Candidates),
+}
 Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora"]
 ScoreName = typing.Literal["energy", "norm", "vote", "share", "signal"]
 MechanismName = typing.Literal["gaussian", "exponential", "ptr"]

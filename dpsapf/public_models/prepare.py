@@ -19,6 +19,7 @@ from dpsapf.support.records import write_record
 
 LOG = logging.getLogger(__name__)
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
+AROUND_ATTENTION = ("proj_in", "proj_out")  # of a transformer
 FEED_FORWARD = ("net.0.proj", "net.2")  # of a transformer block's ff
 FOLDERS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 ENDINGS = ("safetensors", "json", "txt")  # never pickles
@@ -156,4 +157,6 @@ def _row(name: str, shape: tuple[int, ...]) -> dict[str, str | int]:
 def _smallest_set(projection: str) -> Candidates:
     if projection in PROJECTIONS:
         return "attention"
+    if projection in AROUND_ATTENTION:
+        return "attention+proj"
     return "attention+ffn" if projection in FEED_FORWARD else "all-params"

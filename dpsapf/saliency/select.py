@@ -1,7 +1,6 @@
 """select-matrices: which matrices a run trains on. Post-processing of released scores: it costs nothing."""
 
 import logging
-import typing
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from dpsapf.experiment.columns import (
     SELECTED,
     SIGNAL_ENERGY,
 )
-from dpsapf.experiment.methods import TOLERATED_RISE, WEIGHS_NOISE, Candidates, Level, method
+from dpsapf.experiment.methods import MEMBERS, TOLERATED_RISE, WEIGHS_NOISE, Candidates, Level, method
 from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
@@ -62,8 +61,7 @@ def select_matrices(options: SelectMatrices) -> None:
 def candidates(path: Path, names: Candidates) -> pd.DataFrame:
     """Read the rows of a candidate table that belong to a candidate set, in UNet order."""
     table = pd.read_csv(path)
-    sets = typing.get_args(Candidates)
-    return table[table[CANDIDATES].isin(sets[: sets.index(names) + 1])].reset_index(drop=True)
+    return table[table[CANDIDATES].isin(MEMBERS[names])].reset_index(drop=True)
 
 
 def chosen(table: pd.DataFrame, run: RunSpec) -> pd.Series:

@@ -81,7 +81,7 @@ def test_selections_have_the_columns_of_run_and_matrix(records):
 def test_candidates_have_the_columns_that_are_named():
     table, parameters = real_table(Path(dpsapf.__file__).parent / "public_models" / "public-mini")
     assert table.columns.tolist() == candidate_table().columns.tolist(), "the invented table is like the real one"
-    assert set(table[CANDIDATES]) == {"attention", "attention+ffn", "all-params"}
+    assert set(table[CANDIDATES]) == {"attention", "attention+proj", "attention+ffn", "all-params"}
     assert table[PARAMETERS].sum() < parameters and table[MATRIX].is_unique
     linear = table[table[CANDIDATES] == "attention"]
     assert (linear[LORA_PARAMETERS] ** 2 >= 4 * linear[PARAMETERS]).all(), "rows + columns against rows x columns"

@@ -29,7 +29,7 @@ def test_the_rate_that_noise_allows_comes_before_a_proxys(noisy):
     assert row["chosen_by"] == "noise" and row["rate"] == pytest.approx(0.05) and row["n"] == 3, "one row of three seeds"
     assert data.loc["mnist5k", SALIENT, "own"]["chosen_by"] == "proxy"
     found = data.loc["mnist5k", f"{SALIENT}-noise-budget", "own"]
-    assert found["label"] == "DP-SAPF, matrices, as many as noise allows" and found["chosen_by"] == "proxy"
+    assert found["label"] == "as many as noise allows" and found["chosen_by"] == "proxy"
     assert data.loc["mnist5k", "dp-lora", "shared"]["rate"] == 0.02
 
 

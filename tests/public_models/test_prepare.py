@@ -54,7 +54,9 @@ def test_attention_candidates_are_the_four_projections_of_every_attention_module
     assert (attention.groupby(LAYER).size() == 4).all() and record.candidates == len(attention) == 56
     feed_forward = table[table[CANDIDATES] == "attention+ffn"]
     assert feed_forward[LAYER].str.endswith(".ff").all() and len(feed_forward) == 14
-    assert set(table[CANDIDATES]) == {"attention", "attention+ffn", "all-params"}
+    around = table[table[CANDIDATES] == "attention+proj"]
+    assert set(around[PROJECTION]) == {"proj_in", "proj_out"} and len(around) == 14
+    assert set(table[CANDIDATES]) == {"attention", "attention+proj", "attention+ffn", "all-params"}
 
 
 def test_a_local_vae_replaces_the_models_own(prepare, mini, tmp_path):

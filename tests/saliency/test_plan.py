@@ -207,12 +207,15 @@ def test_ranking_mechanisms_plan_the_sensitivity_of_what_they_rank(tmp_path, dat
 
 
 @pytest.mark.usefixtures("uncalibrated")
-@pytest.mark.parametrize(("names", "matrices"), [("attention", 6), ("attention+ffn", 8), ("all-params", 9)])
+@pytest.mark.parametrize(
+    ("names", "matrices"), [("attention", 6), ("attention+proj", 7), ("attention+ffn", 8), ("all-params", 10)]
+)
 def test_only_the_matrices_of_the_runs_candidate_set_count(tmp_path, dataset_record, names, matrices):
     changes = {"mechanism": "exponential", "score": "norm", "level": "block", "candidates": names}
     settings = options(tmp_path, dataset_record, **changes)
     table = pd.read_csv(tmp_path / "candidates.csv")
-    others = table.head(3).assign(**{MATRIX: ["a", "b", "c"], CANDIDATES: ["attention+ffn", "attention+ffn", "all-params"]})
+    sets = ["attention+ffn", "attention+ffn", "all-params", "attention+proj"]
+    others = table.head(4).assign(**{MATRIX: ["a", "b", "c", "d"], CANDIDATES: sets})
     pd.concat([table, others]).to_csv(tmp_path / "candidates.csv", index=False)
     plan_privacy(settings)
     assert read_record(tmp_path / "plan.json", Plan).releases[0].sensitivity == pytest.approx(math.sqrt(matrices))

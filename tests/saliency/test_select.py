@@ -1,3 +1,5 @@
+import typing
+
 import pandas as pd
 import pytest
 
@@ -16,7 +18,7 @@ from dpsapf.experiment.columns import (
     SELECTED,
     SIGNAL_ENERGY,
 )
-from dpsapf.experiment.methods import TOLERATED_RISE
+from dpsapf.experiment.methods import TOLERATED_RISE, Candidates
 from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.optimization.noise_walk import noise_walk
@@ -62,9 +64,11 @@ def test_random_units_are_as_many_and_differ_between_seeds(level, size):
 
 def test_candidate_sets_are_nested(tmp_path):
     frame = table().assign(**{CANDIDATES: ["attention", "attention+ffn", "all-params"] * 2})
+    frame.loc[5, CANDIDATES] = "attention+proj"
     frame.to_csv(tmp_path / "c.csv", index=False)
-    sizes = [len(candidates(tmp_path / "c.csv", names)) for names in ("attention", "attention+ffn", "all-params")]
-    assert sizes == [2, 4, 6]
+    sets = {names: candidates(tmp_path / "c.csv", names).index for names in typing.get_args(Candidates)}
+    assert [len(sets[names]) for names in ("attention", "attention+proj", "attention+ffn", "all-params")] == [2, 3, 4, 6]
+    assert "attention+proj" in candidates(tmp_path / "c.csv", "attention+proj")[CANDIDATES].tolist()
 
 
 def test_ranking_states_units_and_sensitivities():
