@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -78,7 +79,7 @@ def _draw_pairs(ax: Axes, rows: pd.DataFrame, ratio: float) -> None:
     for place, varied in enumerate(PAIRS):
         for row in rows[rows["varied"] == varied].to_dict("records"):
             offset = 0.13 * (names.index(row["score"]) - (len(names) - 1) / 2)
-            spread = [[row[OVERLAP] - row[OVERLAP + LOW]], [row[OVERLAP + HIGH] - row[OVERLAP]]]
+            spread = np.maximum(0, [[row[OVERLAP] - row[OVERLAP + LOW]], [row[OVERLAP + HIGH] - row[OVERLAP]]])  # of rounding
             ax.errorbar(place + offset, row[OVERLAP], yerr=spread, linestyle="none", capsize=2, **_style(row["score"]))
     ax.set_xticks(range(len(PAIRS)), labels=PAIRS.values())
     ax.set_xlim(-0.5, len(PAIRS) - 0.5)

@@ -13,7 +13,7 @@ def compared(results):
     """The demo's tables with a comparison of two scores beside them."""
     values = {"clipping_norm": (0.1, 1.0, 10.0), "images": (0.1, 1.0), "timesteps": (1.0,), "release": (1.0,)}
     rows = [
-        ["mnist5k", "public-mini", name, varied, value, 0.3, draw, 0.9 - 0.01 * draw, 0.8 - 0.1 * draw]
+        ["mnist5k", "public-mini", name, varied, value, 0.3, draw, 0.9 - 0.01 * draw, 0.8 - 0.1 * draw * (varied != "timesteps")]
         for name in ("energy", "signal")
         for varied in values
         for value in values[varied]
@@ -29,8 +29,9 @@ def compared(results):
 def test_means_and_ranges_over_draws(compared):
     data = ranking_stability.prepare(compared)
     assert len(data) == 7 + 4 and set(data["draws"]) == {3}
-    assert data["overlap"].to_numpy() == pytest.approx(0.7)
-    assert data["overlap_least"].to_numpy() == pytest.approx(0.6) and data["overlap_greatest"].to_numpy() == pytest.approx(0.8)
+    moved = data[data["varied"] != "timesteps"]
+    assert moved["overlap"].to_numpy() == pytest.approx(0.7)
+    assert moved["overlap_least"].to_numpy() == pytest.approx(0.6) and moved["overlap_greatest"].to_numpy() == pytest.approx(0.8)
 
 
 def test_three_panels_with_a_line_per_score(compared, tmp_path):
