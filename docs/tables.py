@@ -284,6 +284,14 @@ def settings_within(low: float, high: float, records: Records) -> str:
     return f"{(rows['fid_over_floor'] > 1).sum()} of {len(rows)}"
 
 
+def predicted_edges(records: Records) -> str:
+    """Return the least and the greatest predicted edge over the measured one, where both are among the rates that were tried."""
+    table = records.table("stability/figures/stability_edges.csv")
+    known = table[table["edge_sign"].isna() & table["predicted_sign"].isna()]
+    ratio = known["predicted"] / known["edge"]
+    return f"{ratio.min():.2f} to {ratio.max():.2f}"
+
+
 def rank_correlations(records: Records) -> str:
     """Return the least and the greatest rank correlation of FID with the predicted rise, over datasets and epsilons."""
     found = records.table("stability/figures/noise_rise.csv")["rank_correlation"]
@@ -349,6 +357,7 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "rise-between": partial(settings_within, TOLERATED_RISE, 1),
     "rise-above": partial(settings_within, 1, math.inf),
     "rise-correlations": rank_correlations,
+    "edges-predicted": predicted_edges,
     "lora-parameters": partial(parameters, "dp-lora"),
     "unet-parameters": partial(parameters, "dp-full"),
     "parameter-share": parameter_share,
