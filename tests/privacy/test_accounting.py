@@ -160,5 +160,12 @@ def test_pld_rounds_losses_up_to_its_interval(monkeypatch):
     assert fine + 1e-3 < epsilon("pld", [dp_sgd(1.0)], DELTA)
 
 
+def test_noise_is_calibrated_at_the_interval_at_which_it_is_checked(monkeypatch):
+    fine = calibrate(1.0, DELTA, lambda sigma: [dp_sgd(sigma)])
+    monkeypatch.setattr(accounting, "PLD_INTERVAL", 0.1)
+    coarse = calibrate(1.0, DELTA, lambda sigma: [dp_sgd(sigma)])
+    assert coarse > 1.01 * fine and epsilon("pld", [dp_sgd(coarse)], DELTA) <= 1.0
+
+
 def test_noise_is_never_below_0_4_however_loose_the_target():
     assert calibrate(1e4, DELTA, lambda sigma: [dp_sgd(sigma, steps=1)]) == 0.4
