@@ -24,9 +24,10 @@ from pathlib import Path
 import pandas as pd
 import yaml
 
+from dpsapf.experiment.columns import INTERVAL
 from dpsapf.experiment.methods import TOLERATED_RISE
 from paper_figures.learning_rates import CHOSEN
-from paper_figures.tables import Cell, Table, amount, markdown
+from paper_figures.tables import Cell, Table, amount, decimals, markdown
 
 ROOT = Path(__file__).parents[1]
 TEXTS = ("README.md", "docs/*.md", "results/reference/README.md")
@@ -159,6 +160,33 @@ def _factor(row: pd.Series, column: str) -> str:
     return f"{row[column]:.2f} [{row[column + '_low']:.2f}–{row[column + '_high']:.2f}]"
 
 
+def own_rate_differences(metric: str, records: Records) -> str:
+    """Lay out the most salient matrices minus each other way, both at learning rates of their own: ways down, datasets across."""
+    table = records.table("tuned/figures/tuned_differences.csv")
+    table = table[table["setting"] == "own"]
+    panels = sorted(table[["dataset", "epsilon"]].drop_duplicates().itertuples(index=False, name=None))
+    places = {dataset: min(2, decimals(rows[metric])) for dataset, rows in table.groupby("dataset")}
+    rows = []
+    for label, of_label in table.groupby("label", sort=False):
+        found = of_label.set_index(["dataset", "epsilon"])
+        rows.append(
+            [label, *(_difference(found.loc[key], metric, places[key[0]]) if key in found.index else "—" for key in panels)]
+        )
+    header = ["minus", *(f"{dataset}, ε = {epsilon:g}" for dataset, epsilon in panels)]
+    return pipes(header, rows).replace("\\*\\*", "**")
+
+
+def _difference(row: pd.Series, metric: str, places: int) -> str:
+    text = amount(row[metric], places, row[f"{metric}{INTERVAL}"])
+    return f"**{text}**" if abs(row[metric]) > row[f"{metric}{INTERVAL}"] else text
+
+
+def smallest_visible(metric: str, records: Records) -> str:
+    """Return the smallest true difference that `own_rate_differences` would have shown in 80 of 100 studies (median)."""
+    table = records.table("tuned/figures/tuned_differences.csv")
+    return f"{table.loc[table['setting'] == 'own', metric + '_visible'].median():.2g}"
+
+
 def regrets(records: Records) -> str:
     """Lay out what each way of choosing loses over learning rates: FID over the best one's, and how many seeds that is of."""
     table = records.table("stability/figures/selection_regret.csv")
@@ -212,7 +240,8 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "stability-over-all": partial(edge_factors, "over_all"),
     "stability-over-random": partial(edge_factors, "over_random"),
     "stability-regret": regrets,
-    "tuned-differences": partial(cut, "tuned/figures/tuned_differences.md", ("public model", "seeds")),
+    "tuned-fid": partial(own_rate_differences, "fid"),
+    "tuned-accuracy": partial(own_rate_differences, "accuracy_pct"),
     "agreement": agreement,
     "bench": bench,
     "measured": measured,
@@ -358,6 +387,8 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "rise-above": partial(settings_within, 1, math.inf),
     "rise-correlations": rank_correlations,
     "edges-predicted": predicted_edges,
+    "tuned-visible-accuracy": partial(smallest_visible, "accuracy_pct"),
+    "tuned-visible-fid": partial(smallest_visible, "fid"),
     "lora-parameters": partial(parameters, "dp-lora"),
     "unet-parameters": partial(parameters, "dp-full"),
     "parameter-share": parameter_share,
