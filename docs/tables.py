@@ -202,6 +202,24 @@ def _regret(value: float, seeds: float) -> str:
     return "—" if math.isnan(value) else f"{value:.2f} ({seeds:.0f})"
 
 
+def selected_by_scores(records: Records) -> str:
+    """Lay out FID and accuracy of what each score selects on mnist5k, at the learning rate that noise allows."""
+    runs = records.table("stability/tables/runs.csv")
+    runs = runs[(runs["dataset"] == "mnist5k") & (runs["ratio"] == 0.3) & (runs["learning_rate"] == "auto")]
+    runs = runs[(runs["method"] == "random") | (runs["rule"] == "top")].assign(score=runs["score"].fillna("random"))
+    shared = set.intersection(*(set(seeds) for _, seeds in runs.groupby(["score", "epsilon"])["seed"]))
+    means = runs[runs["seed"].isin(shared)].groupby(["score", "epsilon"])[["fid", "accuracy"]].mean().unstack()
+    header = [
+        "selected by",
+        *(f"{name}, ε = {epsilon:g}" for name in ("FID", "accuracy (%)") for epsilon in means["fid"].columns),
+    ]
+    rows = [
+        [score, *(f"{value:.2f}" for value in row["fid"]), *(f"{100 * value:.1f}" for value in row["accuracy"])]
+        for score, row in means.sort_values(("fid", 1.0)).iterrows()
+    ]
+    return pipes(header, rows)
+
+
 def _bench(records: Records) -> pd.DataFrame:
     table = records.table("bench.csv")
     loop = table["comparison"] == "saliency pass against the batch-of-one loop"  # read the other way round
@@ -242,6 +260,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "stability-regret": regrets,
     "tuned-fid": partial(own_rate_differences, "fid"),
     "tuned-accuracy": partial(own_rate_differences, "accuracy_pct"),
+    "selected-by-scores": selected_by_scores,
     "agreement": agreement,
     "bench": bench,
     "measured": measured,

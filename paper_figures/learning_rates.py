@@ -42,9 +42,10 @@ def runs_at_rates(results: Results) -> pd.DataFrame:
     training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
     runs = results.runs[results.runs["epsilon"].notna()]
     rules = runs["rule"]
-    ranked = hold(runs[rules.isna() | rules.isin(["top", "least"])], results, choices, training)
+    ranked = dataclasses.replace(results, runs=runs[rules.isna() | rules.isin(["top", "least"])])
     budget = runs[(rules == "noise-budget") & runs["ratio"].isna()]  # of score signal, whatever the others' is
-    runs = pd.concat([ranked, hold(budget, results, [axis for axis in choices if axis != "score"], training)])
+    others = [axis for axis in choices if axis != "score"]
+    runs = pd.concat([hold(ranked.runs, ranked, choices, training), hold(budget, ranked, others, training)])
     runs = runs[runs["sigma_s"].isna() | (runs["sigma_s"] == results.headline["sigma_s"])]
     runs = with_labels(runs, results)
     ways = runs["series"] + runs["rule"].map({"least": LEAST, "noise-budget": BUDGET}).fillna("")

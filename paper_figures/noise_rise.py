@@ -72,9 +72,10 @@ def _rank_correlation(rows: pd.DataFrame) -> float:
 def draw(data: pd.DataFrame) -> Figure:
     """Draw a panel per dataset, public model and epsilon; a mark per setting, the larger the more matrices it trains."""
     panels = list(data.groupby(PANEL, sort=False))
-    rows = math.ceil(len(panels) / COLUMNS)
+    columns = min(COLUMNS, len(panels))
+    rows = math.ceil(len(panels) / columns)
     figure = Figure(figsize=(WIDTH, 2.5 * rows + 0.7), layout="constrained")
-    grid = figure.subplots(rows, COLUMNS, squeeze=False, sharex=True, sharey=True)
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for ax, (key, of_panel) in zip(grid.flat, panels, strict=False):
         _draw_panel(ax, of_panel, title(dict(zip(PANEL, key, strict=True))))
     for ax in grid.flat[len(panels) :]:

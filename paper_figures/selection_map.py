@@ -39,12 +39,12 @@ def prepare(results: Results) -> pd.DataFrame:
         that selected the matrix.
 
     Raises:
-        MissingStudy: no run selects.
+        MissingStudy: no run selects a given share.
     """
     chosen = results.selections[results.selections["method"] == "dp-sapf"]
-    chosen = strictly(chosen, results, "epsilon", "sigma_s")
+    chosen = strictly(chosen, results, "epsilon", "sigma_s").dropna(subset="ratio")
     if chosen.empty:
-        raise MissingStudy("no run selects matrices")
+        raise MissingStudy("no run selects a given share of the matrices")
     keys = [*GROUP, "level", "ratio", MATRIX, LAYER, BLOCK, PROJECTION]
     data = chosen.groupby(keys, sort=False).agg(selected_share=(SELECTED, "mean"), seeds=("seed", "nunique")).reset_index()
     releases = chosen.drop_duplicates([*GROUP, "seed", MATRIX]).groupby([*GROUP, MATRIX])[SCORE].mean()

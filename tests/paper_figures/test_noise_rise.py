@@ -54,6 +54,14 @@ def test_the_figure_has_a_panel_each_and_the_tolerated_rise(data):
     assert min(text.get_fontsize() for text in texts) >= 8
 
 
+@pytest.mark.parametrize("panels", [1, 2, 3])
+def test_any_number_of_panels_is_drawn(data, panels):
+    several = [rows.assign(epsilon=float(number)) for number in range(2) for _, rows in data.groupby("dataset")]
+    figure = noise_rise.draw(pd.concat(several[:panels]))
+    shown = [ax for ax in figure.axes if ax.get_visible()]
+    assert len(shown) == panels and [ax.get_xlabel() != "" for ax in shown][-min(panels, 2) :] == [True] * min(panels, 2)
+
+
 def test_without_predictions_or_settings_nothing_is_drawn(swept, predicted):
     with pytest.raises(MissingStudy, match="measure_fragility"):
         noise_rise.prepare(swept)

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from paper_figures import tuned_and_shared, tuned_differences
+from paper_figures import selection_map, tuned_and_shared, tuned_differences
 from paper_figures.paired_differences import smallest_visible
 from paper_figures.results import MissingStudy
 from paper_figures.tables import markdown
@@ -73,3 +73,18 @@ def test_a_way_without_the_shared_rate_is_compared_at_its_own(noisy):
     assert differences.loc[differences["series"] == way, "setting"].unique().tolist() == ["own"]
     labels = [text.get_text() for text in tuned_and_shared.draw(data).axes[0].get_yticklabels()]
     assert any("(own)" in label and "shared" not in label for label in labels)
+
+
+def test_ways_stay_where_most_runs_have_the_score_of_the_found_ratio(noisy):
+    """As many as noise allows has score signal, whatever the most salient have, and however many runs it has."""
+    found = noisy.runs[noisy.runs["rule"] == "noise-budget"]
+    many = [found.assign(seed=found["seed"] + 3 * times) for times in range(1, 20)]
+    results = dataclasses.replace(noisy, runs=pd.concat([noisy.runs, *many], ignore_index=True))
+    data = tuned_and_shared.prepare(results)
+    assert results.runs["score"].mode()[0] == "signal" and {SALIENT, "random-matrix"} <= set(data["way"].dropna())
+
+
+def test_a_found_ratio_alone_has_no_selection_map(results):
+    alone = results.selections.assign(ratio=float("nan"))
+    with pytest.raises(MissingStudy, match="a given share"):
+        selection_map.prepare(dataclasses.replace(results, selections=alone))
