@@ -517,3 +517,19 @@ def test_axes_of_a_run_replace_the_configs(options, axes):
         assert before.keys() == after.keys() and not any(torch.equal(value, before[name]) for name, value in after.items())
     if "learning_rate" in axes:
         assert pd.read_csv(options.training_log)["learning_rate"].tolist() == [0.5] * 4
+
+
+def test_the_optimizer_knows_the_noise_in_the_mean_gradient(options, monkeypatch):
+    """sigma C / B, which DP-AdamBC subtracts: three unequal numbers, so that none can stand for another."""
+    record = train.read_record(options.plan, train.Plan)
+    release = replace(record.releases[1], noise_multiplier=1.5, sensitivity=0.2, sampling_rate=0.25)
+    write_record(options.plan, replace(record, releases=(record.releases[0], release)))
+    seen, build = [], train.build_optimizer
+
+    def seeing(name, parameters, rate, deviation):
+        seen.append(deviation)
+        return build(name, parameters, rate, deviation)
+
+    monkeypatch.setattr(train, "build_optimizer", seeing)
+    train.finetune(options)
+    assert seen == [pytest.approx(1.5 * 0.2 / (0.25 * IMAGES))]
