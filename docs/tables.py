@@ -142,9 +142,9 @@ def bench(records: Records) -> str:
 
 
 def edge_factors(column: str, records: Records) -> str:
-    """Lay out how many times larger a learning rate survives: ways of choosing and shares down, datasets and epsilons across."""
+    """Lay out how many times larger a learning rate survives: ways and shares of three seeds down, panels across."""
     table = records.table("stability/figures/stability_edges.csv")
-    table = table[table[column].notna() & table["way"].isin(CHOSEN)]
+    table = table[table[column].notna() & table["way"].isin(CHOSEN) & (table["edge_seeds"] >= 3)]
     panels = list(table[["dataset", "epsilon"]].drop_duplicates().itertuples(index=False, name=None))
     rows = []
     for (way, ratio), lines in table.groupby(["way", "ratio"], sort=False):

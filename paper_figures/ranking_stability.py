@@ -1,22 +1,20 @@
 """What else than noise moves the order of the saliency scores (from ``dpsapf compare-rankings``)."""
 
-from pathlib import Path
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from dpsapf.experiment.columns import OVERLAP, RANK_CORRELATION, RANKING_COLUMNS
+from dpsapf.experiment.columns import OVERLAP, RANKING_COLUMNS
 from dpsapf.experiment.runs import number
 from paper_figures.curves import legend
-from paper_figures.results import GROUP, MissingStudy, Results
+from paper_figures.results import GROUP, Results
+from paper_figures.saliency_agreement import HIGH, LOW, comparisons, summarised
 from paper_figures.style import SCORES, WIDTH
 
 FILES = "ranking_stability*.csv"  # one for each dataset and public model
 AXES = {"clipping_norm": "clipping bound over the config's", "images": "share of the images"}
 PAIRS = {"timesteps": "other timesteps,\nno noise", "release": "another\nrelease"}
-LOW, HIGH = "_least", "_greatest"
 
 
 def prepare(results: Results) -> pd.DataFrame:
@@ -29,14 +27,8 @@ def prepare(results: Results) -> pd.DataFrame:
     Raises:
         MissingStudy: the results folder has no such table.
     """
-    paths = sorted(Path(results.layout.table("")).glob(FILES))
-    if not paths:
-        raise MissingStudy(f"no tables/{FILES}: name datasets in the config's compare_rankings, or use `dpsapf compare-rankings`")
-    table = pd.concat([pd.read_csv(path, usecols=list(RANKING_COLUMNS)) for path in paths], ignore_index=True)
-    columns = {"draws": ("seed", "nunique")}
-    for metric in (RANK_CORRELATION, OVERLAP):
-        columns |= {metric: (metric, "mean"), metric + LOW: (metric, "min"), metric + HIGH: (metric, "max")}
-    return table.groupby([*GROUP, "ratio", "score", "varied", "value"], sort=False).agg(**columns).reset_index()
+    table = comparisons(results, FILES, RANKING_COLUMNS, "compare_rankings")
+    return summarised(table, ["score", "varied", "value"])
 
 
 def draw(data: pd.DataFrame) -> Figure:

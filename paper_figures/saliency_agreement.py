@@ -1,5 +1,6 @@
 """How well noisy saliency scores keep the noiseless order, against the noise (from ``dpsapf compare-scores``)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -28,16 +29,36 @@ def prepare(results: Results) -> pd.DataFrame:
     Raises:
         MissingStudy: the results folder has no such table.
     """
-    paths = sorted(Path(results.layout.table("")).glob(FILES))
+    table = comparisons(results, FILES, AGREEMENT_COLUMNS, "compare_scores")
+    data = summarised(table, ["score", "sigma_s"])
+    return data.assign(**{f"{RANK_CORRELATION}_random": 0.0, f"{OVERLAP}_random": data["ratio"]})
+
+
+def comparisons(results: Results, files: str, columns: Sequence[str], key: str) -> pd.DataFrame:
+    """Read every table of comparisons of scores.
+
+    Args:
+        results: in whose ``tables`` folder they are.
+        files: pattern of their names.
+        columns: that they have.
+        key: of the config that makes them; its command has the same name.
+
+    Raises:
+        MissingStudy: there is none.
+    """
+    paths = sorted(Path(results.layout.table("")).glob(files))
     if not paths:
-        raise MissingStudy(f"no tables/{FILES}: name datasets in the config's compare_scores, or use `dpsapf compare-scores`")
-    table = pd.concat([pd.read_csv(path, usecols=list(AGREEMENT_COLUMNS)) for path in paths], ignore_index=True)
-    groups = table.groupby([*GROUP, "ratio", "score", "sigma_s"], sort=False)
+        command = key.replace("_", "-")
+        raise MissingStudy(f"no tables/{files}: name datasets in the config's {key}, or use `dpsapf {command}`")
+    return pd.concat([pd.read_csv(path, usecols=list(columns)) for path in paths], ignore_index=True)
+
+
+def summarised(table: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Return mean, least and greatest of both metrics over draws, by dataset, public model, ratio and ``keys``."""
     columns = {"draws": ("seed", "nunique")}
     for metric in METRICS:
         columns |= {metric: (metric, "mean"), metric + LOW: (metric, "min"), metric + HIGH: (metric, "max")}
-    data = groups.agg(**columns).reset_index()
-    return data.assign(**{f"{RANK_CORRELATION}_random": 0.0, f"{OVERLAP}_random": data["ratio"]})
+    return table.groupby([*GROUP, "ratio", *keys], sort=False).agg(**columns).reset_index()
 
 
 def draw(data: pd.DataFrame) -> Figure:

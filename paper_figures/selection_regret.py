@@ -25,9 +25,9 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per dataset, public model, epsilon and setting (method, rule, score, ratio) that was trained at all learning
-        rates of its panel: ``label``, ``matrices`` (mean), the least number of ``seeds``, ``rates`` (a list in words),
-        ``fid_over_best``, ``worst`` (the largest factor), ``accuracy_below_best`` (points), ``edge`` and ``edge_sign`` (see
-        `paper_figures.collapse`).
+        rates of its panel (the most that a setting has): ``label``, ``matrices`` (mean), the least number of ``seeds``,
+        ``rates`` (a list in words), ``fid_over_best``, ``worst`` (the largest factor), ``accuracy_below_best`` (points),
+        ``edge`` and ``edge_sign`` (see `paper_figures.collapse`).
 
     Raises:
         MissingStudy: no two ways of choosing share three learning rates beside a floor.
@@ -56,10 +56,12 @@ def _panel(runs: pd.DataFrame, floor: list[float]) -> pd.DataFrame:
     groups = runs.groupby([*SETTING, "rate"], dropna=False, sort=False)
     means = groups[["log_fid", "points", "selected_matrices"]].mean().assign(**{SEEDS: groups.size()})
     means["excess"] = groups["fid"].apply(lambda fids: excess(fids.to_list(), floor))
-    counts = means.groupby(SETTING, dropna=False)["log_fid"].transform("size")
-    means = means[counts == counts.max()].reset_index()
-    if means["rate"].nunique() < RATES:
+    means = means.reset_index()
+    rates = means.groupby(SETTING, dropna=False)["rate"].agg(frozenset)
+    widest = max(rates.value_counts().items(), key=lambda entry: (len(entry[0]), entry[1]))[0]
+    if len(widest) < RATES:
         return means.head(0)
+    means = means[means.groupby(SETTING, dropna=False)["rate"].transform(lambda own: frozenset(own) == widest)]
     best = means.groupby("rate")[["log_fid", "points"]].agg({"log_fid": "min", "points": "max"}).loc[means["rate"]]
     over, below = means["log_fid"] - best["log_fid"].to_numpy(), best["points"].to_numpy() - means["points"]
     groups = means.assign(over=over, below=below).groupby(SETTING, dropna=False, sort=False)

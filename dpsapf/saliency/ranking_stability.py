@@ -39,21 +39,22 @@ def compare_rankings(options: CompareRankings) -> None:
     torch.set_num_threads(options.threads)
     names = [read_record(options.dataset, DatasetRecord).name, read_record(options.model, ModelRecord).name]
     table = candidates(options.candidate_table, options.candidates)
-    rows = [[*names, *row] for name in options.score for row in _rows(name, table, options)]
+    exact = _Exact(table, options)
+    rows = [[*names, *row] for name in options.score for row in _rows(name, exact, table, options)]
     frame = pd.DataFrame(rows, columns=list(RANKING_COLUMNS))
     LOG.info("overlap\n%s", frame.pivot_table("overlap", ["varied", "value"], "score").round(2).to_string())
     with atomic(options.out) as temporary:
         frame.to_csv(temporary, index=False)
 
 
-def _rows(name: str, table: pd.DataFrame, options: CompareRankings) -> Iterator[list]:
-    exact = _Exact(name, table, options)
-    whole, bound, ratio = exact(0), options.clipping_norm, options.ratio
+def _rows(name: str, exact: "_Exact", table: pd.DataFrame, options: CompareRankings) -> Iterator[list]:
+    repeated = [exact(name, repeat) for repeat in range(options.repeats)]
+    whole, bound, ratio = repeated[0], options.clipping_norm, options.ratio
     for factor in options.clipping_factors if _has_a_bound(name, options) else ():
-        yield from _noisy_rows(name, "clipping_norm", factor, exact(0, bound=factor * bound), whole, table, options)
+        yield from _noisy_rows(name, "clipping_norm", factor, exact(name, 0, bound=factor * bound), whole, table, options)
     for share in options.images:
-        yield from _noisy_rows(name, "images", share, exact(0, share), whole, table, options)
-    repeated = [exact(repeat) for repeat in range(options.repeats)]
+        some = whole if share == 1 else exact(name, 0, share)
+        yield from _noisy_rows(name, "images", share, some, whole, table, options)
     released = [_noisy(name, scores, bound, ("release", repeat), table, options) for repeat, scores in enumerate(repeated)]
     for varied, orders in (("timesteps", repeated), ("release", released)):
         for pair, (one, other) in enumerate(itertools.combinations(orders, 2)):
@@ -81,18 +82,21 @@ def _noisy(name: str, exact: np.ndarray, bound: float, draw: tuple, table: pd.Da
 
 
 class _Exact:
-    """Scores without noise, float64 [M], by draw of timesteps, share of the images and clipping bound. Private."""
+    """Scores without noise, float64 [M], by draw of timesteps, share of the images and clipping bound. Private.
 
-    def __init__(self, name: str, table: pd.DataFrame, options: CompareRankings) -> None:
-        self._name, self._table, self._options = name, table, options
+    One pass over the images for each draw serves every score that is a sum over them.
+    """
+
+    def __init__(self, table: pd.DataFrame, options: CompareRankings) -> None:
+        self._table, self._options = table, options
         self._squared: dict[int, torch.Tensor] = {}
 
-    def __call__(self, repeat: int, share: float = 1.0, bound: float | None = None) -> np.ndarray:
+    def __call__(self, name: str, repeat: int, share: float = 1.0, bound: float | None = None) -> np.ndarray:
         options = replace(self._options, seed=self._options.seed + repeat)
-        if not score(self._name).contributions:
+        if not score(name).contributions:
             return signal_scores(options, self._table, share)
         if repeat not in self._squared:
             self._squared[repeat] = squared_norms(options, self._table)
         limits = Bounds(clipping_norm=bound or options.clipping_norm, votes=options.votes)
-        contributions = score(self._name).contributions(self._squared[repeat], limits)
+        contributions = score(name).contributions(self._squared[repeat], limits)
         return contributions[: round(share * len(contributions))].sum(0).numpy()

@@ -55,25 +55,10 @@ def planted_draws(draw: Callable) -> AbstractContextManager:
     return patch.object(train, "draw_pairs", draw)
 
 
-def planted_norms(squared_norms: Callable) -> AbstractContextManager:
-    """Let the saliency stage read planted squared norms, and neither a model nor records."""
+def planted_saliency(model: torch.nn.Module | None, **replaced: Callable) -> AbstractContextManager:
+    """Let the saliency stage score a planted model, or read planted squared norms, and read no records."""
     stack = ExitStack()
-    replaced = {
-        "squared_gradient_norms": squared_norms,
-        "load_unet": lambda *_: None,
-        "load_scheduler": lambda _: tiny_scheduler(),
-        "read_record": lambda *_: SimpleNamespace(name="canaries"),
-    }
-    for name, value in replaced.items():
-        stack.enter_context(patch.object(saliency, name, value))
-    return stack
-
-
-def planted_model(model: torch.nn.Module, draw: Callable) -> AbstractContextManager:
-    """Let the saliency stage score a planted model on planted draws, and read no records."""
-    stack = ExitStack()
-    replaced = {
-        "draw_pairs": draw,
+    replaced |= {
         "load_unet": lambda *_: model,
         "load_scheduler": lambda _: tiny_scheduler(),
         "read_record": lambda *_: SimpleNamespace(name="canaries"),
@@ -404,7 +389,7 @@ def _draws(members: torch.Tensor, signs: torch.Tensor) -> Callable:
 def attack_scores(fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
     """Run the saliency stage on canaries of which each has all its energy in its own matrix; system noise."""
     admitted = coins(SCORED)
-    with tempfile.TemporaryDirectory() as folder, planted_norms(_own_matrix), fault():
+    with tempfile.TemporaryDirectory() as folder, planted_saliency(None, squared_gradient_norms=_own_matrix), fault():
         released = released_scores(Path(folder), torch.from_numpy(admitted.nonzero()[0]))
     return attack(released[None], np.ones((1, SCORED)), admitted, SCORES)
 
@@ -430,7 +415,7 @@ class ManyMatrices(torch.nn.Module):
 def attack_signal(fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
     """Score by ``signal`` a model in which each canary has its own matrix; system noise."""
     admitted = coins(SIGNALLED)
-    with tempfile.TemporaryDirectory() as folder, planted_model(ManyMatrices(), _own_signal), fault():
+    with tempfile.TemporaryDirectory() as folder, planted_saliency(ManyMatrices(), draw_pairs=_own_signal), fault():
         released = released_scores(Path(folder), torch.from_numpy(admitted.nonzero()[0]), SIGNALLED, "signal")
     return attack(released[None], np.ones((1, SIGNALLED)), admitted, SCORES)
 

@@ -50,3 +50,11 @@ def test_two_rates_are_no_regret(swept):
     two = swept.runs[swept.runs["used_learning_rate"] != 0.2]
     with pytest.raises(MissingStudy, match="3 learning rates"):
         selection_regret.prepare(dataclasses.replace(swept, runs=two))
+
+
+def test_as_many_other_rates_are_not_compared(swept):
+    """Random 50 % has three rates, as all have, but 0.3 instead of 0.2."""
+    moved = (swept.runs["method"] == "random") & (swept.runs["ratio"] == 0.5) & (swept.runs["learning_rate"] == 0.2)
+    runs = swept.runs.assign(used_learning_rate=swept.runs["used_learning_rate"].where(~moved, 0.3))
+    data = selection_regret.prepare(dataclasses.replace(swept, runs=runs))
+    assert "random, 50 %" not in set(data["label"]) and data["rates"].unique().tolist() == ["0.02, 0.07, 0.2"]
