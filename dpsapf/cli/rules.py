@@ -87,7 +87,7 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
     files = {"plan": layout.run(run.id, "plan.json"), "candidate_table": layout.model(run.public_model, "candidates.csv")}
     if method(run.method).selects:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
-    if run.rule in ("noise-aware", "noise-budget"):
+    if run.rule in ("noise-aware", "noise-budget") or run.lora_rank == "auto":
         files |= fragility_file(layout, run)
     return files
 

@@ -15,6 +15,7 @@ PARAMETERS = "parameters"  # entries of the matrix
 LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix; a convolution's columns are inputs x kernel
 SCORE = "noisy_score"  # released score; empty if nothing was released
 SELECTED = "selected"  # True if the run trains on it
+RANK = "rank"  # of its adapter, 0 where it is not selected; only if ranks differ (lora_rank: auto)
 SIGNAL_ENERGY = "signal_energy"  # S: energy of the mean clipped gradient in the matrix, without the release's noise; in C^2
 PREDICTED_RISE = "predicted_rise"  # R: what noise alone does to the mean squared prediction; see dpsapf.optimization.noise_walk
 NOISE_ENERGY = "noise_energy"  # N: energy of DP-SGD's noise in the matrix' trained parameters, in a step; in C^2

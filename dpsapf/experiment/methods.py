@@ -29,7 +29,7 @@ MEMBERS: dict[Candidates, tuple[Candidates, ...]] = {  # what a candidate table 
     "attention+ffn": ("attention", "attention+ffn"),
     "all-params": typing.get_args(Candidates),
 }
-Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora"]
+Adapter = typing.Literal["lora", "rslora", "dora", "loha", "lokr", "ffa-lora", "la-lora"]
 ScoreName = typing.Literal["energy", "norm", "vote", "share", "signal"]
 MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
 Rule = typing.Literal["top", "least", "gap", "noise-aware", "equal-curvature", "noise-budget"]

@@ -33,6 +33,7 @@ AutoRatio = typing.Annotated[
     BeforeValidator(lambda value: None if value == "auto" else value),
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": "auto"}]}),
 ]
+AutoRank = Count | typing.Literal["auto"]
 AutoRate = Positive | typing.Literal["auto"]
 Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
 
@@ -60,13 +61,19 @@ class Treatment(Checked):
     learning_rate: AutoRate | None = Field(None, description="peak learning rate; auto: what noise allows; null: the config's")
     training_steps: Count | None = Field(None, description="DP-SGD steps; null: the config's [steps]")
     batch_size: Count | None = Field(None, description="expected Poisson batch; null: the config's [units]")
-    lora_rank: Count | None = Field(None, description="rank of the adapter; null: the config's")
+    lora_rank: AutoRank | None = Field(
+        None, description="rank of the adapter; auto: one a matrix, by what noise breaks; null: the config's"
+    )
     optimizer: Optimizer | None = Field(None, description="optimizer; null: the config's")
     seed: Seed = Field(0, description="seed of everything random in the run")
 
 
 class RunSpec(Treatment, _OnDataset):
     """One run: what differs between the rows of a table."""
+
+    def adapter_rank(self, configured: int) -> int:
+        """Return the rank of the adapter; where each matrix has its own, the one that sets its scale, alpha/rank."""
+        return configured if self.lora_rank in (None, "auto") else self.lora_rank
 
     @property
     def id(self) -> str:
@@ -131,7 +138,9 @@ class Study(Checked):
     )
     training_steps: Axis[Count | None] = Field((None,), description="numbers of DP-SGD steps; null: the config's [steps]")
     batch_size: Axis[Count | None] = Field((None,), description="expected Poisson batches; null: the config's [units]")
-    lora_rank: Axis[Count | None] = Field((None,), description="ranks of the adapter; null: the config's")
+    lora_rank: Axis[AutoRank | None] = Field(
+        (None,), description="ranks of the adapter; auto: one a matrix, by what noise breaks; null: the config's"
+    )
     optimizer: Axis[Optimizer | None] = Field((None,), description="optimizers; null: the config's")
     seed: Axis[Seed] = Field((0,), description="seeds")
 
@@ -147,7 +156,7 @@ def check_rule(run: RunSpec) -> None:
     Raises:
         UserError: the ratio is to be found, by a rule or for a release that needs to know it; or the rule weighs noise, and
             the scores are not the signal's; or it asks what noise in an adapter breaks, and none is trained, or one of which
-            that is not known.
+            that is not known; or ranks are to be found for such an adapter.
     """
     row = method(run.method)
     if "ratio" in row.uses and run.ratio is None and (run.rule not in COUNTS_ITSELF or run.mechanism in ("exponential", "ptr")):
@@ -163,6 +172,9 @@ def check_rule(run: RunSpec) -> None:
         if value in ("noise-budget", "auto") and (run.adapter not in WALKING or run.lora_rank):
             remedy = f"needs adapter {' or '.join(WALKING)} of the config's rank, whose noise is measured"
             raise UserError(key, value, f"{remedy}; {run.method} has {run.adapter}, rank {run.lora_rank}")
+    if run.lora_rank == "auto" and run.adapter not in WALKING:
+        remedy = f"needs adapter {' or '.join(WALKING)}, whose noise is measured; {run.method} has {run.adapter}"
+        raise UserError("lora_rank", "auto", remedy)
     if run.rule == "noise-budget" and run.ratio is None and run.learning_rate == "auto":
         raise UserError("learning_rate", "auto", "needs a ratio: rule noise-budget finds it from the learning rate")
 

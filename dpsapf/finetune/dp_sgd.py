@@ -47,6 +47,7 @@ def private_gradient(
     noise: NoiseSource,
     meter: Meter,
     processes: Processes = ALONE,
+    resting: frozenset[int] = frozenset(),
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
 
@@ -69,20 +70,23 @@ def private_gradient(
         noise: source of this step's privacy noise.
         meter: of the release; the step's first unit is processed alone, and what it adds is measured.
         processes: share the batch; each sums its units, one adds the noise.
+        resting: positions of parameters that this step leaves alone: they count in no norm, and get noise like the others,
+            which is thrown away with their ``grad``. So every step releases the same numbers.
     """
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     totals = torch.zeros(3, device=device)  # units, losses, norms
     units = processes.shard(len(pairs) // multiplicity)
     for chunk in first_alone(units, micro_batch):
         loss = loss_function(pairs.units(chunk, multiplicity, device))
-        clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity)
+        clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity, resting)
         if len(chunk) == 1:
             meter.contribution(joint_norm(clipped))
         torch._foreach_add_(sums, clipped)
         totals += torch.stack([torch.tensor(float(len(chunk)), device=device), loss.detach().sum() / multiplicity, norms.sum()])
     processes.add([*sums, totals])
-    for parameter, total in zip(parameters, _released(sums, release, noise, meter, processes), strict=True):
-        parameter.grad = (total / expected_batch).to(parameter)
+    for position, total in enumerate(_released(sums, release, noise, meter, processes)):
+        parameter = parameters[position]
+        parameter.grad = None if position in resting else (total / expected_batch).to(parameter)
     count, losses, norms = totals.tolist()
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
 

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from dpsapf.experiment.columns import SELECTED
 from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.stages import READS, WRITES, Finetune, paths
-from dpsapf.finetune.adapters import trainable
+from dpsapf.finetune.adapters import resting, trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
 from dpsapf.finetune.parallel import Processes, processes
@@ -98,7 +98,7 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
 def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
     record = read_record(options.model, ModelRecord)
     unet = load_unet(record, options.device)
-    rank = plan.run.lora_rank or options.lora_rank
+    rank = plan.run.adapter_rank(options.lora_rank)
     selection = pd.read_csv(options.selection)
     parameters = trainable(unet, plan.run, selection, rank, options.lora_alpha)
     deviation = noise_deviation(release.noise_multiplier, release.sensitivity, release.sampling_rate * plan.population)
@@ -138,6 +138,7 @@ def train_step(training: Training, state: TrainingState) -> None:
         noise=noise_source(plan.noise, noise),
         meter=state.meter,
         processes=training.processes,
+        resting=resting(list(state.parameters), plan.run.adapter, step),
     )
     rate = _scheduled_rate(state, options, step, release.steps)
     state.optimizer.step()

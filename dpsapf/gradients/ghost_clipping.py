@@ -56,7 +56,12 @@ class GhostClipping:
         self.model = model.requires_grad_(False)
 
     def clipped_sum(
-        self, losses: torch.Tensor, bound: float, clipping: Clipping, multiplicity: int = 1
+        self,
+        losses: torch.Tensor,
+        bound: float,
+        clipping: Clipping,
+        multiplicity: int = 1,
+        resting: frozenset[int] = frozenset(),
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Clip each image's gradient over all parameters together, and sum over images.
 
@@ -65,6 +70,7 @@ class GhostClipping:
             bound: C > 0.
             clipping: see `dpsapf.privacy.clipping.clip_factors`.
             multiplicity: K; an image's K adjacent rows are averaged before clipping.
+            resting: positions of parameters whose gradients count for 0, in norms and sums.
 
         Returns:
             Per parameter the sum [*shape] of clipped gradients, fp32, and the norms [B] before clipping. Adding
@@ -75,11 +81,16 @@ class GhostClipping:
             UserError: a layer got no gradient, or is called twice.
         """
         norms, sums = self._passes(losses)
-        squared = torch.stack(norms(lambda layer, kept: _squared_norms(layer, kept, multiplicity))).sum(0)
+        by_parameter = torch.stack(norms(lambda layer, kept: _squared_norms(layer, kept, multiplicity)))
+        by_parameter[list(resting)] = 0
+        squared = by_parameter.sum(0)
         weights = (clip_factors(squared, bound, clipping) / multiplicity).repeat_interleave(multiplicity)
         usable = torch.isfinite(squared).repeat_interleave(multiplicity)
         rows = slice(None) if usable.all() else usable
-        return sums(lambda layer, kept: _sum(layer, kept, weights[rows], rows)), squared.sqrt()
+        clipped = sums(lambda layer, kept: _sum(layer, kept, weights[rows], rows))
+        for position in resting:
+            clipped[position].zero_()
+        return clipped, squared.sqrt()
 
     def close(self) -> None:
         """Remove the hooks."""

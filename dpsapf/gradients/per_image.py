@@ -23,7 +23,12 @@ class PerImageGradients(typing.Protocol):
     model: torch.nn.Module
 
     def clipped_sum(
-        self, losses: torch.Tensor, bound: float, clipping: Clipping, multiplicity: int = 1
+        self,
+        losses: torch.Tensor,
+        bound: float,
+        clipping: Clipping,
+        multiplicity: int = 1,
+        resting: frozenset[int] = frozenset(),
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Run the backward pass of row losses, clip and sum; nothing is kept of it.
 
@@ -32,6 +37,7 @@ class PerImageGradients(typing.Protocol):
             bound: C > 0, on one image's gradient over all parameters together.
             clipping: see `dpsapf.privacy.clipping.clip_factors`.
             multiplicity: K; an image's K adjacent rows are averaged before clipping.
+            resting: positions of parameters whose gradients count for 0, in norms and sums.
 
         Returns:
             Per parameter the sum over images, fp32, and the norms [B] before clipping.
@@ -83,12 +89,20 @@ class AdapterGradients:
         self.model = model.requires_grad_(False)
 
     def clipped_sum(
-        self, losses: torch.Tensor, bound: float, clipping: Clipping, multiplicity: int = 1
+        self,
+        losses: torch.Tensor,
+        bound: float,
+        clipping: Clipping,
+        multiplicity: int = 1,
+        resting: frozenset[int] = frozenset(),
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """See `PerImageGradients`."""
         losses.sum().backward()
         self._hooks.finish()
-        return clipped_sum([averaged(self._rows.pop(name), multiplicity) for name in self._names], bound, clipping)
+        gradients = [averaged(self._rows.pop(name), multiplicity) for name in self._names]
+        for position in resting:
+            gradients[position].zero_()
+        return clipped_sum(gradients, bound, clipping)
 
     def _receive(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
         rows = adapter_rows(self._hooks.layers[name], inputs, gradients)

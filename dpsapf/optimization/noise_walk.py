@@ -25,6 +25,7 @@ from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.optimization.schedule import average_weight, rate_factor
 from dpsapf.support.errors import UserError
 
+MOST_RANK = 4  # times the config's rank: the largest that a matrix of its own rank gets
 WALKERS = 10_000  # parameters that D is averaged over: a relative error near 1 %
 
 
@@ -57,6 +58,28 @@ class NoiseWalk:
         second = 0.0 if self.frozen else 3 * float((self.fragility * self.parameters * self.columns).sum())
         energy = 2 * tolerance / (first + math.sqrt(first**2 + 4 * second * tolerance))
         return math.sqrt(energy / self.walk)
+
+
+def level_ranks(rises: np.ndarray, rank: int) -> np.ndarray:
+    """Give each matrix a rank of its own so that noise breaks about as much in each, and no more in all than before.
+
+    With the scale of the update fixed, R_m grows in proportion to the rank. All start at rank 1, and the next rank goes where
+    R_m is the smallest with it, up to `MOST_RANK` times the common rank.
+
+    Args:
+        rises: R of each matrix at the common rank, float64 [M], > 0.
+        rank: the common rank.
+
+    Returns:
+        Ranks, int64 [M], each at least 1; R summed over the matrices is at most what it was.
+    """
+    each, ranks = rises / rank, np.ones(len(rises), np.int64)
+    while True:
+        after = np.where(ranks < MOST_RANK * rank, each * (ranks + 1), np.inf)
+        place = int(np.argmin(after))
+        if not (each * ranks).sum() + each[place] <= rises.sum() or after[place] == np.inf:
+            return ranks
+        ranks[place] += 1
 
 
 def noise_walk(fragility: Path | None, table: pd.DataFrame, plan: Plan, settings: UpdateConfig) -> NoiseWalk:

@@ -16,6 +16,7 @@ from dpsapf.experiment.columns import (
     NOISE_ENERGY,
     PARAMETERS,
     PREDICTED_RISE,
+    RANK,
     SCORE,
     SELECTED,
     SIGNAL_ENERGY,
@@ -24,7 +25,7 @@ from dpsapf.experiment.methods import MEMBERS, TOLERATED_RISE, WEIGHS_NOISE, Can
 from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
-from dpsapf.optimization.noise_walk import noise_walk
+from dpsapf.optimization.noise_walk import level_ranks, noise_walk
 from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.saliency.noise_aware import affordable_count, best_count, by_worth, noise_energy, signal_energy
 from dpsapf.saliency.scores import Bounds, score
@@ -51,6 +52,8 @@ def select_matrices(options: SelectMatrices) -> None:
     if run.rule in WEIGHS_NOISE:
         table = weighed(table, plan, options)
     table[SELECTED] = chosen(table, run)
+    if run.lora_rank == "auto":
+        table[RANK] = ranks(table, plan, options)
     LOG.info("%s: %d of %d matrices", run.id, table[SELECTED].sum(), len(table))
     with atomic(options.out) as temporary:
         table.to_csv(temporary, index=False)
@@ -113,12 +116,8 @@ def weighed(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> pd.Data
     saliency, trained = (next(release for release in plan.releases if release.name == name) for name in ("saliency", "dp-sgd"))
     signal = signal_energy(table[SCORE].to_numpy(), saliency, plan.population)
     if plan.run.rule == "noise-budget":
-        rate = plan.run.learning_rate if isinstance(plan.run.learning_rate, float) else options.learning_rate
-        if rate is None:
-            raise UserError("--learning-rate", None, "rule noise-budget asks what noise breaks at a learning rate: give one")
-        walk = noise_walk(options.fragility, table, plan, options)
-        return table.assign(**{SIGNAL_ENERGY: signal, PREDICTED_RISE: walk.rises(rate)})
-    adapted = (plan.run.lora_rank or options.lora_rank) * table[LORA_PARAMETERS]
+        return table.assign(**{SIGNAL_ENERGY: signal, PREDICTED_RISE: _rises(table, plan, options)})
+    adapted = plan.run.adapter_rank(options.lora_rank) * table[LORA_PARAMETERS]
     parameters = adapted if plan.run.adapter else table[PARAMETERS]
     fragility = _column(options.fragility, "--fragility", FRAGILITY_SHRUNK, table) if plan.run.rule == "noise-aware" else 1.0
     return table.assign(
@@ -128,6 +127,25 @@ def weighed(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> pd.Data
             FRAGILITY_SHRUNK: fragility,
         }
     )
+
+
+def ranks(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> pd.Series:
+    """Find the rank of each selected matrix, see `dpsapf.optimization.noise_walk.level_ranks`; 0 for the others.
+
+    Raises:
+        UserError: there are no fragilities, or those of other candidates, or no learning rate.
+    """
+    selected = table[table[SELECTED]]
+    found = level_ranks(_rises(selected, plan, options), options.lora_rank)
+    return pd.Series(found, index=selected.index).reindex(table.index, fill_value=0)
+
+
+def _rises(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> np.ndarray:
+    rate = plan.run.learning_rate if isinstance(plan.run.learning_rate, float) else options.learning_rate
+    if rate is None:
+        what = "rule noise-budget" if plan.run.rule == "noise-budget" else "rank auto"
+        raise UserError("--learning-rate", None, f"{what} asks what noise breaks at a learning rate: give one")
+    return noise_walk(options.fragility, table, plan, options).rises(rate)
 
 
 def top_units(table: pd.DataFrame, level: Level, ratio: float) -> pd.Series:

@@ -85,7 +85,7 @@ def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline"
 
 def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
     selection = pd.read_csv(options.selection)
-    rank = ledger.run.lora_rank or options.lora_rank
+    rank = ledger.run.adapter_rank(options.lora_rank)
     load_weights(trainable(unet, ledger.run, selection, rank, options.lora_alpha), weights)
 
 

@@ -241,3 +241,5 @@ def test_a_selection_reads_what_its_rule_needs(run):
     assert selection_files(layout, weighing)["fragility"] == "results/x/cache/fragility/mnist5k--public-mini--attention.csv"
     assert "signal" in selection_files(layout, weighing)["scores"]
     assert "fragility" in selection_files(layout, replace(weighing, rule="noise-budget"))
+    assert "fragility" in selection_files(layout, replace(weighing, rule="top", lora_rank="auto"))
+    assert "fragility" not in selection_files(layout, replace(weighing, rule="top", lora_rank=4))

@@ -128,6 +128,8 @@ def test_noise_may_find_the_learning_rate():
         ({"rule": ["equal-curvature"], "mechanism": ["exponential"]}, "rule = 'equal-curvature': needs score signal"),
         ({"rule": ["noise-budget"], "adapter": ["dora"]}, "rule = 'noise-budget': needs adapter lora or ffa-lora .* has dora"),
         ({"rule": ["noise-budget"], "lora_rank": [8]}, "rule = 'noise-budget': .* of the config's rank.* rank 8"),
+        ({"lora_rank": ["auto"], "adapter": ["dora"]}, "lora_rank = 'auto': needs adapter lora or ffa-lora.*has dora"),
+        ({"lora_rank": ["auto"], "learning_rate": ["auto"]}, "learning_rate = 'auto': .* of the config's rank.* rank auto"),
         ({"learning_rate": ["auto"], "method": ["dp-full"]}, "learning_rate = 'auto': needs adapter .*dp-full has None"),
         (
             {"learning_rate": ["auto"], "rule": ["noise-budget"], "ratio": ["auto"]},

@@ -4,10 +4,10 @@ import pandas as pd
 import pytest
 import torch
 
-from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.columns import MATRIX, RANK, SELECTED
 from dpsapf.experiment.methods import METHODS, Adapter
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.finetune.adapters import load_weights, trainable
+from dpsapf.finetune.adapters import load_weights, resting, trainable
 from dpsapf.support.errors import UserError
 from tests.tiny import candidates, tiny_unet
 
@@ -98,6 +98,24 @@ def test_ffa_lora_trains_b_alone():
 def test_rslora_scales_by_the_square_root_of_the_rank():
     scales = [prepared("dp-lora", adapter)[0].get_submodule(candidates(tiny_unet())[0]).scaling for adapter in ("lora", "rslora")]
     assert scales[0]["default"] == 1.0 and scales[1]["default"] == pytest.approx(2**0.5)
+
+
+def test_each_matrix_has_its_own_rank_and_all_one_scale():
+    unet = tiny_unet()
+    names, own = candidates(unet), [3, 0, 1, 2, 0, 5]
+    run = RunSpec(dataset="d", public_model="m", method="dp-sapf", adapter="lora", lora_rank="auto")
+    table = selection(names, [name for name, rank in zip(names, own, strict=False) if rank])
+    table[RANK] = own + [0] * (len(names) - len(own))
+    parameters = trainable(unet, run, table, 2, 3.0)
+    found = {name.split(".lora_A")[0]: len(value) for name, value in parameters.items() if "lora_A" in name}
+    assert found == {name: rank for name, rank in zip(names, own, strict=False) if rank}
+    assert {unet.get_submodule(name).scaling["default"] for name in found} == {1.5}
+
+
+def test_a_and_b_take_turns():
+    names = ["x.lora_A.default.weight", "x.lora_B.default.weight", "y.lora_A.default.weight", "y.lora_B.default.weight"]
+    assert [resting(names, "la-lora", step) for step in range(3)] == [{0, 2}, {1, 3}, {0, 2}]
+    assert resting(names, "lora", 0) == resting(names, None, 1) == frozenset()
 
 
 @pytest.mark.parametrize(

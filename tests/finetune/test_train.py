@@ -481,6 +481,42 @@ def test_bitfit_trains_every_bias_and_nothing_else(options):
     assert set(weights(options)) == biases and len(biases) > 20
 
 
+def alternating(options):
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, replace(record, run=replace(record.run, adapter="la-lora")))
+    return options
+
+
+def test_la_lora_trains_b_and_a_in_turn(options, monkeypatch):
+    """One of them moves at each step, with what an image adds to it within the bound, and noise drawn for both."""
+    seen, step = [], train.train_step
+
+    def watched(training, state):
+        before = {name: value.detach().clone() for name, value in state.parameters.items()}
+        step(training, state)
+        moved = {name for name, value in state.parameters.items() if not torch.equal(value, before[name])}
+        seen.append({name.split(".")[-3] for name in moved})
+        assert len(moved) == len(before) / 2
+
+    monkeypatch.setattr(train, "train_step", watched)
+    train.finetune(alternating(options))
+    assert seen == [{"lora_B"}, {"lora_A"}, {"lora_B"}, {"lora_A"}]
+    spend, measured = read_record(options.spend, Spend), read_record(options.private, Measured)
+    check_measures(spend, measured, options.private)
+    assert measured.numbers == 4 * spend.numbers and 0.5 < measured.largest_contribution <= 1
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_la_lora_resumes_with_the_same_turn(options, monkeypatch, step):
+    """After the first step Adam knows nothing of A yet."""
+    train.finetune(alternating(options))
+    expected = weights(options)
+    again = replace(options, weights=options.weights.with_name("again") / "weights.safetensors")
+    assert interrupted(again, monkeypatch, step) == []
+    train.finetune(again)
+    assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())
+
+
 def test_noise_finds_the_learning_rate(options, tmp_path):
     """Four times as fragile, half the rate, as A is frozen; matrices that are not trained do not count."""
     names = candidates(tiny_unet())

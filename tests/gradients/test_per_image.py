@@ -160,6 +160,21 @@ def test_one_image_contributes_the_bound_and_no_more(kind):
         assert bound * (1 - 2e-5) < total.double().norm().item() <= bound
 
 
+@pytest.mark.parametrize("make", [per_image_gradients, checkpointed], ids=["kept", "checkpointed"])
+@pytest.mark.parametrize("kind", ["la-lora", "dora", "lokr", "full"])
+def test_resting_parameters_count_for_nothing(kind, make):
+    """In no norm and in no sum: what is left is clipped as if there were nothing else."""
+    engine, parameters = built(kind, make=make), list(prepared(kind)[1].values())
+    rows, sizes = row_gradients(kind, 3).mean(1).clone(), [parameter.numel() for parameter in parameters]
+    resting = frozenset(range(0, len(sizes), 2))
+    for position, part in enumerate(rows.split(sizes, dim=1)):
+        part.mul_(position not in resting)
+    bound = rows.norm(dim=1).median().item()
+    sums, norms = engine.clipped_sum(denoising_loss(engine.model, tiny_scheduler(), drawn(3)), bound, "flat", 3, resting)
+    assert error(norms, rows.norm(dim=1)) < TOLERANCE and error(flat(sums), clipped_sum(rows, bound, "flat")) < TOLERANCE
+    assert not any(sums[position].any() for position in resting)
+
+
 @pytest.mark.parametrize("kind", ["lora", "dora", "loha", "lokr"])
 def test_a_pass_forgets_the_one_before(kind):
     engine, pairs = built(kind), drawn()

@@ -2,6 +2,8 @@
 
 import math
 
+import hypothesis
+import hypothesis.strategies as st
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX
 from dpsapf.experiment.settings import UpdateConfig
-from dpsapf.optimization.noise_walk import NoiseWalk, noise_walk, squared_walk
+from dpsapf.optimization.noise_walk import MOST_RANK, NoiseWalk, level_ranks, noise_walk, squared_walk
 from dpsapf.optimization.optimizers import build_optimizer
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -85,6 +87,26 @@ def test_a_linear_model_breaks_as_predicted(frozen):
     distance = squared_walk("adamw", steps, "constant", 0, 1)
     one = NoiseWalk(h, np.array([rank * (rows + columns)]), np.array([columns]), distance, frozen)
     assert float(one.rises(rate)[0]) == pytest.approx(np.mean(found), rel=4 * np.std(found) / np.mean(found) / 60**0.5 + 0.02)
+
+
+def test_ranks_that_break_as_much_in_every_matrix():
+    """Equal matrices keep the common rank; of unequal ones the fragile get less, and together no more breaks."""
+    assert level_ranks(np.full(5, 0.02), 4).tolist() == [4] * 5
+    assert level_ranks(np.array([0.04, 0.02, 0.01]), 4).tolist() == [2, 4, 8], "in all 0.06 of 0.07; one more rank is too much"
+    assert level_ranks(np.array([1.0, 1e-9]), 4).tolist() == [4, 4 * MOST_RANK], "what breaks nothing gets the largest rank"
+
+
+@hypothesis.given(st.lists(st.floats(1e-6, 1), min_size=1, max_size=8), st.integers(1, 5))
+def test_no_more_breaks_than_with_the_common_rank(rises, rank):
+    """And no further rank would fit: against every single addition to the least."""
+    rises = np.array(rises)
+    ranks = level_ranks(rises, rank)
+    total = (ranks * rises / rank).sum()
+    assert total <= rises.sum() * (1 + 1e-12) and ranks.min() >= 1 and ranks.max() <= MOST_RANK * rank
+    growing = [m for m in range(len(rises)) if ranks[m] < MOST_RANK * rank]
+    if growing:
+        least = min(growing, key=lambda m: rises[m] * (ranks[m] + 1))
+        assert total + rises[least] / rank > rises.sum() * (1 - 1e-12)
 
 
 @pytest.fixture

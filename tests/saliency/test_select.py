@@ -14,6 +14,7 @@ from dpsapf.experiment.columns import (
     NOISE_ENERGY,
     PARAMETERS,
     PREDICTED_RISE,
+    RANK,
     SCORE,
     SELECTED,
     SIGNAL_ENERGY,
@@ -184,6 +185,20 @@ def test_a_noise_budget_is_spent_at_the_runs_learning_rate(tmp_path, plan):
     write_record(base.plan, replace(read_record(base.plan, Plan), run=run))
     with pytest.raises(UserError, match="--learning-rate = None: .*at a learning rate: give one"):
         selected(learning_rate=None)
+
+
+def test_each_matrix_gets_the_rank_that_noise_allows(tmp_path, plan):
+    """Of six matrices the first breaks a thousand times sooner: it gets rank 1, the others more; what rests gets none."""
+    run = replace(plan.run, lora_rank="auto", ratio=0.5)
+    base = replace(weighing(tmp_path, plan, "noise-aware"), learning_rate=1e-4)
+    pd.read_csv(base.fragility).assign(**{COLUMNS: 8}).to_csv(base.fragility, index=False)
+    write_record(base.plan, replace(read_record(base.plan, Plan), run=run))
+    select_matrices(base)
+    written = pd.read_csv(tmp_path / "selection.csv")
+    assert written.index[written[SELECTED]].tolist() == [0, 2, 4]
+    assert written[RANK].tolist() == [3, 0, 16, 0, 16, 0], "four times the common rank at most, the budget being the first's"
+    with pytest.raises(UserError, match="--learning-rate = None: rank auto asks"):
+        select_matrices(replace(base, learning_rate=None))
 
 
 def test_a_gap_decides_where_no_ratio_does(tmp_path, plan):
