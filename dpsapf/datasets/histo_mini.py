@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpsapf.datasets.images import Parts
+from dpsapf.datasets.images import Source
 from dpsapf.datasets.textures import CANVAS, render_dataset, smooth_noise
 from dpsapf.experiment.registries import DatasetEntry
 
@@ -43,11 +43,11 @@ class Nuclei:
     pallor: np.ndarray
 
 
-def histo_mini(entry: DatasetEntry) -> Parts:
+def histo_mini(entry: DatasetEntry) -> Source:
     """Render 2 x 2,500 RGB patches, drawn at 64 x 64 and reduced to the entry's resolution.
 
     Returns:
-        All images as ``train``: uint8 [5000, resolution, resolution, 3].
+        All images, without splits: uint8 [5000, resolution, resolution, 3].
 
     Raises:
         UserError: the entry has a digest and the rendered images have another.

@@ -5,6 +5,7 @@ import typing
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -13,11 +14,10 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpsapf.datasets.images import LabelledImages, Parts, check_digest
+from dpsapf.datasets.images import BATCH, Source, check_digest
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
-from dpsapf.support.progress import track
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
@@ -36,7 +36,7 @@ class Member(typing.NamedTuple):
     label: int
 
 
-def image_folder(entry: DatasetEntry) -> Parts:
+def image_folder(entry: DatasetEntry) -> Source:
     """Load ``CLASS/FILE``, or ``train|validation|val|test/CLASS/FILE``, from a folder or a .zip.
 
     The class folders are the entry's ``classes``; files are taken in the order of their names, hidden
@@ -45,8 +45,8 @@ def image_folder(entry: DatasetEntry) -> Parts:
     with columns ``file`` (a name in the source) and ``user``: who each image is of.
 
     Returns:
-        The splits that have a folder, or all images as ``train``: uint8 [N, resolution, resolution,
-        channels] with int64 labels, and users' names if the entry tells them.
+        The images of all splits that have a folder, and users' names if the entry tells them. Files are decoded, on as many
+        threads as are asked for, when they are needed.
 
     Raises:
         UserError: names the file and what is wrong with it, or the class folders that do not match.
@@ -57,8 +57,14 @@ def image_folder(entry: DatasetEntry) -> Parts:
     check_digest(entry, lambda: sha256(path))
     with _open(path) as readers:
         plan = arrange(list(readers), entry)
-        users = None if entry.users is None else read_users(Path(entry.users), [m.name for part in plan.values() for m in part])
-        return {split: _decode_all(members, readers, users, entry) for split, members in plan.items()}
+    members = [member for part in plan.values() for member in part]
+    users = None if entry.users is None else read_users(Path(entry.users), [member.name for member in members])
+    return Source(
+        labels=np.array([member.label for member in members], np.int64),
+        splits=np.repeat(list(plan), [len(part) for part in plan.values()]),
+        decoded=partial(_decoded, path, members, entry),
+        users=None if users is None else np.array([users[member.name] for member in members]),
+    )
 
 
 def read_users(path: Path, names: list[str]) -> dict[str, str]:
@@ -176,13 +182,14 @@ def _check_labels(split: str, members: list[Member], entry: DatasetEntry) -> Non
         raise UserError("source", entry.source, f"no {split} images in class folder(s) {', '.join(missing)}")
 
 
-def _decode_all(members: list[Member], readers: Readers, users: dict[str, str] | None, entry: DatasetEntry) -> LabelledImages:
-    images = np.empty((len(members), entry.resolution, entry.resolution, entry.channels), np.uint8)
-    for index, member in enumerate(track(members, "decode", "image")):
+def _decoded(path: Path, members: list[Member], entry: DatasetEntry, threads: int) -> Iterator[np.ndarray]:
+    def one(member: Member) -> np.ndarray:
         where = f"{entry.source}/{member.name}"
-        images[index] = decode(_read(readers[member.name], where), where, entry)
-    names = None if users is None else np.array([users[member.name] for member in members])
-    return LabelledImages(images, np.array([member.label for member in members], np.int64), names)
+        return decode(_read(readers[member.name], where), where, entry)
+
+    with _open(path) as readers, ThreadPoolExecutor(threads) as pool:
+        for start in range(0, len(members), BATCH):
+            yield np.stack(list(pool.map(one, members[start : start + BATCH])))
 
 
 def _read(reader: Callable[[], bytes], where: str) -> bytes:

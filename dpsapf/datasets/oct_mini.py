@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dpsapf.datasets.images import Parts
+from dpsapf.datasets.images import Source
 from dpsapf.datasets.textures import CANVAS, render_dataset, smooth_noise
 from dpsapf.experiment.registries import DatasetEntry
 
@@ -42,11 +42,11 @@ class Scan:
     fovea: float
 
 
-def oct_mini(entry: DatasetEntry) -> Parts:
+def oct_mini(entry: DatasetEntry) -> Source:
     """Render 4 x 1,250 grey B-scans, drawn at 64 x 64 and reduced to the entry's resolution.
 
     Returns:
-        All images as ``train``: uint8 [5000, resolution, resolution, 1].
+        All images, without splits: uint8 [5000, resolution, resolution, 1].
 
     Raises:
         UserError: the entry has a digest and the rendered images have another.

@@ -2,20 +2,24 @@
 
 import logging
 import os
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from dpsapf.datasets.archive import write_archive
-from dpsapf.datasets.images import LabelledImages, Parts
+from dpsapf.datasets.images import BATCH, LabelledImages, Source
 from dpsapf.datasets.loaders import loader
-from dpsapf.datasets.preview import contact_sheet
-from dpsapf.datasets.splits import split
+from dpsapf.datasets.prepared import SALT_BYTES, preparing, read_part
+from dpsapf.datasets.preview import COLUMNS, contact_sheet
+from dpsapf.datasets.splits import counts_to_hold_out, placed, unit_hashes
+from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.records import DatasetRecord
 from dpsapf.experiment.registries import DatasetEntry, entry
 from dpsapf.experiment.stages import PrepareDataset
+from dpsapf.support.arrays import Writer
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
+from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import write_record
 
@@ -23,27 +27,49 @@ LOG = logging.getLogger("dpsapf")
 
 
 def prepare_dataset(options: PrepareDataset) -> None:
-    """Write dataset.npz, its record and a preview; write nothing if anything is wrong.
+    """Write dataset.safetensors (see `dpsapf.datasets.prepared`), its record and a preview; nothing if anything is wrong.
 
-    The archive holds ``{train,validation,test}_images`` uint8 [N, H, W, 3] (grey images three times)
-    and ``{train,validation,test}_labels`` int64 [N]; ``train_users`` int64 [N], numbered from 0, if the entry names
-    ``users``; and 32 secret bytes, ``salt``, so that the archive's digest, which
-    records may publish, says nothing to whoever lacks the archive.
+    Images are decoded on all threads and written batch by batch. The archive's digest, which records may publish, says
+    nothing to whoever lacks the archive, because of 32 secret bytes in it.
 
     Raises:
-        UserError: the entry, the source or an image is wrong (see the loaders and `split`).
+        UserError: the entry, the source or an image is wrong (see the loaders and `dpsapf.datasets.splits`).
     """
     item = entry(options.registry, options.name, DatasetEntry)
     check_classes(item)
-    parts = split(_load(item), item)
-    check_training_classes(parts["train"].labels, item.classes)
-    parts = {name: part._replace(images=as_rgb(part.images)) for name, part in parts.items()}
-    write_archive(options.archive, arrays(parts) | {"salt": np.frombuffer(os.urandom(32), dtype=np.uint8)})
-    record = _record(options, item, parts)
+    source = _found(item)
+    counts = counts_to_hold_out(source.splits, item)
+    shape = (len(source.labels), item.resolution, item.resolution, item.channels)
+    with preparing(options.archive, shape, users=source.users is not None) as writer:
+        hashes = _write_images(source, item, writer, options.threads)
+        places = placed(source.splits, counts, hashes)
+        check_training_classes(source.labels[places == SPLITS.index("train")], item.classes)
+        writer.put("labels", 0, source.labels)
+        writer.put("split", 0, places)
+        writer.put("salt", 0, np.frombuffer(os.urandom(SALT_BYTES), dtype=np.uint8))
+        if source.users is not None:
+            writer.put("users", 0, pd.factorize(source.users)[0])
+    record = _record(options, item)
     with atomic(options.preview) as temporary:
-        contact_sheet(parts["train"], item.classes, _title(record)).save(temporary)
+        contact_sheet(_shown(options.archive, len(item.classes)), item.classes, _title(record)).save(temporary)
     write_record(options.record, record)
     LOG.info("%s, %d validation, %d test", _title(record), record.validation, record.test)
+
+
+def _write_images(source: Source, item: DatasetEntry, writer: Writer, threads: int) -> np.ndarray:
+    """Write the images as they are decoded; return the hash of each one's pixels, or of its user's name, float64 [N]."""
+    hashes, start = np.empty(len(source.labels)), 0
+    batches = source.decoded(threads)
+    for _ in track(range(0, len(hashes), BATCH), "decode", "batch"):
+        images = next(batches)
+        if images.shape[-1] != item.channels:
+            raise UserError("channels", item.channels, f"loader {item.loader} gives {images.shape[-1]}")
+        rows = slice(start, start + len(images))
+        named = [image.tobytes() for image in images] if source.users is None else [str(u).encode() for u in source.users[rows]]
+        hashes[rows] = unit_hashes(named, item.split_seed)
+        writer.put("images", start, images)
+        start = rows.stop
+    return hashes
 
 
 def check_classes(item: DatasetEntry) -> None:
@@ -60,15 +86,12 @@ def check_classes(item: DatasetEntry) -> None:
         raise UserError("prompts", list(item.prompts), f"needs one prompt for each of the {len(item.classes)} classes")
 
 
-def _load(item: DatasetEntry) -> Parts:
-    parts = loader(item).load(item)
-    for part in parts.values():
-        channels, classes = part.images.shape[-1], int(part.labels.max()) + 1
-        if channels != item.channels:
-            raise UserError("channels", item.channels, f"loader {item.loader} gives {channels}")
-        if classes > len(item.classes):
-            raise UserError("classes", list(item.classes), f"loader {item.loader} gives {classes} classes")
-    return parts
+def _found(item: DatasetEntry) -> Source:
+    source = loader(item).load(item)
+    classes = int(source.labels.max()) + 1
+    if classes > len(item.classes):
+        raise UserError("classes", list(item.classes), f"loader {item.loader} gives {classes} classes")
+    return source
 
 
 def check_training_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:
@@ -83,33 +106,26 @@ def check_training_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None
         raise UserError("classes", empty, "no training image; add images, or hold fewer out for validation and test")
 
 
-def as_rgb(images: np.ndarray) -> np.ndarray:
-    """Repeat grey [N, H, W, 1] to [N, H, W, 3]; RGB stays as it is."""
-    return np.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+def _shown(archive: Path, classes: int) -> LabelledImages:
+    """Read the training images that the preview shows."""
+    train = read_part(archive, "train")
+    rows = np.concatenate([np.flatnonzero(train.labels == label)[:COLUMNS] for label in range(classes)])
+    return LabelledImages(train[rows], train.labels[rows])
 
 
-def arrays(parts: Parts) -> dict[str, np.ndarray]:
-    """Name the arrays of an archive; users' names become numbers, in the order in which they appear."""
-    found = {f"{name}_{key}": getattr(part, key) for name, part in parts.items() for key in ("images", "labels")}
-    users = parts["train"].users
-    return found if users is None else found | {"train_users": pd.factorize(users)[0]}
-
-
-def _record(options: PrepareDataset, item: DatasetEntry, parts: Parts) -> DatasetRecord:
+def _record(options: PrepareDataset, item: DatasetEntry) -> DatasetRecord:
     shared = ("loader", "source", "licence", "procedural", "classes", "prompts", "resolution", "channels")
+    parts = {name: read_part(options.archive, name) for name in SPLITS}
+    users = parts["train"].users
     return DatasetRecord(
         name=options.name,
         **{key: getattr(item, key) for key in shared},
-        **{name: len(part.labels) for name, part in parts.items()},
-        users=_users(parts["train"]),
+        **{name: len(part) for name, part in parts.items()},
+        users=None if users is None else len(np.unique(users)),
         train_per_class=tuple(np.bincount(parts["train"].labels).tolist()),
         id=sha256(options.archive),
         provenance=provenance(),
     )
-
-
-def _users(train: LabelledImages) -> int | None:
-    return None if train.users is None else len(set(train.users))
 
 
 def _title(record: DatasetRecord) -> str:

@@ -2,72 +2,77 @@
 
 import hashlib
 import hmac
+from collections.abc import Iterable
 
 import numpy as np
 
-from dpsapf.datasets.images import LabelledImages, Parts
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 
+HELD_OUT = ("test", "validation")  # in the order in which they are cut off
 
-def split(parts: Parts, entry: DatasetEntry) -> Parts:
-    """Complete a loader's parts to ``train``, ``validation`` and ``test``.
 
-    A split that the source has apart is kept as it is. A missing one is held out of ``train``: each image is drawn by a
-    keyed hash of its pixels, or of its user's name, with probability count/N. So another image cannot move it, and a
-    guarantee for the training images is one for all images of the source. Equal images, and the images of one user, stay
-    together. The number held out varies as Binomial(N, count/N) does.
+def counts_to_hold_out(splits: np.ndarray, entry: DatasetEntry) -> dict[str, int]:
+    """Return how many images, on average, each split takes out of ``train`` that the source has not apart.
 
-    Returns:
-        The three splits, in the order of `dpsapf.experiment.columns.SPLITS`, no image in two of them. What was split
-        stands in the order of its hashes.
+    Args:
+        splits: of each image, str [N], as its source tells them.
+        entry: gives the counts.
 
     Raises:
-        UserError: a held-out count is not 0 although the source has that split, or is 0 although it
-            has not, or leaves nothing for training; or no image falls into a split.
+        UserError: a count is not 0 although the source has that split, or is 0 although it has not, or leaves nothing for
+            training.
     """
-    counts = {name: getattr(entry, name) for name in ("test", "validation")}
-    for name in parts.keys() & counts.keys():
-        _refuse_count(name, counts.pop(name))
-    if counts:
-        parts = parts | _divided(parts["train"], counts, entry.split_seed)
-    return {name: parts[name] for name in SPLITS}
-
-
-def _refuse_count(name: str, count: int) -> None:
-    if count:
-        raise UserError(name, count, f"must be 0: the source has its own {name} split")
-
-
-def _divided(pool: LabelledImages, counts: dict[str, int], seed: int) -> Parts:
-    """Cut the unit interval into a piece for each held-out split, and the rest for training."""
-    total = len(pool.labels)
+    counts = {name: getattr(entry, name) for name in HELD_OUT}
+    for name in set(splits.tolist()) & counts.keys():
+        if counts.pop(name):
+            raise UserError(name, getattr(entry, name), f"must be 0: the source has its own {name} split")
+    total = int((splits == "train").sum())
     for name, count in counts.items():
         if not 1 <= count < total:
             raise UserError(name, count, f"must be at least 1 and below {total}, the source's images: it has no {name} split")
-    edges = np.cumsum([count / total for count in counts.values()])
-    if edges[-1] >= 1:
+    if sum(counts.values()) >= total:
         raise UserError("validation", counts.get("validation"), f"leaves none of {total} images for training")
-    hashes = unit_hashes(pool, seed)
-    order = np.argsort(hashes, kind="stable")
-    pieces = np.searchsorted(edges, hashes[order], side="right")
-    result = {name: pool.take(order[pieces == place]) for place, name in enumerate([*counts, "train"])}
-    for name, part in result.items():
-        if not len(part.labels):
-            raise UserError(name, counts.get(name, total), "no image fell into this split: hold more out, or change split_seed")
-    return result
+    return counts
 
 
-def unit_hashes(pool: LabelledImages, seed: int) -> np.ndarray:
-    """Map each image to [0, 1) by HMAC-SHA-256 of its user's name if it has one, else of its pixels; float64 [N].
+def placed(splits: np.ndarray, counts: dict[str, int], hashes: np.ndarray | None) -> np.ndarray:
+    """Return the split of each image, uint8 [N], a position in `dpsapf.experiment.columns.SPLITS`.
+
+    A split that the source has apart is kept as it is. A missing one is held out of ``train``: each image is drawn by its
+    hash, with probability count/N. So another image cannot move it, and a guarantee for the training images is one for all
+    images of the source. Equal images, and the images of one user, stay together. The number held out varies as
+    Binomial(N, count/N) does.
 
     Args:
-        pool: any images.
+        splits: of each image, as its source tells them, str [N].
+        counts: what `counts_to_hold_out` found.
+        hashes: of each image, float64 [N]; None if nothing is held out.
+
+    Raises:
+        UserError: no image falls into a split.
+    """
+    places = np.array([SPLITS.index(name) for name in splits.tolist()], np.uint8)
+    if counts:
+        pool = np.flatnonzero(splits == "train")
+        edges = np.cumsum([count / len(pool) for count in counts.values()])
+        names = [SPLITS.index(name) for name in (*counts, "train")]
+        places[pool] = np.array(names, np.uint8)[np.searchsorted(edges, hashes[pool], side="right")]
+    for place, name in enumerate(SPLITS):
+        if not (places == place).any():
+            asked = counts.get(name, len(places))
+            raise UserError(name, asked, "no image fell into this split: hold more out, or change split_seed")
+    return places
+
+
+def unit_hashes(messages: Iterable[bytes], seed: int) -> np.ndarray:
+    """Map each message to [0, 1) by HMAC-SHA-256: an image's user's name if it has one, else its pixels; float64 [N].
+
+    Args:
+        messages: of the images.
         seed: the key: another one gives another split.
     """
     key = f"dpsapf split {seed}".encode()
-    values = pool.images if pool.users is None else pool.users
-    names = (str(value).encode() if pool.users is not None else value.tobytes() for value in values)
-    heads = b"".join(hmac.digest(key, name, hashlib.sha256)[:8] for name in names)
+    heads = b"".join(hmac.digest(key, message, hashlib.sha256)[:8] for message in messages)
     return (np.frombuffer(heads, dtype=">u8") >> np.uint64(11)) * 2.0**-53

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from dpsapf.datasets.images import LabelledImages, Parts, array_digest, check_digest, resize
+from dpsapf.datasets.images import Source, array_digest, check_digest, resize
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import numpy_generator
@@ -14,7 +14,7 @@ CANVAS = 64  # side on which images are drawn before they are reduced, in pixels
 GENERATOR_SEED = 0  # the procedural datasets are fixed sets: only their split depends on the entry
 
 
-def render_dataset(entry: DatasetEntry, draw: Callable[[int, np.random.Generator], np.ndarray], per_class: int) -> Parts:
+def render_dataset(entry: DatasetEntry, draw: Callable[[int, np.random.Generator], np.ndarray], per_class: int) -> Source:
     """Draw ``per_class`` images of every class, each from its own seed.
 
     Args:
@@ -24,7 +24,7 @@ def render_dataset(entry: DatasetEntry, draw: Callable[[int, np.random.Generator
         per_class: images per class.
 
     Returns:
-        All images as ``train``: uint8 [classes * per_class, resolution, resolution, 1 or 3].
+        All images, without splits: uint8 [classes * per_class, resolution, resolution, 1 or 3].
 
     Raises:
         UserError: the entry has a digest and the rendered arrays have another.
@@ -36,7 +36,7 @@ def render_dataset(entry: DatasetEntry, draw: Callable[[int, np.random.Generator
     ]
     pixels = resize(np.round(255 * np.clip(images, 0, 1)).astype(np.uint8), entry.resolution)
     check_digest(entry, lambda: array_digest(pixels, labels))
-    return {"train": LabelledImages(pixels, labels)}
+    return Source.of_arrays(pixels, labels)
 
 
 def smooth_noise(generator: np.random.Generator, rows: int, columns: int | None = None) -> np.ndarray:

@@ -46,9 +46,10 @@ class PrepareDataset(Checked):
 
     name: str = Field(description="key of the dataset in the registry")
     registry: Path = source("registry of datasets", Path("config/datasets.yaml"))
-    archive: Path = target("images, labels and splits (.npz)")
+    archive: Path = target("images, labels and splits (.safetensors)")
     record: Path = target("dataset.json")
     preview: Path = target("contact sheet of training images (.png)")
+    threads: int = Field(1, description="CPU threads that decode images [threads]", ge=1)
 
 
 class PreparePublicModel(Checked):
@@ -82,7 +83,7 @@ class PretrainPublicModel(Checked):
 class EncodeDataset(ComputeConfig):
     """VAE latents and prompt embeddings, once per dataset and model."""
 
-    archive: Path = source("dataset.npz")
+    archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
     model: Path = source("model.json")
     out: Path = target("latents and prompt embeddings (.safetensors)")
@@ -178,8 +179,10 @@ class SelectMatrices(UpdateConfig):
     plan: Path = source("plan.json")
     candidate_table: Path = source("candidates.csv")
     scores: Path | None = source("noisy scores, for methods that select", None)
-    fragility: Path | None = source("fragility.csv, for rules noise-aware and noise-budget", None)
-    learning_rate: float | None = Field(None, description="peak learning rate if the run names none; rule noise-budget", gt=0)
+    fragility: Path | None = source("fragility.csv, for rules noise-aware and noise-budget, and rank auto", None)
+    learning_rate: float | None = Field(
+        None, description="peak learning rate if the run names none; rule noise-budget, rank auto", gt=0
+    )
     out: Path = target("selection.csv")
     record: Path = target("selection.json")
 
@@ -238,7 +241,7 @@ class Sample(SamplingConfig, ComputeConfig):
 class ReferenceFeatures(Checked):
     """Features of real images; classifiers trained on real images."""
 
-    archive: Path = source("dataset.npz")
+    archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
     protocol: str = Field(description="key of the protocol in the registry")
     registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
@@ -254,7 +257,7 @@ class Evaluate(Checked):
 
     what: tuple[typing.Literal["fidelity", "utility"], ...] = Field(("fidelity", "utility"), description="what to compute")
     synthetic: Path = source("synthetic images (.npz)")
-    archive: Path = source("dataset.npz")
+    archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
     features: Path = source("features of the real training images (.npz)")
     protocol: str = Field(description="key of the protocol in the registry")
