@@ -14,8 +14,9 @@ from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Latents, Pairs, draw_pairs
-from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
@@ -25,8 +26,6 @@ from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record
 
 if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-
     from dpsapf.experiment.stages import CompareRankings
 
 LOG = logging.getLogger(__name__)
@@ -55,9 +54,9 @@ def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.nd
 
 def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFrame, share: float = 1.0) -> np.ndarray:
     """Compute score ``signal`` without noise from a share of the images, the first ones, float64 [M]. Private."""
-    unet, scheduler, pairs = _inputs(options, share)
+    denoiser, objective, pairs = _inputs(options, share)
     meter = Meter(len(pairs))
-    return signal_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options, meter).cpu().numpy()
+    return signal_norms(denoiser, objective, pairs, table[MATRIX].tolist(), options, meter).cpu().numpy()
 
 
 def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:
@@ -66,14 +65,12 @@ def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFram
     return torch.cat([squared.cpu() for squared in batches])
 
 
-def _inputs(
-    options: "CompareScores | CompareRankings", share: float = 1.0
-) -> tuple["UNet2DConditionModel", "DDIMScheduler", Pairs]:
-    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
-    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
+def _inputs(options: "CompareScores | CompareRankings", share: float = 1.0) -> tuple[torch.nn.Module, Objective, Pairs]:
+    model, latents = load_model(read_record(options.model, ModelRecord)), Latents.load(options.latents)
+    denoiser, objective = model.denoiser(options.device), model.objective()
     draws = torch_generator(options.seed, "saliency", "pairs")
     images = torch.arange(round(share * len(latents)))
-    return unet, scheduler, draw_pairs(latents, images, 1, scheduler.config.num_train_timesteps, draws)
+    return denoiser, objective, draw_pairs(latents, images, 1, objective.timesteps, draws)
 
 
 def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareScores) -> Iterator[list]:

@@ -89,7 +89,9 @@ def test_what_does_not_fit_is_refused(tmp_path, start, shape):
     assert not (tmp_path / "a").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"\xff" * 40, (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"xx"])
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\xff" * 40, (2).to_bytes(8, "little") + b"[]", (2).to_bytes(8, "little") + b"xx"]
+)
 def test_other_files_are_refused(tmp_path, content):
     (tmp_path / "a").write_bytes(content)
     with pytest.raises(UserError, match="no readable safetensors file"):
