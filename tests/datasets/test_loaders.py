@@ -8,6 +8,7 @@ from dpsapf.datasets.loaders import LOADERS, loader
 from dpsapf.experiment.registries import DatasetEntry, load_registry
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from tests.all_images import as_part
 
 ENTRIES = load_registry(Path(__file__).parents[2] / "config" / "datasets.yaml", DatasetEntry)
 EMBEDDED = ("digits", "oct-mini", "histo-mini")  # mnist5k is parsed for seconds: see test_embedded
@@ -23,14 +24,14 @@ def few(monkeypatch):
 @pytest.mark.parametrize("name", EMBEDDED)
 def test_an_entry_gets_images_of_its_resolution_channels_and_classes(name, few):
     entry = replace(ENTRIES[name], resolution=16)
-    part = loader(entry).load(entry)["train"]
+    part = as_part(loader(entry).load(entry))
     assert part.images.shape == (len(part.labels), 16, 16, entry.channels)
     assert np.unique(part.labels).tolist() == list(range(len(entry.classes)))
 
 
 def test_a_folder_is_found_by_its_entry(plant, pool, make_entry):
     entry = make_entry(source=str(plant(pool)))
-    assert loader(entry).load(entry)["train"].labels.tolist() == [0] * 8 + [1] * 6
+    assert loader(entry).load(entry).labels.tolist() == [0] * 8 + [1] * 6
 
 
 @pytest.mark.parametrize("name", ENTRIES)
