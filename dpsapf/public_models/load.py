@@ -66,7 +66,7 @@ def tokenise(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> "torch.Tenso
     return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
 
 
-def embed_prompts(record: ModelRecord, prompts: Sequence[str], device: str = "cpu") -> "torch.Tensor":
+def embed_prompts_of(record: ModelRecord, prompts: Sequence[str], device: str = "cpu") -> "torch.Tensor":
     """Embed prompts as StableDiffusionPipeline does: the text encoder's last hidden state, fp32 [P, L, D]."""
     import torch
 

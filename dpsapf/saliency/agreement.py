@@ -14,7 +14,7 @@ from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models.latents import Latents, Pairs, draw_pairs
+from dpsapf.public_models.latents import Batch, Latents, draw_batch
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
@@ -54,26 +54,27 @@ def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.nd
 
 
 def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFrame, share: float = 1.0) -> np.ndarray:
-    """Compute score ``signal`` without noise from a share of the images, the first ones, float64 [M]. Private."""
-    unet, scheduler, pairs = _inputs(options, share)
-    meter = Meter(len(pairs))
-    return signal_norms(unet, scheduler, pairs, table[MATRIX].tolist(), options, meter).cpu().numpy()
+    """Compute score ``signal`` without noise from a share of the images, the first in a random order, float64 [M]. Private."""
+    unet, scheduler, batch = _inputs(options, share)
+    meter = Meter(len(batch))
+    return signal_norms(unet, scheduler, batch, table[MATRIX].tolist(), options, meter).cpu().numpy()
 
 
 def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:
-    """Compute every image's squared gradient norms, [N, M]. Private."""
+    """Compute every image's squared gradient norms, in that order, [N, M]. Private."""
     batches = squared_gradient_norms(*_inputs(options), table[MATRIX].tolist(), options)
     return torch.cat([squared.cpu() for squared in batches])
 
 
 def _inputs(
     options: "CompareScores | CompareRankings", share: float = 1.0
-) -> tuple["UNet2DConditionModel", "DDIMScheduler", Pairs]:
-    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents)
+) -> tuple["UNet2DConditionModel", "DDIMScheduler", Batch]:
+    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents, options.prompts)
     unet, scheduler = load_unet(model, options.device), load_scheduler(model)
     draws = torch_generator(options.seed, "saliency", "pairs")
-    images = torch.arange(round(share * len(latents)))
-    return unet, scheduler, draw_pairs(latents, images, 1, scheduler.config.num_train_timesteps, draws)
+    order = torch.randperm(len(latents), generator=torch_generator(options.seed, "saliency", "order"))
+    images = order[: round(share * len(latents))]
+    return unet, scheduler, draw_batch(latents, images, 1, scheduler.config.num_train_timesteps, draws)
 
 
 def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareScores) -> Iterator[list]:

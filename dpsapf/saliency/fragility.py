@@ -18,8 +18,8 @@ import torch
 from dpsapf.experiment.columns import COLUMNS, FRAGILITY, FRAGILITY_ERROR, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import MeasureFragility
-from dpsapf.public_models.latents import Latents, Pairs, draw_pairs
-from dpsapf.public_models.load import assemble, embed_prompts, load_unet
+from dpsapf.public_models.latents import Batch, Latents, draw_batch
+from dpsapf.public_models.load import assemble, embed_prompts_of, load_unet
 from dpsapf.saliency.select import candidates
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
@@ -40,7 +40,7 @@ def measure_fragility(options: MeasureFragility) -> None:
     table = candidates(options.candidate_table, options.candidates)
     unet = load_unet(model, options.device).requires_grad_(False)
     pipeline = assemble(model, unet, options.device)
-    embeddings = embed_prompts(model, [*dataset.prompts, ""], options.device)
+    embeddings = embed_prompts_of(model, dataset.prompts, options.device)
     own = own_samples(pipeline, embeddings, options)
     energies = options.deviation**2 * options.lora_rank * table[LORA_PARAMETERS].to_numpy()
     draws = rises(unet, pipeline.scheduler, own, table[MATRIX].tolist(), options) / energies
@@ -57,10 +57,10 @@ def own_samples(pipeline: "StableDiffusionPipeline", embeddings: torch.Tensor, o
 
     Args:
         pipeline: of the public model.
-        embeddings: [K + 1, L, D], of the K prompts and the empty one.
+        embeddings: [K, L, D], of the prompts.
         options: samples, micro-batch, device and seed.
     """
-    labels = torch.arange(options.samples) % (len(embeddings) - 1)
+    labels = torch.arange(options.samples) % len(embeddings)
     drawn = []
     for rows in torch.arange(options.samples).split(options.micro_batch):
         with torch.inference_mode():
@@ -74,7 +74,7 @@ def own_samples(pipeline: "StableDiffusionPipeline", embeddings: torch.Tensor, o
                 ).images.cpu()
             )
     mean = torch.cat(drawn).clone()
-    return Latents(mean, torch.zeros_like(mean), labels, embeddings[:-1], embeddings[-1])
+    return Latents(mean, torch.zeros_like(mean), labels, embeddings)
 
 
 @torch.no_grad()
@@ -85,13 +85,13 @@ def rises(
     found = np.empty((options.draws, len(names)))
     for draw in track(range(options.draws), "fragility", "draw"):
         generator = torch_generator(options.seed, "fragility", "pairs", draw)
-        pairs = draw_pairs(own, torch.arange(len(own)), 1, scheduler.config.num_train_timesteps, generator)
-        base = predictions(unet, scheduler, pairs, options)
+        batch = draw_batch(own, torch.arange(len(own)), 1, scheduler.config.num_train_timesteps, generator)
+        base = predictions(unet, scheduler, batch, options)
         for place, name in enumerate(names):
             weight, update = unet.get_submodule(name).weight, torch_generator(options.seed, "fragility", name, draw)
             kept = weight.clone()
             weight += lora_noise(weight, options, update)
-            found[draw, place] = float((predictions(unet, scheduler, pairs, options) - base).double().square().mean())
+            found[draw, place] = float((predictions(unet, scheduler, batch, options) - base).double().square().mean())
             weight.copy_(kept)
     return found
 
@@ -104,11 +104,11 @@ def lora_noise(weight: torch.Tensor, options: MeasureFragility, generator: torch
     return (options.lora_alpha / options.lora_rank * (b @ a)).reshape(weight.shape).to(weight)
 
 
-def predictions(unet: torch.nn.Module, scheduler: "DDIMScheduler", pairs: Pairs, options: MeasureFragility) -> torch.Tensor:
+def predictions(unet: torch.nn.Module, scheduler: "DDIMScheduler", batch: Batch, options: MeasureFragility) -> torch.Tensor:
     """Return the denoiser's output for every row, [R, C, h, w] on the CPU."""
     found = []
-    for start in range(0, len(pairs), options.micro_batch):
-        rows = pairs.rows(start, start + options.micro_batch, options.device)
+    for start in range(0, len(batch), options.micro_batch):
+        rows = batch.rows(start, start + options.micro_batch, options.device)
         noisy = scheduler.add_noise(rows.latents, rows.noise, rows.timesteps)
         found.append(unet(noisy, rows.timesteps, rows.embeddings, return_dict=False)[0].float().cpu())
     return torch.cat(found)

@@ -19,7 +19,7 @@ from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
-from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Batch, Latents, dataset_id, denoising_loss, draw_batch
 from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
@@ -52,7 +52,7 @@ def score_saliency(options: ScoreSaliency) -> None:
     torch.set_num_threads(options.threads)
     model = read_record(options.model, ModelRecord)
     table = candidates(options.candidate_table, options.candidates)
-    latents, identity = Latents.load(options.latents, options.unit), dataset_id(options.latents)
+    latents, identity = Latents.load(options.latents, options.prompts, options.unit), dataset_id(options.latents)
     units, release = _planned(options, table, len(latents))
     meter = Meter(len(latents))
     batch = meter.batch(release.sampling_rate, secret_generator(options.noise, options.seed, "saliency", "batch"))
@@ -149,11 +149,11 @@ def saliency_scores(
     """
     contributions, limits = score(options.score).contributions, bounds(options)
     draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
-    pairs = draw_pairs(latents, batch, 1, scheduler.config.num_train_timesteps, draws)
+    drawn = draw_batch(latents, batch, 1, scheduler.config.num_train_timesteps, draws)
     if contributions is None:
-        return signal_norms(unet, scheduler, pairs, names, options, meter)
+        return signal_norms(unet, scheduler, drawn, names, options, meter)
     scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
-    for squared in squared_gradient_norms(unet, scheduler, pairs, names, options):
+    for squared in squared_gradient_norms(unet, scheduler, drawn, names, options):
         added = contributions(squared, limits)
         meter.contribution(float(added.norm(dim=1).max()))
         scores += added.sum(0)
@@ -163,7 +163,7 @@ def saliency_scores(
 def squared_gradient_norms(
     unet: "UNet2DConditionModel",
     scheduler: "DDIMScheduler",
-    pairs: Pairs,
+    batch: Batch,
     names: list[str],
     options: ScoreSaliency | CompareScores,
 ) -> Iterator[torch.Tensor]:
@@ -172,13 +172,13 @@ def squared_gradient_norms(
     Args:
         unet: the public model; its weights get no gradient.
         scheduler: its noise schedule.
-        pairs: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
+        batch: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
         names: candidate matrices.
         options: micro-batch and device.
     """
     unet.requires_grad_(False)
     with GhostNorms(unet, names) as norms:
-        for start in track(range(0, len(pairs), options.micro_batch), "saliency", "batch"):
-            rows = pairs.rows(start, start + options.micro_batch, options.device)
+        for start in track(range(0, len(batch), options.micro_batch), "saliency", "batch"):
+            rows = batch.rows(start, start + options.micro_batch, options.device)
             denoising_loss(unet, scheduler, rows).sum().backward()
             yield norms.take()

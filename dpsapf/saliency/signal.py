@@ -14,7 +14,7 @@ import torch
 
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
-from dpsapf.public_models.latents import Pairs, denoising_loss
+from dpsapf.public_models.latents import Batch, denoising_loss
 from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.support.progress import track
 
@@ -27,7 +27,7 @@ if typing.TYPE_CHECKING:
 def signal_norms(
     unet: "UNet2DConditionModel",
     scheduler: "DDIMScheduler",
-    pairs: Pairs,
+    batch: Batch,
     names: list[str],
     options: "ScoreSaliency | CompareScores",
     meter: Meter,
@@ -39,7 +39,7 @@ def signal_norms(
     Args:
         unet: the public model; its weights get no gradient.
         scheduler: its noise schedule.
-        pairs: one timestep and noise for each unit.
+        batch: one timestep and noise for each unit.
         names: candidate matrices, M names of linear layers or convolutions.
         options: micro-batch and device.
         meter: of the release; the first unit is processed alone, and what it adds is measured.
@@ -50,8 +50,8 @@ def signal_norms(
     weights = {f"{name}.weight": unet.get_submodule(name).weight for name in names}
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()]
     gradients = GhostClipping(unet, weights)
-    for chunk in track(first_alone(torch.arange(len(pairs)), options.micro_batch), "saliency", "batch"):
-        loss = denoising_loss(unet, scheduler, pairs.units(chunk, 1, options.device))
+    for chunk in track(first_alone(torch.arange(len(batch)), options.micro_batch), "saliency", "batch"):
+        loss = denoising_loss(unet, scheduler, batch.units(chunk, 1, options.device))
         clipped, _ = gradients.clipped_sum(loss, SIGNAL_BOUND, "automatic")
         if len(chunk) == 1:
             meter.contribution(joint_norm(clipped))

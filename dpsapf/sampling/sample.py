@@ -16,7 +16,7 @@ from dpsapf.datasets.preview import contact_sheet
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
 from dpsapf.experiment.stages import Sample
 from dpsapf.finetune.adapters import load_weights, trainable
-from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.latents import load_prompts
 from dpsapf.public_models.load import assemble, load_unet
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
@@ -106,14 +106,14 @@ def draw_images(
     Returns:
         uint8 [N, H, W, 3] at the dataset's resolution; the three channels are equal for a grey dataset.
     """
-    latents = Latents.load(options.latents)
+    prompts = load_prompts(options.prompts)
     images = []
     for start in track(range(0, len(labels), options.micro_batch), ledger.run.id, "batch"):
         rows = range(start, min(start + options.micro_batch, len(labels)))
         with torch.inference_mode():
             batch = pipeline(
-                prompt_embeds=latents.prompt_embeddings[labels[rows]].to(options.device),
-                negative_prompt_embeds=latents.null_embedding.expand(len(rows), -1, -1).to(options.device),
+                prompt_embeds=prompts["classes"][labels[rows]].to(options.device),
+                negative_prompt_embeds=prompts["null"].expand(len(rows), -1, -1).to(options.device),
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance_scale,
                 generator=[torch_generator(ledger.run.seed, "sample", row) for row in rows],
