@@ -1,4 +1,5 @@
 import hashlib
+import io
 import zipfile
 import zlib
 
@@ -6,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpsapf.datasets import image_folder as module
-from dpsapf.datasets.image_folder import SPLIT_FOLDERS, arrange, decode, image_folder, read_users
+from dpsapf.datasets import image_files as module
+from dpsapf.datasets.image_files import decode
+from dpsapf.datasets.image_folder import SPLIT_FOLDERS, arrange, image_folder, read_users
 from dpsapf.datasets.images import BATCH
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -93,6 +95,15 @@ def test_the_central_square_is_kept(picture, make_entry):
     assert np.array_equal(wide, direct)
 
 
+@pytest.mark.parametrize("size", [(40, 17), (41, 17), (17, 40), (17, 41)])
+def test_what_is_cut_off_does_not_colour_the_rest(picture, make_entry, size):
+    """The filter sees the square alone, of whole pixels."""
+    data, left, top = picture(size=size), max(0, size[0] - 17) // 2, max(0, size[1] - 17) // 2
+    square = Image.open(io.BytesIO(data)).crop((left, top, left + 17, top + 17))
+    expected = np.asarray(square.resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.array_equal(decode(data, "x.png", make_entry(resolution=32)), expected)
+
+
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
@@ -133,8 +144,33 @@ def test_a_truncated_image_is_named(picture, make_entry, kind, cut):
 )
 def test_another_mode_among_rgb_is_named(plant, pool, picture, make_entry, mode, kind):
     pool["dog/odd.png"] = picture(5, mode, kind=kind)
-    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB"):
+    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB.*or set convert: true"):
         all_images(image_folder(make_entry(source=str(plant(pool)))))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_modes_are_converted_if_that_is_asked_for(picture, make_entry, mode, channels):
+    entry = make_entry(resolution=20, channels=channels, convert=True)
+    original = Image.open(io.BytesIO(picture(3, mode)))
+    assert original.mode == mode
+    expected = np.asarray(original.convert("RGB" if channels == 3 else "L")).reshape(20, 20, channels)
+    assert np.array_equal(decode(picture(3, mode), "x.png", entry), expected)
+
+
+def test_conversion_drops_alpha_and_blends_nothing(make_entry):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    assert np.array_equal(decode(buffer.getvalue(), "x.png", make_entry(convert=True)), pixels[..., :3])
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("I;16", "PNG")])
+def test_modes_that_cannot_be_converted_faithfully_are_refused(picture, make_entry, mode, kind):
+    buffer = io.BytesIO()
+    Image.new(mode, (20, 20)).save(buffer, kind)
+    with pytest.raises(UserError, match=rf"x = 'mode {mode}': every file must be of mode 1 or L or .*RGBA"):
+        decode(buffer.getvalue(), "x", make_entry(convert=True))
 
 
 def test_rgb_among_grey_is_named(plant, picture, make_entry):
