@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.probe import PROBE
 from dpsapf.evaluation.utility import accuracies
 from dpsapf.experiment.layout import Layout
@@ -49,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def evaluated(run: RunSpec, layout: Layout, protocol: ProtocolEntry, count: int) -> list[dict]:
     """Evaluate a run's images with the probe and with the trained classifiers, as far as the protocol has them."""
-    with np.load(layout.dataset(run.dataset, "dataset.npz")) as archive:
-        test = archive["test_images"], archive["test_labels"]
+    part = read_part(Path(layout.dataset(run.dataset, "dataset.safetensors")), "test")
+    test = part, part.labels
     with np.load(layout.run(run.id, "samples.npz")) as archive:
         train = first(archive["images"], archive["labels"], count)
     classes = len(read_record(layout.dataset(run.dataset, "dataset.json"), DatasetRecord).classes)

@@ -26,7 +26,7 @@ def prepare(results: Results) -> pd.DataFrame:
     """Choose the first images of each class: real training images, and samples at the headline setting and first seed.
 
     Returns:
-        One row per shown image: dataset, label of its row, class, archive, array and index within it.
+        One row per shown image: dataset, label of its row, class, archive and index within it.
 
     Raises:
         MissingStudy: no dataset has its archive, its record and a run's samples in the results folder.
@@ -37,33 +37,32 @@ def prepare(results: Results) -> pd.DataFrame:
     tables = [_dataset_rows(results, dataset, rows) for dataset, rows in runs.groupby("dataset", sort=False)]
     tables = [table for table in tables if table is not None]
     if not tables:
-        raise MissingStudy("no dataset has dataset.npz, dataset.json and a run's samples.npz in the results folder")
+        raise MissingStudy("no dataset has dataset.safetensors, dataset.json and a run's samples.npz in the results folder")
     return pd.concat(tables, ignore_index=True)
 
 
 def _dataset_rows(results: Results, dataset: str, runs: pd.DataFrame) -> pd.DataFrame | None:
-    real, record = (Path(results.layout.dataset(dataset, name)) for name in ("dataset.npz", "dataset.json"))
+    real, record = (Path(results.layout.dataset(dataset, name)) for name in ("dataset.safetensors", "dataset.json"))
     samples = [(row["label"], Path(results.layout.run(row["run_id"], "samples.npz"))) for row in runs.to_dict("records")]
     samples = [(label, path) for label, path in samples if path.exists()]
     if not (real.exists() and record.exists() and samples):
         return None
     described = read_record(record, DatasetRecord)
-    sources = [("real images", real, "train_"), *((label, path, "") for label, path in samples)]
+    sources = [("real images", real), *samples]
     tables = [_source_rows(described, *source) for source in sources]
     return pd.concat(tables).assign(dataset=dataset, resolution=described.resolution)
 
 
-def _source_rows(dataset: DatasetRecord, label: str, archive: Path, prefix: str) -> pd.DataFrame:
+def _source_rows(dataset: DatasetRecord, label: str, archive: Path) -> pd.DataFrame:
     across = min(COLUMNS, SHEET // (dataset.resolution + GAP))
     each = max(1, across // len(dataset.classes))
-    labels = read_labels(archive, f"{prefix}labels")
+    labels = read_labels(archive)
     rows = [
         {
             "row": label,
             "class": name,
             "column": number * each + place,
             "archive": archive,
-            "array": f"{prefix}images",
             "index": int(index),
         }
         for number, name in enumerate(dataset.classes)
@@ -130,7 +129,7 @@ class Block:
         """Paste the images on white, uint8 [height, width, 3] in image pixels."""
         sheet = np.full((*self.pixels, 3), 255, np.uint8)
         for number, (_, source) in enumerate(self.rows.groupby("row", sort=False)):
-            images = read_rows(source["archive"].iloc[0], source["array"].iloc[0], source["index"].tolist())
+            images = read_rows(source["archive"].iloc[0], source["index"].tolist())
             for image, column in zip(images, source["column"], strict=True):
                 side, top, left = image.shape[0], number * self.cell, column * self.cell
                 sheet[top : top + side, left : left + side] = image

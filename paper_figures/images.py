@@ -7,19 +7,22 @@ from pathlib import Path
 
 import numpy as np
 
+from dpsapf.datasets.prepared import read_part
 
-def read_rows(path: Path | str, array: str, rows: Sequence[int]) -> np.ndarray:
-    """Read single rows of an array in an ``.npz`` without loading the rest.
+
+def read_rows(path: Path | str, rows: Sequence[int]) -> np.ndarray:
+    """Read single images of samples.npz, or training images of dataset.safetensors, without the rest.
 
     Args:
-        path: an archive of numeric arrays in C order.
-        array: the array's name.
-        rows: indices along the first axis.
+        path: an archive, or a prepared dataset.
+        rows: of images, or training images.
 
     Returns:
-        The rows, [len(rows), ...], in the archive's dtype.
+        uint8 [len(rows), H, W, 3].
     """
-    with zipfile.ZipFile(path) as archive, archive.open(f"{array}.npy") as file:
+    if Path(path).suffix == ".safetensors":
+        return read_part(Path(path), "train")[np.array(rows)]
+    with zipfile.ZipFile(path) as archive, archive.open("images.npy") as file:
         header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         shape, _, dtype = header[np.lib.format.read_magic(file)](file)
         start, size = file.tell(), math.prod(shape[1:]) * dtype.itemsize
@@ -30,7 +33,9 @@ def read_rows(path: Path | str, array: str, rows: Sequence[int]) -> np.ndarray:
     return np.stack(read)
 
 
-def read_labels(path: Path | str, array: str) -> np.ndarray:
-    """Read the labels of an archive, int64 [N]."""
+def read_labels(path: Path | str) -> np.ndarray:
+    """Read the labels of samples.npz, or of the training images of dataset.safetensors, int64 [N]."""
+    if Path(path).suffix == ".safetensors":
+        return read_part(Path(path), "train").labels
     with np.load(path, allow_pickle=False) as archive:
-        return archive[array]
+        return archive["labels"]

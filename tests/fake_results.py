@@ -12,6 +12,7 @@ from dpsapf.experiment.stages import Aggregate, CollectMetrics
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
+from tests.prepared_dataset import write_dataset
 
 PROTOCOL = "test-v1"
 RATES = (0.02, 0.04, 0.07, 0.12, 0.2)
@@ -281,7 +282,7 @@ def write_images(layout, run, classes, per_class=12, side=32):
     folder = layout.root / "cache" / "datasets" / run.dataset
     folder.mkdir(parents=True, exist_ok=True)
     images, labels = _drawn(classes, per_class, side, grey=0)
-    np.savez(folder / "dataset.npz", train_images=images, train_labels=labels)
+    write_dataset(folder / "dataset.safetensors", {"train": (images, labels)})
     record = DatasetRecord(
         name=run.dataset,
         loader="x",

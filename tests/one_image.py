@@ -10,7 +10,7 @@ from dpsapf.experiment.columns import MATRIX, SELECTED
 from dpsapf.experiment.methods import Adapter
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune.adapters import trainable
-from dpsapf.public_models.latents import draw_pairs
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.randomness import torch_generator
 from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
 
@@ -34,7 +34,8 @@ def prepared(kind="lora", modules=None):
 
 
 def drawn(multiplicity=1, batch=BATCH):
-    return draw_pairs(tiny_latents(), batch, multiplicity, 1000, torch_generator(0, "pairs"))
+    whole = draw_batch(tiny_latents(), batch, multiplicity, 1000, torch_generator(0, "pairs"))
+    return whole.rows(0, len(whole), "cpu")
 
 
 @functools.cache

@@ -1,6 +1,7 @@
 """A tiny UNet, objective and latents for tests that need a model."""
 
 import torch
+from safetensors.torch import save_file
 
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective, StableDiffusion
 from dpsapf.public_models.latents import Latents
@@ -52,8 +53,16 @@ def tiny_latents(images=12, seed=0):
         std=torch.full((images, 4, 4, 4), 0.01),
         labels=torch.arange(images) % 2,
         prompt_embeddings=torch.randn(2, 3, 8, generator=generator),
-        null_embedding=torch.zeros(3, 8),
     )
+
+
+def write_latents(folder, latents, dataset_id="tiny"):
+    """Write latents.safetensors and prompts.safetensors, without rounding."""
+    arrays = {"mean": latents.mean, "std": latents.std, "labels": latents.labels}
+    users = {} if latents.users is None else {"users": latents.users}
+    save_file(arrays | users, folder / "latents.safetensors", {"dataset_id": dataset_id})
+    prompts = {"classes": latents.prompt_embeddings, "null": torch.zeros_like(latents.prompt_embeddings[0])}
+    save_file(prompts, folder / "prompts.safetensors")
 
 
 def candidates(unet):

@@ -66,13 +66,20 @@ class OpacusGradients:
         self._parameters = list(parameters.values())
 
     def clipped_sum(
-        self, losses: torch.Tensor, bound: float, clipping: Clipping, multiplicity: int = 1
+        self,
+        losses: torch.Tensor,
+        bound: float,
+        clipping: Clipping,
+        multiplicity: int = 1,
+        resting: frozenset[int] = frozenset(),
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """See `PerImageGradients`."""
         losses.sum().backward()
         gradients = [averaged(parameter.grad_sample, multiplicity) for parameter in self._parameters]
         for parameter in self._parameters:
             parameter.grad_sample = parameter.grad = None
+        for position in resting:
+            gradients[position].zero_()
         return clipped_sum(gradients, bound, clipping)
 
 

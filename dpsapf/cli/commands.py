@@ -11,6 +11,7 @@ MODULES: dict[type[Checked], str] = {
     stages.PreparePublicModel: "dpsapf.public_models.prepare",
     stages.PretrainPublicModel: "dpsapf.pretraining.pretrain",
     stages.EncodeDataset: "dpsapf.public_models.encode",
+    stages.EmbedPrompts: "dpsapf.public_models.encode",
     stages.PlanPrivacy: "dpsapf.saliency.plan",
     stages.ScoreSaliency: "dpsapf.saliency.score",
     stages.CompareScores: "dpsapf.saliency.agreement",

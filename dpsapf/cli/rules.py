@@ -24,7 +24,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
     "evaluation": ("evaluation", "datasets"),
     "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
-    "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy"),
+    "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy", "datasets"),
 }
 
 

@@ -48,7 +48,7 @@ def prepare_dataset(options: PrepareDataset) -> None:
         writer.put("split", 0, places)
         writer.put("salt", 0, np.frombuffer(os.urandom(SALT_BYTES), dtype=np.uint8))
         if source.users is not None:
-            writer.put("users", 0, pd.factorize(source.users)[0])
+            writer.put("users", 0, numbered(source.users, places == SPLITS.index("train")))
     record = _record(options, item)
     with atomic(options.preview) as temporary:
         contact_sheet(_shown(options.archive, len(item.classes)), item.classes, _title(record)).save(temporary)
@@ -59,9 +59,7 @@ def prepare_dataset(options: PrepareDataset) -> None:
 def _write_images(source: Source, item: DatasetEntry, writer: Writer, threads: int) -> np.ndarray:
     """Write the images as they are decoded; return the hash of each one's pixels, or of its user's name, float64 [N]."""
     hashes, start = np.empty(len(source.labels)), 0
-    batches = source.decoded(threads)
-    for _ in track(range(0, len(hashes), BATCH), "decode", "batch"):
-        images = next(batches)
+    for images in track(source.decoded(threads), "decode", "batch", total=-(-len(hashes) // BATCH)):
         if images.shape[-1] != item.channels:
             raise UserError("channels", item.channels, f"loader {item.loader} gives {images.shape[-1]}")
         rows = slice(start, start + len(images))
@@ -70,6 +68,22 @@ def _write_images(source: Source, item: DatasetEntry, writer: Writer, threads: i
         writer.put("images", start, images)
         start = rows.stop
     return hashes
+
+
+def numbered(users: np.ndarray, training: np.ndarray) -> np.ndarray:
+    """Number users from 0, those of training images before all others.
+
+    Args:
+        users: name of the person that each image is of, str [N].
+        training: whether it is a training image, bool [N].
+
+    Returns:
+        int64 [N].
+    """
+    order = np.argsort(~training, kind="stable")
+    numbers = np.empty(len(users), np.int64)
+    numbers[order] = pd.factorize(users[order])[0]
+    return numbers
 
 
 def check_classes(item: DatasetEntry) -> None:

@@ -1,7 +1,8 @@
 """A prepared dataset in one file: images in the order of their source, and the split that each is in.
 
 The file is ``dataset.safetensors``: ``images`` uint8 [N, H, W, 1 or 3], ``labels`` int64 [N], ``split`` uint8 [N], a position in
-`dpsapf.experiment.columns.SPLITS`, ``users`` int64 [N] if the source tells them, and 32 secret bytes, ``salt``.
+`dpsapf.experiment.columns.SPLITS`, ``users`` int64 [N] if the source tells them, numbered from 0 with those of training
+images first, and 32 secret bytes, ``salt``.
 """
 
 from collections.abc import Iterator

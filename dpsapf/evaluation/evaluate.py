@@ -3,9 +3,11 @@
 import numpy as np
 import torch
 
+from dpsapf.datasets.prepared import read_part
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.stages import Evaluate
+from dpsapf.support.arrays import open_arrays
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import child_seed
@@ -40,8 +42,8 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
     from dpsapf.evaluation.features import extract_features
     from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
 
-    with np.load(options.features, allow_pickle=False) as archive:
-        real, name = archive["features"], str(archive["protocol"])
+    arrays, facts = open_arrays(options.features)
+    real, name = arrays["features"][:].astype(np.float64), facts["protocol"]
     if name != options.protocol:
         raise UserError("--features", name, f"made under another protocol than {options.protocol}: run reference-features")
     if min(len(real), len(synthetic)) <= protocol.neighbours:
@@ -67,16 +69,15 @@ def measure_utility(synthetic: tuple[np.ndarray, np.ndarray], protocol: Protocol
     from dpsapf.evaluation.utility import accuracies
 
     classes = len(read_record(options.dataset, DatasetRecord).classes)
-    with np.load(options.archive, allow_pickle=False) as archive:
-        test = archive["test_images"], archive["test_labels"]
-    scores = accuracies(synthetic, test, classes, protocol, options.seed, options.device)
+    test = read_part(options.archive, "test")
+    scores = accuracies(synthetic, (test, test.labels), classes, protocol, options.seed, options.device)
     return Utility(
         protocol=options.protocol,
         trained_on="synthetic",
         accuracy=float(np.mean(list(scores.values()))),
         per_classifier=scores,
         train_images=len(synthetic[1]),
-        test_images=len(test[1]),
+        test_images=len(test),
         outside_the_guarantee=True,
         provenance=provenance(),
     )

@@ -1,11 +1,12 @@
 """Features of images under an evaluation protocol."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from dpsapf.datasets.prepared import Part
 from dpsapf.evaluation.network import load_feature_network
 from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.support.errors import UserError
@@ -13,29 +14,33 @@ from dpsapf.support.progress import track
 
 BATCH = 250
 Extractor = Callable[[torch.Tensor], torch.Tensor]
+Pixels = np.ndarray | Part
 
 
-def extract_features(images: np.ndarray, protocol: ProtocolEntry, device: str) -> np.ndarray:
-    """Compute the protocol's features.
+def extract_features(images: Pixels, protocol: ProtocolEntry, device: str) -> np.ndarray:
+    """Compute the protocol's features, float64 [N, D]; see `feature_batches`."""
+    return np.concatenate(list(feature_batches(images, protocol, device))).astype(np.float64)
+
+
+def feature_batches(images: Pixels, protocol: ProtocolEntry, device: str) -> Iterator[np.ndarray]:
+    """Compute the protocol's features, `BATCH` images at a time.
 
     Args:
-        images: uint8 [N, H, W, 3].
+        images: uint8 [N, H, W, 3], in memory or in a file.
         protocol: names the network, its resolution and the resize filter.
         device: ``cpu`` or ``cuda``.
 
-    Returns:
-        float64 [N, D].
+    Yields:
+        float32 [b, D].
 
     Raises:
         UserError: the network is unknown, has another digest, or cannot be had.
     """
     extractor = build_extractor(protocol, device)
-    features = []
     for start in track(range(0, len(images), BATCH), "features", "batch"):
         batch = _resized(images[start : start + BATCH], protocol)
         with torch.inference_mode():
-            features.append(extractor(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)).cpu().double())
-    return torch.cat(features).numpy()
+            yield extractor(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)).cpu().float().numpy()
 
 
 def build_extractor(protocol: ProtocolEntry, device: str) -> Extractor:

@@ -5,14 +5,14 @@ from sklearn.linear_model import RidgeClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dpsapf.evaluation.features import extract_features
+from dpsapf.evaluation.features import Pixels, extract_features
 from dpsapf.experiment.registries import ProtocolEntry
 
 PROBE = "probe"  # its name among a protocol's classifiers
 
 
 def probe_accuracy(
-    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, device: str
+    train: tuple[Pixels, np.ndarray], test: tuple[Pixels, np.ndarray], protocol: ProtocolEntry, device: str
 ) -> float:
     """Fit a linear probe to the features of some images and test it on those of others.
 

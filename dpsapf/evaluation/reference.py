@@ -1,13 +1,16 @@
 """reference-features: what synthetic images are compared with, and how well real ones would do."""
 
+import itertools
+
 import numpy as np
 import torch
 
-from dpsapf.datasets.archive import write_archive
-from dpsapf.evaluation.features import extract_features
+from dpsapf.datasets.prepared import Part, read_part
+from dpsapf.evaluation.features import BATCH, feature_batches
 from dpsapf.experiment.records import DatasetRecord, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.stages import ReferenceFeatures
+from dpsapf.support.arrays import writing
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
@@ -22,20 +25,26 @@ def reference_features(options: ReferenceFeatures) -> None:
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
     dataset = read_record(options.dataset, DatasetRecord)
-    with np.load(options.archive, allow_pickle=False) as archive:
-        train = archive["train_images"], archive["train_labels"]
-        test = archive["test_images"], archive["test_labels"]
-    features = extract_features(train[0], protocol, options.device)
-    scores = accuracies(train, test, len(dataset.classes), protocol, options.seed, options.device)
+    train, test = (read_part(options.archive, split) for split in ("train", "test"))
+    scores = accuracies((train, train.labels), (test, test.labels), len(dataset.classes), protocol, options.seed, options.device)
     ceiling = Utility(
         protocol=options.protocol,
         trained_on="real",
         accuracy=float(np.mean(list(scores.values()))),
         per_classifier=scores,
-        train_images=len(train[1]),
-        test_images=len(test[1]),
+        train_images=len(train),
+        test_images=len(test),
         outside_the_guarantee=True,
         provenance=provenance(),
     )
-    write_archive(options.features, {"features": features, "protocol": np.array(options.protocol)})
+    _write_features(train, protocol, options)
     write_record(options.ceiling, ceiling)
+
+
+def _write_features(train: Part, protocol: ProtocolEntry, options: ReferenceFeatures) -> None:
+    batches = feature_batches(train, protocol, options.device)
+    first = next(batches)
+    layout = {"features": ("F32", (len(train), first.shape[1]))}
+    with writing(options.features, layout, {"protocol": options.protocol}) as writer:
+        for number, batch in enumerate(itertools.chain([first], batches)):
+            writer.put("features", number * BATCH, batch)

@@ -2,6 +2,7 @@
 
 import copy
 import logging
+from dataclasses import dataclass
 from statistics import fmean
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from torch.nn import functional
 
 from dpsapf.evaluation.classifiers import build_classifier
+from dpsapf.evaluation.features import Pixels
 from dpsapf.evaluation.probe import PROBE, probe_accuracy
 from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.support.progress import track
@@ -17,12 +19,41 @@ from dpsapf.support.randomness import child_seed, numpy_generator, torch_generat
 LOG = logging.getLogger(__name__)
 SHIFT = 2  # pixels of random translation; no flips, which would change a digit
 CHECKS = 8  # states that validation chooses from
-Images = tuple[torch.Tensor, torch.Tensor]
+TESTED = 500  # images that are classified at a time
+Labelled = tuple[Pixels, np.ndarray]
+"""Images, uint8 [N, H, W, 3], in memory or in a file, and their labels, int64 [N]."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """Some labelled images, put on a device a batch at a time.
+
+    Attributes:
+        pixels: uint8 [N, H, W, 3], in memory or in a file.
+        labels: int64 [N].
+        positions: of these images among them, int64 [n].
+        device: where batches go.
+    """
+
+    pixels: Pixels
+    labels: np.ndarray
+    positions: np.ndarray
+    device: str
+
+    def __len__(self) -> int:
+        """Return n."""
+        return len(self.positions)
+
+    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return images with values in [-1, 1], fp32 [b, 3, H, W], and labels [b], at int64 ``rows`` [b] of these."""
+        chosen = self.positions[rows.numpy()]
+        pixels, labels = torch.from_numpy(self.pixels[chosen]), torch.from_numpy(self.labels[chosen])
+        return pixels.permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1, labels.to(self.device)
 
 
 def accuracies(
-    train: tuple[np.ndarray, np.ndarray],
-    test: tuple[np.ndarray, np.ndarray],
+    train: Labelled,
+    test: Labelled,
     classes: int,
     protocol: ProtocolEntry,
     seed: int,
@@ -35,7 +66,7 @@ def accuracies(
     is fitted once (see `probe_accuracy`).
 
     Args:
-        train: images uint8 [N, H, W, 3] and labels int64 [N], synthetic for the utility, real for the ceiling.
+        train: synthetic images for the utility, real ones for the ceiling.
         test: real test images and labels.
         classes: number of classes.
         protocol: classifiers and their training.
@@ -46,7 +77,7 @@ def accuracies(
         Accuracy in [0, 1] by classifier.
     """
     names = [name for name in protocol.classifiers if name != PROBE]
-    tested, repeats = _tensors(*test, device), range(protocol.classifier_repeats if names else 0)
+    tested, repeats = Images(*test, np.arange(len(test[1])), device), range(protocol.classifier_repeats if names else 0)
     scores = [_trained(names, train, tested, classes, protocol, repeat_seed(seed, repeat), device) for repeat in repeats]
     result = {name: fmean(score[name] for score in scores) for name in names}
     if PROBE in protocol.classifiers:
@@ -62,7 +93,7 @@ def repeat_seed(seed: int, repeat: int) -> int:
 
 def _trained(
     names: list[str],
-    train: tuple[np.ndarray, np.ndarray],
+    train: Labelled,
     tested: Images,
     classes: int,
     protocol: ProtocolEntry,
@@ -81,21 +112,10 @@ def _trained(
     return result
 
 
-def _tensors(images: np.ndarray, labels: np.ndarray, device: str) -> Images:
-    return torch.from_numpy(images).permute(0, 3, 1, 2).to(device), torch.from_numpy(labels).to(device)
-
-
-def _scaled(images: torch.Tensor) -> torch.Tensor:
-    """Map uint8 to [-1, 1]; done per batch, since all images of a large dataset as floats would not fit."""
-    return images.float() / 127.5 - 1
-
-
-def _held_out(train: tuple[np.ndarray, np.ndarray], share: float, seed: int, device: str) -> tuple[Images, Images]:
-    images, labels = train
-    order = numpy_generator(seed, "classifier", "validation").permutation(len(labels))
-    first = max(1, round(share * len(labels)))
-    held, rest = order[:first], order[first:]
-    return _tensors(images[rest], labels[rest], device), _tensors(images[held], labels[held], device)
+def _held_out(train: Labelled, share: float, seed: int, device: str) -> tuple[Images, Images]:
+    order = numpy_generator(seed, "classifier", "validation").permutation(len(train[1]))
+    first = max(1, round(share * len(order)))
+    return Images(*train, order[first:], device), Images(*train, order[:first], device)
 
 
 def train_classifier(
@@ -105,20 +125,19 @@ def train_classifier(
 
     Args:
         model: changed in place.
-        train: images uint8 [N, 3, H, W] and labels [N].
-        validation: the same, not trained on.
+        train: what is trained on.
+        validation: images that are not.
         protocol: steps, batch and learning rate.
         generator: of batches and shifts.
     """
-    images, labels = train
     steps = protocol.classifier_steps
     optimizer = torch.optim.AdamW(model.parameters(), lr=protocol.classifier_learning_rate, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.classifier_learning_rate, total_steps=steps)
     best, best_state = -1.0, None
     for step in range(1, steps + 1):
         model.train()
-        rows = torch.randint(len(labels), (protocol.classifier_batch,), generator=generator).to(labels.device)
-        loss = functional.cross_entropy(model(_shifted(_scaled(images[rows]), generator)), labels[rows], label_smoothing=0.1)
+        images, labels = train.batch(torch.randint(len(train), (protocol.classifier_batch,), generator=generator))
+        loss = functional.cross_entropy(model(_shifted(images, generator)), labels, label_smoothing=0.1)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -140,8 +159,10 @@ def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
 
 @torch.inference_mode()
 def accuracy(model: torch.nn.Module, images: Images) -> float:
-    """Return the share of images, uint8 [N, 3, H, W], whose class is predicted, in [0, 1]."""
+    """Return the share of images whose class is predicted, in [0, 1]."""
     model.eval()
-    pixels, labels = images
-    hits = [(model(_scaled(pixels[rows])).argmax(1) == labels[rows]).sum() for rows in torch.arange(len(labels)).split(500)]
-    return int(sum(hits)) / len(labels)
+    hits = 0
+    for rows in torch.arange(len(images)).split(TESTED):
+        pixels, labels = images.batch(rows)
+        hits += int((model(pixels).argmax(1) == labels).sum())
+    return hits / len(images)

@@ -10,7 +10,7 @@ from dpsapf.support.checked import Checked
 
 
 class DatasetRecord(Checked):
-    """What prepare-dataset made: dataset.json beside dataset.npz."""
+    """What prepare-dataset made: dataset.json beside dataset.safetensors."""
 
     name: str
     loader: str
@@ -26,7 +26,7 @@ class DatasetRecord(Checked):
     test: int
     users: int | None = None  # persons that the training images are of; null: not told
     train_per_class: tuple[int, ...]
-    id: str  # SHA-256 of dataset.npz, which holds 32 secret bytes: says nothing to whoever lacks the file
+    id: str  # SHA-256 of dataset.safetensors, which holds 32 secret bytes: says nothing to whoever lacks the file
     provenance: dict
 
 

@@ -81,12 +81,20 @@ class PretrainPublicModel(Checked):
 
 
 class EncodeDataset(ComputeConfig):
-    """VAE latents and prompt embeddings, once per dataset and model."""
+    """VAE latents of the training images, once per dataset and model."""
 
     archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
     model: Path = source("model.json")
-    out: Path = target("latents and prompt embeddings (.safetensors)")
+    out: Path = target("latents (.safetensors)")
+
+
+class EmbedPrompts(ComputeConfig):
+    """Embeddings of a dataset's prompts, once per dataset and model."""
+
+    dataset: Path = source("dataset.json, for its prompts only")
+    model: Path = source("model.json")
+    out: Path = target("prompt embeddings (.safetensors)")
 
 
 class PlanPrivacy(Treatment, PrivacyConfig):
@@ -105,6 +113,7 @@ class ScoreSaliency(SaliencyConfig, ComputeConfig):
     model: Path = source("model.json")
     candidate_table: Path = source("candidates.csv")
     latents: Path = source("latents.safetensors")
+    prompts: Path = source("prompts.safetensors")
     candidates: Candidates = Field("attention", description="matrices that are scored")
     score: ScoreName = Field("energy", description="what an image contributes")
     mechanism: MechanismName | None = Field(
@@ -129,6 +138,7 @@ class CompareScores(SaliencyConfig, ComputeConfig):
     model: Path = source("model.json")
     candidate_table: Path = source("candidates.csv")
     latents: Path = source("latents.safetensors")
+    prompts: Path = source("prompts.safetensors")
     candidates: Candidates = Field("attention", description="matrices that are scored")
     score: tuple[ScoreName, ...] = Field(("energy", "norm", "vote", "share", "signal"), description="scores to compare")
     sigma_s: tuple[Positive, ...] = Field((1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0), description="noise multipliers")
@@ -145,6 +155,7 @@ class CompareRankings(SaliencyConfig, ComputeConfig):
     model: Path = source("model.json")
     candidate_table: Path = source("candidates.csv")
     latents: Path = source("latents.safetensors")
+    prompts: Path = source("prompts.safetensors")
     candidates: Candidates = Field("attention", description="matrices that are scored")
     score: tuple[ScoreName, ...] = Field(("energy", "norm", "vote", "share", "signal"), description="scores to compare")
     sigma_s: Positive = Field(10.0, description="noise multiplier of the noisy orders")
@@ -194,6 +205,7 @@ class Finetune(FinetuneConfig, ComputeConfig):
     model: Path = source("model.json")
     selection: Path = source("selection.csv")
     latents: Path = source("latents.safetensors")
+    prompts: Path = source("prompts.safetensors")
     fragility: Path | None = source("fragility.csv, for learning rate auto", None)
     weights: Path = target("trained parameters (.safetensors)")
     training_log: Path = target("per-step log (.csv); never published")
@@ -228,7 +240,7 @@ class Sample(SamplingConfig, ComputeConfig):
     ledger: Path = source("ledger.json; without a passed audit nothing is sampled")
     dataset: Path = source("dataset.json")
     model: Path = source("model.json")
-    latents: Path = source("latents.safetensors, for its prompt embeddings only")
+    prompts: Path = source("prompts.safetensors")
     selection: Path | None = source("selection.csv, for methods that train", None)
     weights: Path | None = source("trained parameters, for methods that train", None)
     archive: Path = target("synthetic images and labels (.npz)")
@@ -248,7 +260,7 @@ class ReferenceFeatures(Checked):
     seed: Seed = Field(0, description="seed of the classifiers")
     threads: int = Field(1, description="CPU threads [threads]", ge=1)
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
-    features: Path = target("features of the real training images (.npz)")
+    features: Path = target("features of the real training images (.safetensors)")
     ceiling: Path = target("utility of classifiers trained on real images (.json)")
 
 
@@ -259,7 +271,7 @@ class Evaluate(Checked):
     synthetic: Path = source("synthetic images (.npz)")
     archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
-    features: Path = source("features of the real training images (.npz)")
+    features: Path = source("features of the real training images (.safetensors)")
     protocol: str = Field(description="key of the protocol in the registry")
     registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
     seed: Seed = Field(0, description="seed of the classifiers")

@@ -12,7 +12,7 @@ from dpsapf.gradients.per_image import PerImageGradients
 from dpsapf.privacy.clipping import Clipping
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.privacy.noise import NoiseSource
-from dpsapf.public_models.latents import Pairs
+from dpsapf.public_models.latents import Batch, Pairs
 
 LossFunction = Callable[[Pairs], torch.Tensor]
 
@@ -36,7 +36,7 @@ def private_gradient(
     loss_function: LossFunction,
     gradients: PerImageGradients,
     parameters: list[torch.nn.Parameter],
-    pairs: Pairs,
+    batch: Batch,
     release: Release,
     *,
     multiplicity: int,
@@ -60,7 +60,7 @@ def private_gradient(
         loss_function: pairs -> loss of each row [rows]; it calls ``gradients.model``.
         gradients: runs the backward pass and gives clipped sums.
         parameters: what is trained, in the order of ``gradients``.
-        pairs: the whole Poisson batch, B K rows.
+        batch: the whole Poisson batch, B K rows.
         release: DP-SGD's planned release.
         multiplicity: K.
         clipping: kind of clipping.
@@ -75,9 +75,9 @@ def private_gradient(
     """
     sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
     totals = torch.zeros(3, device=device)  # units, losses, norms
-    units = processes.shard(len(pairs) // multiplicity)
+    units = processes.shard(len(batch) // multiplicity)
     for chunk in first_alone(units, micro_batch):
-        loss = loss_function(pairs.units(chunk, multiplicity, device))
+        loss = loss_function(batch.units(chunk, multiplicity, device))
         clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity, resting)
         if len(chunk) == 1:
             meter.contribution(joint_norm(clipped))

@@ -25,7 +25,7 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Latents, Pairs, dataset_id, draw_pairs
+from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -61,7 +61,7 @@ def finetune(options: Finetune) -> None:
     """
     torch.set_num_threads(options.threads)
     plan, release = _planned(options)
-    latents = Latents.load(options.latents, plan.unit)
+    latents = Latents.load(options.latents, options.prompts, plan.unit)
     if len(latents) != plan.population:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
@@ -146,7 +146,7 @@ def train_step(training: Training, state: TrainingState) -> None:
     state.log.append(_row(state, report, rate, seconds))
 
 
-def _drawn(training: Training, meter: Meter, step: int) -> Pairs:
+def _drawn(training: Training, meter: Meter, step: int) -> Batch:
     """Draw a step's Poisson batch with its timesteps and noise, the same in every process."""
     plan, device = training.plan, training.options.device
     who, draws = (
@@ -155,7 +155,7 @@ def _drawn(training: Training, meter: Meter, step: int) -> Pairs:
     )
     batch = meter.batch(training.release.sampling_rate, who)
     timesteps = training.objective.timesteps
-    return draw_pairs(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
+    return draw_batch(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
 
 
 def _loss(training: Training, rows: Pairs) -> torch.Tensor:

@@ -1,61 +1,61 @@
-"""The encoded training images of one dataset under one model, and the denoising loss on them."""
+"""The encoded training images of one dataset under one model, and the rows that are drawn of them."""
 
 import functools
-import typing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors import safe_open
 from safetensors.torch import load_file
 
 from dpsapf.experiment.methods import Unit
+from dpsapf.support.arrays import Rows, open_arrays
 from dpsapf.support.errors import UserError
-
-if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+from dpsapf.support.randomness import counted_generator
 
 
 @dataclass(frozen=True)
 class Latents:
-    """Posterior of the VAE and prompt embeddings, as encode-dataset wrote them.
+    """Posterior of the VAE, as encode-dataset wrote it, and the prompts' embeddings.
 
     Attributes:
-        mean: scaled posterior means [N, C, h, w].
-        std: scaled posterior standard deviations [N, C, h, w].
+        mean: scaled posterior means [N, C, h, w], in memory or in the file.
+        std: scaled posterior standard deviations [N, C, h, w], likewise.
         labels: class of each image, int64 [N].
         prompt_embeddings: [K, L, D], one prompt a class.
-        null_embedding: [L, D], the empty prompt.
         users: person that each image is of, int64 [N], numbered from 0 without a gap; None if images are the units.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    mean: torch.Tensor | Rows
+    std: torch.Tensor | Rows
     labels: torch.Tensor
     prompt_embeddings: torch.Tensor
-    null_embedding: torch.Tensor
     users: torch.Tensor | None = None
 
     @classmethod
-    def load(cls, path: Path, unit: Unit = "image") -> "Latents":
-        """Read the safetensors file of encode-dataset to the CPU.
+    def load(cls, path: Path, prompts: Path, unit: Unit = "image") -> "Latents":
+        """Open the files of encode-dataset and embed-prompts; posteriors are read when they are asked for.
 
         Args:
-            path: the file.
+            path: latents.safetensors.
+            prompts: prompts.safetensors.
             unit: what is protected; with ``image`` it is passed over whose the images are.
 
         Raises:
-            UserError: the unit is ``user``, and the dataset names none.
+            UserError: a file is not what it should be, or the unit is ``user``, and the dataset names none.
         """
-        arrays = load_file(path)
+        arrays, _ = open_arrays(path)
+        if not {"mean", "std", "labels"} <= arrays.keys():
+            raise UserError("--latents", str(path), "holds no latents: run encode-dataset again")
         if unit == "user" and "users" not in arrays:
             raise UserError("unit", unit, "the dataset names no users: add a CSV of them to its entry (key users), or use image")
-        return cls(**{name: value for name, value in arrays.items() if name != "users" or unit == "user"})
+        users = torch.from_numpy(arrays["users"][:]) if unit == "user" else None
+        embeddings = load_prompts(prompts)["classes"]
+        return cls(arrays["mean"], arrays["std"], torch.from_numpy(arrays["labels"][:]), embeddings, users)
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """Return what the file holds, by name."""
-        named = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: value.contiguous() for name, value in named.items() if value is not None}
+    def posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return means and standard deviations of some images, int64 [R]: fp32 [R, C, h, w] on the CPU."""
+        return _rows(self.mean, images), _rows(self.std, images)
 
     def __len__(self) -> int:
         """Return N, the number of units: of users if they are told, else of images."""
@@ -94,21 +94,48 @@ def dataset_id(path: Path) -> str:
     Raises:
         UserError: the file does not say.
     """
-    with safe_open(path, "pt") as file:
-        facts = file.metadata() or {}
+    _, facts = open_arrays(path)
     if "dataset_id" not in facts:
         raise UserError("--latents", str(path), "does not say of which dataset it is: run encode-dataset again")
     return facts["dataset_id"]
 
 
+def _rows(stored: torch.Tensor | Rows, images: torch.Tensor) -> torch.Tensor:
+    return stored[images] if isinstance(stored, torch.Tensor) else torch.from_numpy(stored[images.numpy()]).float()
+
+
+def load_prompts(path: Path) -> dict[str, torch.Tensor]:
+    """Read embed-prompts' file: ``classes`` [K, L, D], one prompt a class, and ``null`` [L, D], the empty prompt.
+
+    Raises:
+        UserError: it holds other arrays.
+    """
+    arrays = load_file(path)
+    if arrays.keys() != {"classes", "null"}:
+        raise UserError("--prompts", str(path), "holds no prompts: run embed-prompts again")
+    return arrays
+
+
+class _ByRow:
+    """Rows that are taken by a slice, or by the units that they are of."""
+
+    def rows(self, start: int, stop: int, device: str) -> "Pairs":
+        """Return a slice of rows on a device."""
+        return self._taken(torch.arange(len(self))[start:stop], device)
+
+    def units(self, positions: torch.Tensor, multiplicity: int, device: str) -> "Pairs":
+        """Return all rows of the units at some positions of the batch, int64 [b], on a device."""
+        return self._taken((positions[:, None] * multiplicity + torch.arange(multiplicity)).flatten(), device)
+
+
 @dataclass(frozen=True)
-class Pairs:
-    """Draws for a batch: one (latent, timestep, noise) row per unit and multiplicity, unit by unit.
+class Pairs(_ByRow):
+    """Rows in memory: one (latent, timestep, noise) per unit and multiplicity, unit by unit.
 
     Attributes:
-        latents: [B K, C, h, w]; noise: the same shape.
-        timesteps: int64 [B K].
-        labels: class of each row, int64 [B K].
+        latents: [R, C, h, w]; noise: the same shape.
+        timesteps: int64 [R].
+        labels: class of each row, int64 [R].
         prompt_embeddings: [classes, L, D].
     """
 
@@ -119,53 +146,65 @@ class Pairs:
     prompt_embeddings: torch.Tensor
 
     def __len__(self) -> int:
-        """Return B K, the number of rows."""
+        """Return R, the number of rows."""
         return len(self.labels)
-
-    def rows(self, start: int, stop: int, device: str) -> "Pairs":
-        """Return a slice of rows on a device."""
-        parts = (self.latents, self.noise, self.timesteps, self.labels)
-        return Pairs(*(part[start:stop].to(device) for part in parts), self.prompt_embeddings.to(device))
-
-    def units(self, positions: torch.Tensor, multiplicity: int, device: str) -> "Pairs":
-        """Return all rows of the units at some positions of the batch, int64 [b], on a device."""
-        rows = (positions[:, None] * multiplicity + torch.arange(multiplicity)).flatten()
-        parts = (self.latents, self.noise, self.timesteps, self.labels)
-        return Pairs(*(part[rows].to(device) for part in parts), self.prompt_embeddings.to(device))
 
     @property
     def embeddings(self) -> torch.Tensor:
-        """Prompt embedding of each row, [B K, L, D]."""
+        """Prompt embedding of each row, [R, L, D]."""
         return self.prompt_embeddings[self.labels]
 
+    def _taken(self, rows: torch.Tensor, device: str) -> "Pairs":
+        parts = (self.latents, self.noise, self.timesteps, self.labels)
+        return Pairs(*(part[rows].to(device) for part in parts), self.prompt_embeddings.to(device))
 
-def draw_pairs(latents: Latents, batch: torch.Tensor, multiplicity: int, timesteps: int, generator: torch.Generator) -> Pairs:
-    """Draw posterior samples, timesteps and noise for a whole batch, so that micro-batching cannot change them.
+
+@dataclass(frozen=True)
+class Batch(_ByRow):
+    """The draws for a whole batch, B K rows; latents and noise are made when rows are asked for.
+
+    Each row has a generator of its own (Philox, Salmon et al. 2011, counted by row), so that neither micro-batches nor
+    processes can change what is drawn, and memory does not grow with the batch.
+
+    Attributes:
+        latents: encoded images.
+        images: of each row, int64 [B K].
+        timesteps: int64 [B K].
+        key: of the rows' generators.
+    """
+
+    latents: Latents
+    images: torch.Tensor
+    timesteps: torch.Tensor
+    key: int
+
+    def __len__(self) -> int:
+        """Return B K, the number of rows."""
+        return len(self.images)
+
+    def _taken(self, rows: torch.Tensor, device: str) -> Pairs:
+        images = self.images[rows]
+        mean, std = self.latents.posteriors(images)
+        draws = np.empty((len(rows), 2, *mean.shape[1:]), np.float32)
+        for place, row in enumerate(rows.tolist()):
+            counted_generator(self.key, row).standard_normal(out=draws[place], dtype=np.float32)
+        posterior, noise = torch.from_numpy(draws).unbind(1)
+        parts = (mean + std * posterior, noise, self.timesteps[rows], self.latents.labels[images])
+        return Pairs(*(part.to(device) for part in parts), self.latents.prompt_embeddings.to(device))
+
+
+def draw_batch(latents: Latents, units: torch.Tensor, multiplicity: int, timesteps: int, generator: torch.Generator) -> Batch:
+    """Draw images, timesteps and the key of posterior samples and noise for a whole batch.
 
     Args:
         latents: encoded images.
-        batch: units of the batch, int64 [B].
+        units: units of the batch, int64 [B].
         multiplicity: K, pairs per unit; each pair of a user is of an image drawn anew, so that however many images a user
             has, at most K of them count.
         timesteps: number of training timesteps of the scheduler.
         generator: CPU generator of this batch alone; not privacy noise, but secret in a release (`secret_generator`).
     """
-    rows = latents.images_of(batch.repeat_interleave(multiplicity), generator)
-    mean = latents.mean[rows]
-    posterior, noise = (torch.randn(mean.shape, generator=generator) for _ in range(2))
-    steps = torch.randint(timesteps, (len(rows),), generator=generator)
-    sampled = mean + latents.std[rows] * posterior
-    return Pairs(sampled, noise, steps, latents.labels[rows], latents.prompt_embeddings)
-
-
-def denoising_loss(unet: "UNet2DConditionModel | torch.nn.Module", scheduler: "DDIMScheduler", pairs: Pairs) -> torch.Tensor:
-    """Return the usual diffusion loss of each row (Ho et al. 2020, eq. 14), mean over the latent's entries, [B K].
-
-    The target is the noise, or the velocity where the scheduler's ``prediction_type`` says so.
-    """
-    noisy = scheduler.add_noise(pairs.latents, pairs.noise, pairs.timesteps)
-    predicted = unet(noisy, pairs.timesteps, pairs.embeddings, return_dict=False)[0]
-    target = pairs.noise
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(pairs.latents, pairs.noise, pairs.timesteps)
-    return (predicted.float() - target).square().flatten(1).mean(1)
+    images = latents.images_of(units.repeat_interleave(multiplicity), generator)
+    steps = torch.randint(timesteps, (len(images),), generator=generator)
+    high, low = torch.randint(2**63 - 1, (2,), generator=generator).tolist()
+    return Batch(latents, images, steps, (high << 64) + low)

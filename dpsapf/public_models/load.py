@@ -4,14 +4,13 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpsapf.experiment.records import ModelRecord
 from dpsapf.public_models.check import variant
 from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel, CLIPTokenizer
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTokenizer
 
 
 def packaged_unet() -> "UNet2DConditionModel":
@@ -21,35 +20,10 @@ def packaged_unet() -> "UNet2DConditionModel":
     return load_part(UNet2DConditionModel, Path(__file__).parent / "public-mini", "unet")
 
 
-def load_vae(record: ModelRecord, device: str = "cpu") -> "AutoencoderKL":
-    """Load the autoencoder from ``vae_path``, which may be another model's."""
-    from diffusers import AutoencoderKL
-
-    path = Path(record.vae_path)
-    return load_part(AutoencoderKL, path.parent, path.name, device)
-
-
-def load_text(record: ModelRecord, device: str = "cpu") -> "tuple[CLIPTokenizer, CLIPTextModel]":
-    """Load tokenizer and text encoder."""
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    tokenizer = CLIPTokenizer.from_pretrained(record.path, subfolder="tokenizer")
-    return tokenizer, load_part(CLIPTextModel, Path(record.path), "text_encoder", device)
-
-
 def tokenise(tokenizer: "CLIPTokenizer", prompts: Sequence[str]) -> "torch.Tensor":
     """Tokenise as StableDiffusionPipeline does: padded and cut to the model's length, int64 [B, L]."""
     length = tokenizer.model_max_length
     return tokenizer(list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
-
-
-def embed_prompts(record: ModelRecord, prompts: Sequence[str], device: str = "cpu") -> "torch.Tensor":
-    """Embed prompts as StableDiffusionPipeline does: the text encoder's last hidden state, fp32 [P, L, D]."""
-    import torch
-
-    tokenizer, encoder = load_text(record, device)
-    with torch.inference_mode():
-        return encoder(tokenise(tokenizer, prompts).to(device)).last_hidden_state.cpu()
 
 
 def load_part(cls: type, folder: Path, part: str, device: str = "cpu") -> "torch.nn.Module":

@@ -16,7 +16,7 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Latents, Pairs, draw_pairs
+from dpsapf.public_models.latents import Batch, Latents, draw_batch
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
@@ -53,24 +53,25 @@ def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.nd
 
 
 def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFrame, share: float = 1.0) -> np.ndarray:
-    """Compute score ``signal`` without noise from a share of the images, the first ones, float64 [M]. Private."""
-    denoiser, objective, pairs = _inputs(options, share)
-    meter = Meter(len(pairs))
-    return signal_norms(denoiser, objective, pairs, table[MATRIX].tolist(), options, meter).cpu().numpy()
+    """Compute score ``signal`` without noise from a share of the images, the first in a random order, float64 [M]. Private."""
+    denoiser, objective, batch = _inputs(options, share)
+    meter = Meter(len(batch))
+    return signal_norms(denoiser, objective, batch, table[MATRIX].tolist(), options, meter).cpu().numpy()
 
 
 def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:
-    """Compute every image's squared gradient norms, [N, M]. Private."""
+    """Compute every image's squared gradient norms, in that order, [N, M]. Private."""
     batches = squared_gradient_norms(*_inputs(options), table[MATRIX].tolist(), options)
     return torch.cat([squared.cpu() for squared in batches])
 
 
-def _inputs(options: "CompareScores | CompareRankings", share: float = 1.0) -> tuple[torch.nn.Module, Objective, Pairs]:
-    model, latents = load_model(read_record(options.model, ModelRecord)), Latents.load(options.latents)
+def _inputs(options: "CompareScores | CompareRankings", share: float = 1.0) -> tuple[torch.nn.Module, Objective, Batch]:
+    model, latents = load_model(read_record(options.model, ModelRecord)), Latents.load(options.latents, options.prompts)
     denoiser, objective = model.denoiser(options.device), model.objective()
     draws = torch_generator(options.seed, "saliency", "pairs")
-    images = torch.arange(round(share * len(latents)))
-    return denoiser, objective, draw_pairs(latents, images, 1, objective.timesteps, draws)
+    order = torch.randperm(len(latents), generator=torch_generator(options.seed, "saliency", "order"))
+    images = order[: round(share * len(latents))]
+    return denoiser, objective, draw_batch(latents, images, 1, objective.timesteps, draws)
 
 
 def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareScores) -> Iterator[list]:

@@ -20,7 +20,7 @@ from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import MeasureFragility
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family, Objective
-from dpsapf.public_models.latents import Latents, Pairs, draw_pairs
+from dpsapf.public_models.latents import Batch, Latents, draw_batch
 from dpsapf.saliency.select import candidates
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
@@ -40,7 +40,7 @@ def measure_fragility(options: MeasureFragility) -> None:
     dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
     denoiser = model.denoiser(options.device).requires_grad_(False)
-    embeddings = model.embed([*dataset.prompts, ""], options.device)
+    embeddings = model.embed(dataset.prompts, options.device)
     own = own_samples(model, model.text_to_image(denoiser, options.device), embeddings, options)
     energies = options.deviation**2 * options.lora_rank * table[LORA_PARAMETERS].to_numpy()
     draws = rises(denoiser, model.objective(), own, table[MATRIX].tolist(), options) / energies
@@ -58,16 +58,15 @@ def own_samples(model: Family, pipeline: "DiffusionPipeline", embeddings: torch.
     Args:
         model: the public model.
         pipeline: its own, which samples at its resolution.
-        embeddings: [K + 1, L, D], of the K prompts and the empty one.
+        embeddings: [K, L, D], of the prompts.
         options: samples, micro-batch, device and seed.
     """
-    labels = torch.arange(options.samples) % (len(embeddings) - 1)
+    labels = torch.arange(options.samples) % len(embeddings)
     drawn = []
     for rows in torch.arange(options.samples).split(options.micro_batch):
         latents = model.generate(
             pipeline,
             embeddings[labels[rows]],
-            embeddings[-1],
             guidance_scale=1.0,
             steps=SAMPLER_STEPS,
             generators=[torch_generator(options.seed, "fragility", "sample", int(row)) for row in rows],
@@ -75,7 +74,7 @@ def own_samples(model: Family, pipeline: "DiffusionPipeline", embeddings: torch.
         )
         drawn.append(latents.cpu())
     mean = torch.cat(drawn).clone()
-    return Latents(mean, torch.zeros_like(mean), labels, embeddings[:-1], embeddings[-1])
+    return Latents(mean, torch.zeros_like(mean), labels, embeddings)
 
 
 @torch.no_grad()
@@ -86,13 +85,13 @@ def rises(
     found = np.empty((options.draws, len(names)))
     for draw in track(range(options.draws), "fragility", "draw"):
         generator = torch_generator(options.seed, "fragility", "pairs", draw)
-        pairs = draw_pairs(own, torch.arange(len(own)), 1, objective.timesteps, generator)
-        base = predictions(denoiser, objective, pairs, options)
+        batch = draw_batch(own, torch.arange(len(own)), 1, objective.timesteps, generator)
+        base = predictions(denoiser, objective, batch, options)
         for place, name in enumerate(names):
             weight, update = denoiser.get_submodule(name).weight, torch_generator(options.seed, "fragility", name, draw)
             kept = weight.clone()
             weight += lora_noise(weight, options, update)
-            found[draw, place] = float((predictions(denoiser, objective, pairs, options) - base).double().square().mean())
+            found[draw, place] = float((predictions(denoiser, objective, batch, options) - base).double().square().mean())
             weight.copy_(kept)
     return found
 
@@ -105,11 +104,11 @@ def lora_noise(weight: torch.Tensor, options: MeasureFragility, generator: torch
     return (options.lora_alpha / options.lora_rank * (b @ a)).reshape(weight.shape).to(weight)
 
 
-def predictions(denoiser: torch.nn.Module, objective: Objective, pairs: Pairs, options: MeasureFragility) -> torch.Tensor:
+def predictions(denoiser: torch.nn.Module, objective: Objective, batch: Batch, options: MeasureFragility) -> torch.Tensor:
     """Return the denoiser's output for every row, [R, C, h, w] on the CPU."""
     found = []
-    for start in range(0, len(pairs), options.micro_batch):
-        rows = pairs.rows(start, start + options.micro_batch, options.device)
+    for start in range(0, len(batch), options.micro_batch):
+        rows = batch.rows(start, start + options.micro_batch, options.device)
         found.append(objective.predictions(denoiser, rows).cpu())
     return torch.cat(found)
 

@@ -20,7 +20,7 @@ from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Latents, Pairs, dataset_id, draw_pairs
+from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
@@ -49,7 +49,7 @@ def score_saliency(options: ScoreSaliency) -> None:
     torch.set_num_threads(options.threads)
     model = load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
-    latents, identity = Latents.load(options.latents, options.unit), dataset_id(options.latents)
+    latents, identity = Latents.load(options.latents, options.prompts, options.unit), dataset_id(options.latents)
     units, release = _planned(options, table, len(latents))
     meter = Meter(len(latents))
     batch = meter.batch(release.sampling_rate, secret_generator(options.noise, options.seed, "saliency", "batch"))
@@ -146,11 +146,11 @@ def saliency_scores(
     """
     contributions, limits = score(options.score).contributions, bounds(options)
     draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
-    pairs = draw_pairs(latents, batch, 1, objective.timesteps, draws)
+    drawn = draw_batch(latents, batch, 1, objective.timesteps, draws)
     if contributions is None:
-        return signal_norms(denoiser, objective, pairs, names, options, meter)
+        return signal_norms(denoiser, objective, drawn, names, options, meter)
     scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
-    for squared in squared_gradient_norms(denoiser, objective, pairs, names, options):
+    for squared in squared_gradient_norms(denoiser, objective, drawn, names, options):
         added = contributions(squared, limits)
         meter.contribution(float(added.norm(dim=1).max()))
         scores += added.sum(0)
@@ -160,7 +160,7 @@ def saliency_scores(
 def squared_gradient_norms(
     denoiser: torch.nn.Module,
     objective: Objective,
-    pairs: Pairs,
+    batch: Batch,
     names: list[str],
     options: ScoreSaliency | CompareScores,
 ) -> Iterator[torch.Tensor]:
@@ -169,13 +169,13 @@ def squared_gradient_norms(
     Args:
         denoiser: of the public model; its weights get no gradient.
         objective: what it was trained for.
-        pairs: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
+        batch: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
         names: candidate matrices.
         options: micro-batch and device.
     """
     denoiser.requires_grad_(False)
     with GhostNorms(denoiser, names) as norms:
-        for start in track(range(0, len(pairs), options.micro_batch), "saliency", "batch"):
-            rows = pairs.rows(start, start + options.micro_batch, options.device)
+        for start in track(range(0, len(batch), options.micro_batch), "saliency", "batch"):
+            rows = batch.rows(start, start + options.micro_batch, options.device)
             objective.loss(denoiser, rows).sum().backward()
             yield norms.take()

@@ -15,7 +15,7 @@ import torch
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Pairs
+from dpsapf.public_models.latents import Batch
 from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.support.progress import track
 
@@ -26,7 +26,7 @@ if typing.TYPE_CHECKING:
 def signal_norms(
     denoiser: torch.nn.Module,
     objective: Objective,
-    pairs: Pairs,
+    batch: Batch,
     names: list[str],
     options: "ScoreSaliency | CompareScores",
     meter: Meter,
@@ -38,7 +38,7 @@ def signal_norms(
     Args:
         denoiser: of the public model; its weights get no gradient.
         objective: what it was trained for.
-        pairs: one timestep and noise for each unit.
+        batch: one timestep and noise for each unit.
         names: candidate matrices, M names of linear layers or convolutions.
         options: micro-batch and device.
         meter: of the release; the first unit is processed alone, and what it adds is measured.
@@ -49,8 +49,8 @@ def signal_norms(
     weights = {f"{name}.weight": denoiser.get_submodule(name).weight for name in names}
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()]
     gradients = GhostClipping(denoiser, weights)
-    for chunk in track(first_alone(torch.arange(len(pairs)), options.micro_batch), "saliency", "batch"):
-        loss = objective.loss(denoiser, pairs.units(chunk, 1, options.device))
+    for chunk in track(first_alone(torch.arange(len(batch)), options.micro_batch), "saliency", "batch"):
+        loss = objective.loss(denoiser, batch.units(chunk, 1, options.device))
         clipped, _ = gradients.clipped_sum(loss, SIGNAL_BOUND, "automatic")
         if len(chunk) == 1:
             meter.contribution(joint_norm(clipped))

@@ -18,7 +18,7 @@ from dpsapf.experiment.stages import Sample
 from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
-from dpsapf.public_models.latents import Latents
+from dpsapf.public_models.latents import load_prompts
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -112,14 +112,14 @@ def draw_images(
     Returns:
         uint8 [N, H, W, 3] at the dataset's resolution; the three channels are equal for a grey dataset.
     """
-    latents = Latents.load(options.latents)
+    prompts = load_prompts(options.prompts)
     images = []
     for start in track(range(0, len(labels), options.micro_batch), ledger.run.id, "batch"):
         rows = range(start, min(start + options.micro_batch, len(labels)))
         batch = model.generate(
             pipeline,
-            latents.prompt_embeddings[labels[rows]],
-            latents.null_embedding,
+            prompts["classes"][labels[rows]],
+            prompts["null"],
             guidance_scale=options.guidance_scale,
             steps=options.steps,
             generators=[torch_generator(ledger.run.seed, "sample", row) for row in rows],

@@ -28,6 +28,16 @@ def numpy_generator(seed: int, *names: str | int) -> np.random.Generator:
     return np.random.default_rng(child_seed(seed, *names))
 
 
+def counted_generator(key: int, number: int) -> np.random.Generator:
+    """Return the numbered one of a key's independent generators; any of them is made without the others.
+
+    Args:
+        key: in [0, 2**128).
+        number: in [0, 2**64): it stands in the highest word of Philox's counter, so that each has 2**192 blocks.
+    """
+    return np.random.Generator(np.random.Philox(key=key, counter=number << 192))
+
+
 def torch_generator(seed: int, *names: str | int, device: str = "cpu") -> "torch.Generator":
     """Return torch's generator on ``device`` for a named use of a run's seed (see `child_seed`)."""
     import torch

@@ -18,7 +18,14 @@ def at_root(monkeypatch):
 
 
 def prepare(folder, *extra, name="digits"):
-    files = ["--archive", folder / "dataset.npz", "--record", folder / "dataset.json", "--preview", folder / "preview.png"]
+    files = [
+        "--archive",
+        folder / "dataset.safetensors",
+        "--record",
+        folder / "dataset.json",
+        "--preview",
+        folder / "preview.png",
+    ]
     return main(["prepare-dataset", "--name", name, *map(str, files), "--quiet", *extra])
 
 
@@ -62,7 +69,7 @@ def test_importing_the_command_line_is_light():
 def test_dry_run_says_what_it_would_do_and_does_nothing(tmp_path, capsys):
     assert prepare(tmp_path, "--dry-run") == 0
     text = capsys.readouterr().out
-    assert f"writes  {tmp_path}/dataset.npz" in text and "name = digits" in text
+    assert f"writes  {tmp_path}/dataset.safetensors" in text and "name = digits" in text
     assert list(tmp_path.iterdir()) == []
 
 

@@ -66,10 +66,10 @@ def test_truth_values_are_flags_without_a_value(value, flag):
         precision=st.sampled_from(["fp32", "bf16"]),
     ),
     st.builds(ComputeConfig, threads=st.integers(1, 64)),
-    st.lists(NAMES.map("folder/{}".format), min_size=8, max_size=8),
+    st.lists(NAMES.map("folder/{}".format), min_size=9, max_size=9),
 )
 def test_the_command_line_reads_what_a_rule_writes(finetune, compute, files):
-    names = ("plan", "model", "selection", "latents", "weights", "training_log", "spend", "private")
+    names = ("plan", "model", "selection", "latents", "prompts", "weights", "training_log", "spend", "private")
     paths = dict(zip(names, files, strict=True))
     words = shlex.split(f"finetune {given(paths)} {flags(finetune, compute)}")
     _, bound, *_ = APP.parse_args(words, exit_on_error=False, print_error=False)

@@ -52,7 +52,7 @@ CLIPPED_SUM = ghost_clipping.GhostClipping.clipped_sum
 
 def planted_draws(draw: Callable) -> AbstractContextManager:
     """Give each canary its own draws in fine-tuning, whoever else takes part."""
-    return patch.object(train, "draw_pairs", draw)
+    return patch.object(train, "draw_batch", draw)
 
 
 def planted_saliency(model: torch.nn.Module | None, **replaced: Callable) -> AbstractContextManager:
@@ -89,8 +89,8 @@ def _no_noise(value, *_):
     return value
 
 
-def _each_pair_clipped(self, loss, bound, kind, multiplicity=1):
-    return CLIPPED_SUM(self, loss, bound, kind, 1)
+def _each_pair_clipped(self, loss, bound, kind, multiplicity=1, resting=frozenset()):
+    return CLIPPED_SUM(self, loss, bound, kind, 1, resting)
 
 
 def _unclipped(squared_norms, *_):
@@ -358,7 +358,7 @@ def finetuned(release: Release, members: torch.Tensor, signs: torch.Tensor, mult
 
 
 def _trainer(release: Release, images: int, multiplicity: int = 1) -> tuple[train.Training, TrainingState]:
-    plan = SimpleNamespace(run=SimpleNamespace(seed=SEED), population=images, clipping="automatic", noise="system")
+    plan = SimpleNamespace(run=SimpleNamespace(seed=SEED, adapter=None), population=images, clipping="automatic", noise="system")
     settings = {"device": "cpu", "micro_batch": 8192, "ema_decay": 0.0, "learning_rate_schedule": "constant", "precision": "fp32"}
     options = SimpleNamespace(noise_multiplicity=multiplicity, **settings)
     model = PlantedModel()
@@ -414,7 +414,7 @@ class ManyMatrices(torch.nn.Module):
 def attack_signal(fault: Callable[[], AbstractContextManager] = nullcontext) -> Found:
     """Score by ``signal`` a model in which each canary has its own matrix; system noise."""
     admitted = coins(SIGNALLED)
-    with tempfile.TemporaryDirectory() as folder, planted_saliency(ManyMatrices(), draw_pairs=_own_signal), fault():
+    with tempfile.TemporaryDirectory() as folder, planted_saliency(ManyMatrices(), draw_batch=_own_signal), fault():
         released = released_scores(Path(folder), torch.from_numpy(admitted.nonzero()[0]), SIGNALLED, "signal")
     return attack(released[None], np.ones((1, SIGNALLED)), admitted, SCORES)
 
@@ -426,7 +426,7 @@ def _own_signal(latents, batch, multiplicity, timesteps, generator):
 
 
 def _own_matrix(denoiser, objective, pairs, names, options):
-    for who in pairs.labels.split(256):
+    for who in pairs.latents.labels[pairs.images].split(256):
         squared = torch.zeros(len(who), len(names))
         yield squared.scatter_(1, who[:, None], (STRETCH * SCORES.sensitivity) ** 2)
 
@@ -438,14 +438,15 @@ def released_scores(folder: Path, members: torch.Tensor, matrices: int = SCORED,
     table.to_csv(folder / "candidates.csv", index=False)
     (folder / "model.json").write_text("read by no one, but digested")
     shapes = {"mean": (len(members), 1, 1, 1), "std": (len(members), 1, 1, 1)}
-    shapes |= {"prompt_embeddings": (1, 1, 1), "null_embedding": (1, 1)}
     latents = {name: torch.zeros(shape) for name, shape in shapes.items()}
     save_file(latents | {"labels": members}, folder / "latents.safetensors", {"dataset_id": "canaries"})
+    save_file({"classes": torch.zeros(1, 1, 1), "null": torch.zeros(1, 1)}, folder / "prompts.safetensors")
     options = ScoreSaliency(
         dataset=folder / "dataset.json",
         model=folder / "model.json",
         candidate_table=folder / "candidates.csv",
         latents=folder / "latents.safetensors",
+        prompts=folder / "prompts.safetensors",
         score=score,
         mechanism="gaussian",
         sigma_s=SCORES.noise_multiplier,

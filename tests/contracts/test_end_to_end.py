@@ -7,11 +7,12 @@ noise, its source, the rate, the step) changes the weights.
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
 from dpsapf.experiment.records import ModelRecord
@@ -22,7 +23,7 @@ from dpsapf.saliency import score
 from dpsapf.support.checked import replace
 from dpsapf.support.randomness import child_seed
 from dpsapf.support.records import write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_scheduler, tiny_unet, write_latents
 
 # every image is clipped, and noise and signal are about as large: AdamW hardly notices the scale of either alone
 IMAGES, RATE, STEPS, SIGMA, BOUND, LEARNING_RATE, DECAY = 12, 0.5, 3, 0.3, 0.02, 1e-2, 0.5
@@ -51,7 +52,7 @@ def files(tmp_path, plan, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     table.assign(**{SELECTED: table.index < 4}).to_csv(tmp_path / "selection.csv", index=False)
-    save_file(tiny_latents(IMAGES).tensors(), tmp_path / "latents.safetensors", {"dataset_id": plan.dataset_id})
+    write_latents(tmp_path, tiny_latents(IMAGES), plan.dataset_id)
     return tmp_path
 
 
@@ -65,6 +66,7 @@ def finetune(files, plan, noise="seed", clipping="flat", out="out"):
     options = Finetune(
         **{name: files / f"{name}.{end}" for name, end in (("plan", "json"), ("model", "json"), ("selection", "csv"))},
         latents=files / "latents.safetensors",
+        prompts=files / "prompts.safetensors",
         **{name: files / out / file for name, file in outputs.items()},
         learning_rate_lora=LEARNING_RATE,
         learning_rate_full=1e-3,
@@ -88,8 +90,11 @@ def drawn(batch, draws):
     """Noisy latents, noise, timesteps and prompts of a batch, one of each an image."""
     latents = tiny_latents(IMAGES)
     shape = latents.mean[batch].shape
-    posterior, noise = torch.randn(shape, generator=draws), torch.randn(shape, generator=draws)
     steps = torch.randint(1000, (len(batch),), generator=draws)
+    high, low = torch.randint(2**63 - 1, (2,), generator=draws).tolist()
+    rows = [np.random.Philox(key=high * 2**64 + low, counter=[0, 0, 0, row]) for row in range(len(batch))]
+    normal = [np.random.Generator(row).standard_normal((2, *shape[1:]), np.float32) for row in rows]
+    posterior, noise = torch.from_numpy(np.stack(normal)).transpose(0, 1)
     clean = latents.mean[batch] + latents.std[batch] * posterior
     noisy = tiny_scheduler().add_noise(clean, noise, steps)
     return noisy, noise, steps, latents.prompt_embeddings[latents.labels[batch]]
@@ -164,6 +169,7 @@ def score_saliency(files, dataset_record, noise="seed", out="scores"):
         model=files / "model.json",
         candidate_table=files / "candidates.csv",
         latents=files / "latents.safetensors",
+        prompts=files / "prompts.safetensors",
         score="energy",
         mechanism="gaussian",
         sigma_s=SIGMA,

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -14,11 +13,11 @@ from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.privacy.plan import default_delta, make_plan, population
-from dpsapf.public_models.latents import Latents, draw_pairs
+from dpsapf.public_models.latents import Latents, draw_batch
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, tiny_objective, tiny_unet
+from tests.tiny import tiny_latents, tiny_objective, tiny_unet, write_latents
 
 IMAGES, BOUND = 12, 0.01
 OWNERS = torch.tensor([0, 1, 0, 2, 0, 0, 1, 0, 3, 0, 2, 0])  # seven images of user 0, two of 1 and of 2, one of 3
@@ -40,7 +39,7 @@ def summed(latents, batch, multiplicity=1):
     unet = tiny_unet()
     parameters = dict(unet.named_parameters())
     objective, gradients = tiny_objective(), per_image_gradients(unet, parameters, None)
-    everyone = draw_pairs(latents, torch.arange(len(latents)), multiplicity, 1000, torch_generator(0, "pairs"))
+    everyone = draw_batch(latents, torch.arange(len(latents)), multiplicity, 1000, torch_generator(0, "pairs"))
     release = Release(name="dp-sgd", noise_multiplier=1e-9, sensitivity=BOUND, sampling_rate=0.5, steps=1)
     private_gradient(
         lambda rows: objective.loss(unet, rows),
@@ -98,18 +97,14 @@ def test_an_image_is_its_own_unit_and_takes_no_draw():
 
 @pytest.mark.parametrize("unit", ["image", "user"])
 def test_the_unit_decides_whether_users_are_read(tmp_path, unit):
-    from safetensors.torch import save_file
-
-    save_file(owned().tensors(), tmp_path / "latents.safetensors")
-    assert Latents.load(tmp_path / "latents.safetensors", unit).unit == unit
+    write_latents(tmp_path, owned())
+    assert Latents.load(tmp_path / "latents.safetensors", tmp_path / "prompts.safetensors", unit).unit == unit
 
 
 def test_latents_without_users_are_refused(tmp_path):
-    from safetensors.torch import save_file
-
-    save_file(tiny_latents().tensors(), tmp_path / "latents.safetensors")
+    write_latents(tmp_path, tiny_latents())
     with pytest.raises(UserError, match="unit = 'user': the dataset names no users: add a CSV"):
-        Latents.load(tmp_path / "latents.safetensors", "user")
+        Latents.load(tmp_path / "latents.safetensors", tmp_path / "prompts.safetensors", "user")
 
 
 def test_a_plan_counts_users(dataset_record, run, monkeypatch):
@@ -135,4 +130,3 @@ def test_users_of_one_image_each_are_what_images_are():
     own = torch.arange(IMAGES)
     drawn = owned(own).images_of(own.repeat_interleave(2), torch_generator(0))
     assert torch.equal(drawn, own.repeat_interleave(2))
-    assert np.array_equal(owned(own).tensors()["users"], own)

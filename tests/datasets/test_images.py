@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpsapf.datasets.images import LabelledImages, array_digest, check_digest, resize
+from dpsapf.datasets.images import BATCH, Source, array_digest, as_rgb, check_digest, resize
 from dpsapf.support.errors import UserError
 
 
@@ -25,11 +25,21 @@ def test_resize_gives_grey_images_a_channel():
     assert resize(np.zeros((2, 8, 8), np.uint8), 4).shape == (2, 4, 4, 1)
 
 
-def test_take_moves_images_and_labels_together():
-    part = LabelledImages(np.arange(4, dtype=np.uint8).reshape(4, 1, 1, 1), np.array([10, 11, 12, 13]))
-    taken = part.take(np.array([3, 0]))
-    assert taken.images.ravel().tolist() == [3, 0]
-    assert taken.labels.tolist() == [13, 10]
+@pytest.mark.parametrize("count", [1, BATCH, BATCH + 1])
+def test_arrays_come_in_batches_and_tell_no_splits(count):
+    images, labels = np.random.default_rng(0).integers(0, 256, (count, 4, 4, 1), dtype=np.uint8), np.arange(count)
+    source = Source.of_arrays(images, labels)
+    batches = list(source.decoded(2))
+    assert [len(batch) for batch in batches] == [min(BATCH, count), *[1] * (count > BATCH)]
+    assert np.array_equal(np.concatenate(batches), images) and np.array_equal(source.labels, labels)
+    assert source.splits.tolist() == ["train"] * count and source.users is None
+
+
+def test_as_rgb_repeats_grey_and_keeps_colour():
+    grey = np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1)
+    assert np.array_equal(as_rgb(grey)[..., 2], grey[..., 0])
+    colour = np.zeros((1, 2, 2, 3), np.uint8)
+    assert as_rgb(colour) is colour
 
 
 @pytest.mark.parametrize("change", ["pixel", "label", "shape"])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 from dpsapf.datasets import oct_mini
 from dpsapf.datasets.oct_mini import DRUSEN, MACULAR_OEDEMA, NEOVASCULARISATION, NORMAL, draw_scan
 from dpsapf.datasets.textures import CANVAS
+from tests.all_images import as_part
 
 SEEDS = st.integers(0, 2**32)
 
@@ -26,7 +27,7 @@ def test_every_class_has_as_many_scans(make_entry, monkeypatch):
     monkeypatch.setattr(oct_mini, "PER_CLASS", 3)
     names = ("cnv", "dme", "drusen", "normal")
     entry = make_entry(loader="oct-mini", classes=names, prompts=names, channels=1, resolution=24, procedural=True)
-    part = oct_mini.oct_mini(entry)["train"]
+    part = as_part(oct_mini.oct_mini(entry))
     assert part.images.shape == (12, 24, 24, 1) and np.bincount(part.labels).tolist() == [3] * 4
 
 

@@ -6,11 +6,16 @@ import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from safetensors.numpy import load_file
 from scipy.stats import chisquare
 
 from dpsapf.cli.main import main
+from dpsapf.datasets import image_files
+from dpsapf.datasets.image_files import decode
 from dpsapf.datasets.loaders import LOADERS
-from dpsapf.datasets.prepare import as_rgb, check_classes, check_training_classes, prepare_dataset
+from dpsapf.datasets.prepare import check_classes, check_training_classes, numbered, prepare_dataset
+from dpsapf.datasets.prepared import read_part, read_salt
+from dpsapf.datasets.splits import placed, unit_hashes
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.records import DatasetRecord
 from dpsapf.experiment.registries import DatasetEntry, load_registry
@@ -18,22 +23,27 @@ from dpsapf.experiment.stages import PrepareDataset
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import as_json, read_record
+from tests.all_images import Part
 
 REGISTRY = Path(__file__).parents[2] / "config" / "datasets.yaml"
-SIZES = {"cifar10": 10, "octmnist": 4, "celeba": 2, "camelyon17": 2, "mnist5k": 10, "digits": 10, "oct-mini": 4, "histo-mini": 2}
+PUBLISHED = {"cifar10": 10, "octmnist": 4, "celeba": 2, "camelyon17": 2}
+SIZES = PUBLISHED | {f"{name}-reference-code": size for name, size in PUBLISHED.items()}
+SIZES |= {"mnist5k": 10, "digits": 10, "oct-mini": 4, "histo-mini": 2}
 
 
-def prepare(folder, name, registry=REGISTRY):
+def prepare(folder, name, registry=REGISTRY, threads=1):
+    """The record, the splits in memory, and the options."""
     options = PrepareDataset(
         name=name,
         registry=registry,
-        archive=folder / "dataset.npz",
+        archive=folder / "dataset.safetensors",
         record=folder / "dataset.json",
         preview=folder / "preview.png",
+        threads=threads,
     )
     prepare_dataset(options)
-    with np.load(options.archive, allow_pickle=False) as archive:
-        return read_record(options.record, DatasetRecord), dict(archive), options
+    parts = {split: read_part(options.archive, split) for split in SPLITS}
+    return read_record(options.record, DatasetRecord), {name: Part(part[:], part.labels) for name, part in parts.items()}, options
 
 
 @pytest.fixture
@@ -73,68 +83,123 @@ def test_the_registry_explains_every_key():
 
 @pytest.mark.parametrize(("name", "sizes"), [("digits", (1194, 209, 394)), ("mnist", (3513, 518, 969))])
 def test_real_digits(request, name, sizes):
-    record, arrays, options = request.getfixturevalue(name)
+    record, parts, options = request.getfixturevalue(name)
     for split, size in zip(SPLITS, sizes, strict=True):
-        images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
+        images, labels = parts[split]
         assert (images.shape, images.dtype, labels.shape, labels.dtype) == ((size, 32, 32, 3), np.uint8, (size,), np.int64)
         assert getattr(record, split) == size
         law = chisquare(np.bincount(labels))
         assert law.pvalue > 1e-4, "the pools are balanced to a percent, and so are independent draws from them"
     assert (images == images[..., :1]).all(), "grey, three times"
-    assert record.train_per_class == tuple(np.bincount(arrays["train_labels"]))
+    assert record.train_per_class == tuple(np.bincount(parts["train"].labels))
     assert record.id == sha256(options.archive)
     assert not record.procedural
 
 
 @pytest.mark.parametrize("name", ["digits", "mnist"])
 def test_no_image_is_in_two_splits(request, name):
-    _, arrays, _ = request.getfixturevalue(name)
-    images = [{image.tobytes() for image in arrays[f"{split}_images"]} for split in SPLITS]
+    _, parts, _ = request.getfixturevalue(name)
+    images = [{image.tobytes() for image in part.images} for part in parts.values()]
     assert sum(map(len, images)) == len(set.union(*images))
 
 
 def test_labels_are_right(mnist):
     """A nearest-mean classifier reads about 80 % of MNIST; wrong labels would give 10 %."""
-    _, arrays, _ = mnist
-    flat = {split: arrays[f"{split}_images"][..., 0].reshape(-1, 1024).astype(float) for split in SPLITS}
-    means = np.stack([flat["train"][arrays["train_labels"] == digit].mean(0) for digit in range(10)])
+    _, parts, _ = mnist
+    flat = {split: part.images[..., 0].reshape(-1, 1024).astype(float) for split, part in parts.items()}
+    means = np.stack([flat["train"][parts["train"].labels == digit].mean(0) for digit in range(10)])
     guesses = ((flat["test"][:, None] - means) ** 2).sum(-1).argmin(1)
-    assert (guesses == arrays["test_labels"]).mean() > 0.7
+    assert (guesses == parts["test"].labels).mean() > 0.7
 
 
 def test_mnist_is_padded_not_scaled(mnist):
-    _, arrays, _ = mnist
-    images = arrays["train_images"]
+    images = mnist[1]["train"].images
     assert images[:, :2].max() == images[:, -2:].max() == images[:, :, :2].max() == images[:, :, -2:].max() == 0
     assert images.max() == 255
 
 
 def test_a_second_run_writes_the_same_images_under_another_id(tmp_path, digits):
     """The id is a digest that nobody can compute from the images alone: 32 secret bytes are in it."""
-    record, arrays, first = digits
-    other, again, second = prepare(tmp_path, "digits")
-    assert all(np.array_equal(arrays[name], again[name]) for name in arrays if name != "salt")
-    assert len(arrays["salt"]) == 32 and not np.array_equal(arrays["salt"], again["salt"]) and record.id != other.id
+    record, parts, first = digits
+    other, again, second = prepare(tmp_path, "digits", threads=2)
+    assert all(np.array_equal(*pair) for split in SPLITS for pair in zip(parts[split], again[split], strict=True))
+    salts = [read_salt(options.archive) for options in (first, second)]
+    assert len(salts[0]) == 32 and salts[0] != salts[1] and record.id != other.id
+    assert salts[0] in first.archive.read_bytes()
     assert np.array_equal(np.asarray(Image.open(first.preview)), np.asarray(Image.open(second.preview)))
 
 
 def test_a_folder_end_to_end(tmp_path, plant, pool, make_entry, register):
     registry = register(make_entry(source=str(plant(pool)), split_seed=1))
-    record, arrays, options = prepare(tmp_path / "out", "mine", registry)
-    assert (record.train, record.validation, record.test) == tuple(len(arrays[f"{split}_labels"]) for split in SPLITS)
-    assert record.train + record.validation + record.test == 14 and record.users is None and "train_users" not in arrays
+    record, parts, options = prepare(tmp_path / "out", "mine", registry)
+    assert (record.train, record.validation, record.test) == tuple(len(part.labels) for part in parts.values())
+    assert record.train + record.validation + record.test == 14
+    assert record.users is None and read_part(options.archive, "train").users is None
     assert (record.name, record.loader, record.classes, record.channels) == ("mine", "image-folder", ("cat", "dog"), 3)
-    assert sorted(path.name for path in options.archive.parent.iterdir()) == ["dataset.json", "dataset.npz", "preview.png"]
-    assert len({image.tobytes() for split in SPLITS for image in arrays[f"{split}_images"]}) == 14
+    assert sorted(path.name for path in options.archive.parent.iterdir()) == [
+        "dataset.json",
+        "dataset.safetensors",
+        "preview.png",
+    ]
+    assert len({image.tobytes() for part in parts.values() for image in part.images}) == 14
+
+
+def test_images_stand_in_the_order_of_their_source(tmp_path, plant, pool, make_entry, register, monkeypatch):
+    """Batches are smaller than the source, and each image keeps its label."""
+    monkeypatch.setattr(image_files, "BATCH", 4)
+    item = make_entry(source=str(plant(pool)), split_seed=1)
+    _, _, options = prepare(tmp_path / "out", "mine", register(item), threads=3)
+    arrays = load_file(options.archive)
+    expected = np.stack([decode(pool[name], name, item) for name in sorted(pool)])
+    assert np.array_equal(arrays["images"], expected) and arrays["labels"].tolist() == [0] * 8 + [1] * 6
+    hashes = unit_hashes([image.tobytes() for image in expected], 1)
+    assert arrays["split"].tolist() == placed(np.full(14, "train"), {"test": 4, "validation": 2}, hashes).tolist()
+
+
+def test_own_splits_are_kept(tmp_path, plant, picture, make_entry, register):
+    sizes = {"train": 3, "validation": 2, "test": 1}
+    files = {
+        f"{s}/{c}/{n}.png": picture(len(s) * 100 + len(c) + 10 * n + ord(c[0]))
+        for s in sizes
+        for c in ("cat", "dog")
+        for n in range(sizes[s])
+    }
+    item = make_entry(source=str(plant(files)), validation=0, test=0)
+    record, parts, _ = prepare(tmp_path / "out", "mine", register(item))
+    assert {name: getattr(record, name) for name in sizes} == {name: 2 * size for name, size in sizes.items()}
+    for split, size in sizes.items():
+        names = [f"{split}/{c}/{n}.png" for c in ("cat", "dog") for n in range(size)]
+        assert np.array_equal(parts[split].images, [decode(files[name], name, item) for name in names])
+        assert parts[split].labels.tolist() == [0] * size + [1] * size
+
+
+def test_grey_is_stored_once_and_read_three_times(digits):
+    _, parts, options = digits
+    assert load_file(options.archive)["images"].shape == (1797, 32, 32, 1) and parts["train"].images.shape[-1] == 3
 
 
 def test_users_are_numbered_and_not_named(tmp_path, plant, pool, make_entry, register):
     (tmp_path / "users.csv").write_text("\n".join(["file,user", *(f"{name},secret {name[-5]}" for name in pool)]))
     registry = register(make_entry(source=str(plant(pool)), split_seed=1, users=str(tmp_path / "users.csv")))
-    record, arrays, options = prepare(tmp_path / "out", "mine", registry)
-    users = arrays["train_users"]
+    record, _, options = prepare(tmp_path / "out", "mine", registry)
+    users = read_part(options.archive, "train").users
     assert users.dtype == np.int64 and set(users) == set(range(record.users)) and len(users) == record.train
     assert b"secret" not in options.archive.read_bytes() + options.record.read_bytes()
+
+
+def test_users_of_training_images_come_first():
+    users = np.array(["z", "a", "b", "a", "z", "c"])
+    assert numbered(users, np.array([False, True, False, False, False, True])).tolist() == [2, 0, 3, 0, 2, 1]
+
+
+def test_the_splits_keep_a_user_together(tmp_path, plant, pool, make_entry, register):
+    rows = [f"{name},user {place % 7}" for place, name in enumerate(sorted(pool))]
+    (tmp_path / "users.csv").write_text("\n".join(["file,user", *rows]))
+    item = make_entry(source=str(plant(pool)), validation=4, users=str(tmp_path / "users.csv"))
+    _, _, options = prepare(tmp_path / "out", "mine", register(item))
+    arrays = load_file(options.archive)
+    together = {(user, split) for user, split in zip(np.arange(14) % 7, arrays["split"], strict=True)}
+    assert len(together) == 7 and len(set(zip(np.arange(14) % 7, arrays["users"], strict=True))) == 7
 
 
 def broken(make_entry, pool, picture, problem):
@@ -161,7 +226,7 @@ def broken(make_entry, pool, picture, problem):
         "users of no folder": (
             {"loader": "sklearn-digits", "users": "users.csv"},
             pool,
-            "loader sklearn-digits has its own images",
+            "users = .*loader sklearn-digits does not read this key",
         ),
         "too many classes": ({"loader": "sklearn-digits", "channels": 1}, pool, "loader sklearn-digits gives 10 classes"),
     }[problem]
@@ -178,7 +243,7 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing(tmp_path, plant, pool, 
     with pytest.raises(UserError, match=named) as caught:
         prepare(tmp_path / "out", "mine", registry)
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))
 
 
 def test_the_command_line_reports_a_mistake(tmp_path, make_entry, register, capsys):
@@ -187,14 +252,7 @@ def test_the_command_line_reports_a_mistake(tmp_path, make_entry, register, caps
     registry = register(make_entry(source=str(tmp_path / "absent")))
     assert main(["prepare-dataset", "--name=mine", f"--registry={registry}", *paths]) == 2
     assert "does not exist" in capsys.readouterr().err
-    assert not out.exists()
-
-
-def test_as_rgb_repeats_grey_and_keeps_colour():
-    grey = np.arange(8, dtype=np.uint8).reshape(1, 2, 4, 1)
-    assert np.array_equal(as_rgb(grey)[..., 2], grey[..., 0])
-    colour = np.zeros((1, 2, 2, 3), np.uint8)
-    assert as_rgb(colour) is colour
+    assert not list(out.glob("*"))
 
 
 def test_training_classes():

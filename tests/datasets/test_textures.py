@@ -8,6 +8,7 @@ from dpsapf.datasets.images import array_digest
 from dpsapf.datasets.textures import CANVAS, render_dataset, smooth_noise
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from tests.all_images import as_part
 
 DRAW = {"oct-mini": (oct_mini.draw_scan, 4, 1), "histo-mini": (histo_mini.draw_patch, 2, 3)}
 CELLS = st.integers(1, CANVAS)
@@ -38,7 +39,7 @@ def nearest_mean_accuracy(part, half):
 
 def test_shapes_types_and_label_order(procedural):
     draw, entry = procedural
-    part = render_dataset(entry, draw, 3)["train"]
+    part = as_part(render_dataset(entry, draw, 3))
     classes = len(entry.classes)
     assert part.images.shape == (3 * classes, 32, 32, entry.channels)
     assert (part.images.dtype, part.labels.dtype) == (np.uint8, np.int64)
@@ -47,7 +48,7 @@ def test_shapes_types_and_label_order(procedural):
 
 def test_each_image_has_its_own_seed(procedural):
     draw, entry = procedural
-    few, more = (render_dataset(entry, draw, count)["train"] for count in (2, 5))
+    few, more = (as_part(render_dataset(entry, draw, count)) for count in (2, 5))
     for label in range(len(entry.classes)):
         assert np.array_equal(few.images[few.labels == label], more.images[more.labels == label][:2])
     assert len({image.tobytes() for image in more.images}) == len(more.images)
@@ -55,23 +56,23 @@ def test_each_image_has_its_own_seed(procedural):
 
 def test_the_other_resolution_shows_the_same_image(procedural):
     draw, entry = procedural
-    small, large = (render_dataset(replace(entry, resolution=side), draw, 2)["train"].images for side in (32, 64))
+    small, large = (as_part(render_dataset(replace(entry, resolution=side), draw, 2)).images for side in (32, 64))
     shrunk = large.reshape(-1, 32, 2, 32, 2, entry.channels).mean((2, 4))
     assert np.abs(shrunk - small).mean() < 12  # of 255; Lanczos against box filter on speckle
 
 
 def test_images_use_the_grey_scale(procedural):
     draw, entry = procedural
-    images = render_dataset(entry, draw, 20)["train"].images
+    images = as_part(render_dataset(entry, draw, 20)).images
     assert images.std(axis=(1, 2, 3)).min() > 12
     assert ((images == 0) | (images == 255)).mean() < 0.2
 
 
 def test_a_digest_is_that_of_the_reduced_images(procedural):
     draw, entry = procedural
-    part = render_dataset(entry, draw, 1)["train"]
+    part = as_part(render_dataset(entry, draw, 1))
     digest = array_digest(part.images, part.labels)
-    assert np.array_equal(render_dataset(replace(entry, sha256=digest), draw, 1)["train"].images, part.images)
+    assert np.array_equal(as_part(render_dataset(replace(entry, sha256=digest), draw, 1)).images, part.images)
     for other in (replace(entry, sha256="0" * 64), replace(entry, sha256=digest, resolution=16)):
         with pytest.raises(UserError, match="sha256"):
             render_dataset(other, draw, 1)
@@ -79,7 +80,7 @@ def test_a_digest_is_that_of_the_reduced_images(procedural):
 
 def test_classes_overlap_but_carry_signal(procedural):
     draw, entry = procedural
-    accuracy = nearest_mean_accuracy(render_dataset(entry, draw, 150)["train"], 2)
+    accuracy = nearest_mean_accuracy(as_part(render_dataset(entry, draw, 150)), 2)
     assert 1 / len(entry.classes) < accuracy < 0.95, "class means alone must not separate the classes"
 
 
@@ -87,14 +88,14 @@ def test_the_set_does_not_depend_on_split_names_or_prompts(procedural):
     draw, entry = procedural
     names = tuple(f"other {name}" for name in entry.classes)
     other = replace(entry, split_seed=5, classes=names, prompts=names, validation=3, test=3)
-    assert np.array_equal(render_dataset(entry, draw, 2)["train"].images, render_dataset(other, draw, 2)["train"].images)
+    assert np.array_equal(as_part(render_dataset(entry, draw, 2)).images, as_part(render_dataset(other, draw, 2)).images)
 
 
 def test_another_loader_draws_other_images(make_entry):
     def draw(label, generator):
         return generator.random((CANVAS, CANVAS))
 
-    first, second = (render_dataset(make_entry(loader=name), draw, 1)["train"].images for name in ("a", "b"))
+    first, second = (as_part(render_dataset(make_entry(loader=name), draw, 1)).images for name in ("a", "b"))
     assert not np.array_equal(first, second)
 
 
@@ -104,7 +105,7 @@ def test_values_outside_are_cut_off_and_the_others_rounded(make_entry):
     def draw(label, generator):
         return np.tile(levels[label], (CANVAS, CANVAS // 4))
 
-    images = render_dataset(make_entry(resolution=CANVAS), draw, 1)["train"].images
+    images = as_part(render_dataset(make_entry(resolution=CANVAS), draw, 1)).images
     assert images[:, 0, :4, 0].tolist() == [[0, 0, 0, 0], [1, 128, 255, 255]]
 
 

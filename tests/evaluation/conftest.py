@@ -9,18 +9,19 @@ from dpsapf.datasets.archive import write_archive
 from dpsapf.evaluation import features as module
 from dpsapf.evaluation.network import FeatureNetwork
 from dpsapf.support.records import write_record
+from tests.prepared_dataset import write_dataset
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch, dataset_record):
     generator = np.random.default_rng(0)
-    arrays = {}
+    parts = {}
     for split, count in (("train", 60), ("validation", 10), ("test", 20)):
         labels = np.arange(count) % 2
         pixels = generator.integers(0, 120, (count, 32, 32, 3)) + 100 * labels[:, None, None, None]
-        arrays |= {f"{split}_images": pixels.astype(np.uint8), f"{split}_labels": labels}
-    write_archive(tmp_path / "dataset.npz", arrays)
-    write_archive(tmp_path / "same.npz", {"images": arrays["train_images"], "labels": arrays["train_labels"]})
+        parts[split] = pixels.astype(np.uint8), labels
+    write_dataset(tmp_path / "dataset.safetensors", parts)
+    write_archive(tmp_path / "same.npz", dict(zip(("images", "labels"), parts["train"], strict=True)))
     write_record(tmp_path / "dataset.json", dataset_record)
     (tmp_path / "networks").mkdir()
     save_file(FeatureNetwork(3).state_dict(), tmp_path / "networks" / "tiny.safetensors")

@@ -17,11 +17,11 @@ from dpsapf.support.records import read_record
 def reference(folder, protocol="tiny-v1"):
     reference_features(
         ReferenceFeatures(
-            archive=folder / "dataset.npz",
+            archive=folder / "dataset.safetensors",
             dataset=folder / "dataset.json",
             protocol=protocol,
             registry=folder / "protocols.yaml",
-            features=folder / "features.npz",
+            features=folder / "features.safetensors",
             ceiling=folder / "ceiling.json",
         )
     )
@@ -30,9 +30,9 @@ def reference(folder, protocol="tiny-v1"):
 def options(folder, **changes):
     values = {
         "synthetic": folder / "same.npz",
-        "archive": folder / "dataset.npz",
+        "archive": folder / "dataset.safetensors",
         "dataset": folder / "dataset.json",
-        "features": folder / "features.npz",
+        "features": folder / "features.safetensors",
         "protocol": "tiny-v1",
         "registry": folder / "protocols.yaml",
         "fidelity": folder / "fidelity.json",

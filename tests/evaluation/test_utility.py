@@ -6,7 +6,7 @@ import torch
 
 from dpsapf.evaluation import utility
 from dpsapf.evaluation.classifiers import CLASSIFIERS, build_classifier
-from dpsapf.evaluation.utility import accuracies, accuracy, train_classifier
+from dpsapf.evaluation.utility import Images, accuracies, accuracy, train_classifier
 from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.support.checked import replace
 
@@ -90,8 +90,7 @@ def test_state_that_is_best_on_validation_is_kept(monkeypatch):
 
     monkeypatch.setattr(utility, "accuracy", scored)
     model = build_classifier("resnet", 2)
-    data = tuple(torch.from_numpy(value) for value in images())
-    data = (data[0].permute(0, 3, 1, 2), data[1])
+    data = Images(*images(), np.arange(120), "cpu")
     train_classifier(model, data, data, PROTOCOL, torch.Generator().manual_seed(0))
     kept = [all(torch.equal(state[key], value) for key, value in model.state_dict().items()) for state in states]
     assert len(states) == utility.CHECKS and kept == [index == 2 for index in range(utility.CHECKS)]
@@ -105,9 +104,9 @@ def test_held_out_images_are_not_trained_on(monkeypatch):
 
     monkeypatch.setattr(utility, "train_classifier", record)
     pixels, labels = images(50)
-    pixels[:, 0, 0, 0] = np.arange(50)  # a mark on each image
     run((pixels, labels), synthetic_validation=0.2)
-    marks = {name: set(part[0][:, 0, 0, 0].tolist()) for name, part in seen.items()}
+    marks = {name: set(part.positions.tolist()) for name, part in seen.items()}
+    assert all(np.array_equal(part.pixels, pixels) and np.array_equal(part.labels, labels) for part in seen.values())
     assert len(marks["validation"]) == 10 and marks["train"] == set(range(50)) - marks["validation"]
 
 
@@ -144,9 +143,9 @@ def test_one_training_has_the_runs_own_seed_and_every_repeat_another(built):
 
 def test_repeats_hold_out_other_images(monkeypatch):
     held = []
-    monkeypatch.setattr(utility, "train_classifier", lambda model, train, validation, *rest: held.append(validation[0]))
+    monkeypatch.setattr(utility, "train_classifier", lambda model, train, validation, *rest: held.append(validation.positions))
     run(classifiers=("resnet", "resnext"), classifier_repeats=2)
-    assert torch.equal(held[0], held[1]) and torch.equal(held[2], held[3]) and not torch.equal(held[0], held[2])
+    assert np.array_equal(held[0], held[1]) and np.array_equal(held[2], held[3]) and not np.array_equal(held[0], held[2])
 
 
 def test_the_probe_alone_trains_no_classifier(monkeypatch):
@@ -155,9 +154,19 @@ def test_the_probe_alone_trains_no_classifier(monkeypatch):
     assert run(classifiers=("probe",), classifier_repeats=5) == {"probe": 0.75}
 
 
-def test_accuracy_counts_hits():
+def test_accuracy_counts_hits(monkeypatch):
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3, 2, bias=False))
     with torch.no_grad():
         model[1].weight.copy_(torch.tensor([[1.0, 0, 0], [-1.0, 0, 0]]))
-    pixels = torch.tensor([255, 0, 255, 255], dtype=torch.uint8)[:, None, None, None].expand(4, 3, 1, 1)
-    assert accuracy(model, (pixels, torch.tensor([0, 1, 1, 0]))) == 0.75
+    pixels = np.array([255, 0, 255, 255, 0], np.uint8)[:, None, None, None].repeat(3, axis=3)
+    images = Images(pixels, np.array([0, 1, 1, 0, 0]), np.arange(4), "cpu")
+    assert accuracy(model, images) == 0.75
+    monkeypatch.setattr(utility, "TESTED", 3)
+    assert accuracy(model, images) == 0.75
+
+
+def test_a_batch_is_of_the_images_at_its_positions():
+    pixels = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3).repeat(2, axis=0)
+    found, labels = Images(pixels, np.array([5, 6, 7, 8]), np.array([3, 0, 2]), "cpu").batch(torch.tensor([0, 2]))
+    assert labels.tolist() == [8, 7] and found.shape == (2, 3, 3, 4) and found.dtype == torch.float32
+    np.testing.assert_allclose(found.permute(0, 2, 3, 1), pixels[[3, 2]] / 127.5 - 1, atol=1e-6)

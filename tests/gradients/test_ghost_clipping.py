@@ -6,7 +6,7 @@ import torch
 import dpsapf
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.ghost_clipping import GhostClipping
-from dpsapf.public_models.latents import draw_pairs
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
 from tests.tiny import tiny_latents, tiny_objective, tiny_unet
@@ -32,7 +32,7 @@ def trained(unet, selection):
 
 
 def draws(multiplicity, broken=()):
-    pairs = draw_pairs(tiny_latents(), torch.arange(IMAGES), multiplicity, 1000, torch_generator(0, "pairs"))
+    pairs = draw_batch(tiny_latents(), torch.arange(IMAGES), multiplicity, 1000, torch_generator(0, "pairs"))
     for image in broken:
         pairs.latents[image * multiplicity] = float("nan")
     return pairs

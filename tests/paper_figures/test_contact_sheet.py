@@ -5,6 +5,7 @@ import pytest
 from paper_figures.contact_sheet import NAMES, Block, prepare
 from paper_figures.images import read_rows
 from paper_figures.results import MissingStudy, load_results
+from tests.prepared_dataset import write_dataset
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +18,10 @@ def test_rows_are_read_without_the_rest_of_the_archive(tmp_path):
     np.savez(tmp_path / "plain.npz", labels=np.arange(20), images=images)
     np.savez_compressed(tmp_path / "compressed.npz", labels=np.arange(20), images=images)
     for name in ("plain", "compressed"):
-        np.testing.assert_array_equal(read_rows(tmp_path / f"{name}.npz", "images", [7, 0, 19]), images[[7, 0, 19]])
+        np.testing.assert_array_equal(read_rows(tmp_path / f"{name}.npz", [7, 0, 19]), images[[7, 0, 19]])
+    parts = {"test": (images[:10], np.arange(10)), "train": (images[10:], np.arange(10))}
+    write_dataset(tmp_path / "dataset.safetensors", parts)
+    np.testing.assert_array_equal(read_rows(tmp_path / "dataset.safetensors", [7, 0]), images[[17, 10]])
 
 
 def test_real_images_come_first_then_every_method_of_the_dataset(data):

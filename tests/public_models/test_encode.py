@@ -3,32 +3,52 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.experiment.stages import EncodeDataset
-from dpsapf.public_models.encode import embed_prompts, encode_dataset
-from dpsapf.public_models.latents import Latents, dataset_id
-from dpsapf.public_models.load import load_vae
+from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
+from dpsapf.public_models.encode import ROUNDING, SMALLEST, embed_prompts, encode_dataset, in_fp16
+from dpsapf.public_models.latents import Latents, dataset_id, load_prompts
+from dpsapf.public_models.load import embed_prompts_of, load_vae
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
+from tests.prepared_dataset import write_dataset
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (5, 28, 28, 3), dtype=np.uint8)
+
+
+def plant(path, users=None):
+    """Five training images among others, with 32 known secret bytes."""
+    rest = IMAGES[:2, ::-1], np.array([1, 0])
+    write_dataset(path, {"test": rest, "train": (IMAGES, np.array([0, 1, 0, 1, 0]))}, users)
 
 
 @pytest.fixture
 def options(tmp_path, model_record, two_digits):
     write_record(tmp_path / "model.json", model_record)
-    salt = np.arange(32, dtype=np.uint8)
-    np.savez(tmp_path / "dataset.npz", train_images=IMAGES, train_labels=np.array([0, 1, 0, 1, 0]), salt=salt)
-    write_record(tmp_path / "dataset.json", replace(two_digits, id=sha256(tmp_path / "dataset.npz")))
-    paths = {"archive": "dataset.npz", "dataset": "dataset.json", "model": "model.json", "out": "latents.safetensors"}
+    plant(tmp_path / "dataset.safetensors")
+    write_record(tmp_path / "dataset.json", replace(two_digits, id=sha256(tmp_path / "dataset.safetensors")))
+    paths = {"archive": "dataset.safetensors", "dataset": "dataset.json", "model": "model.json", "out": "latents.safetensors"}
     return EncodeDataset(**{name: tmp_path / file for name, file in paths.items()}, micro_batch=2)
+
+
+def embedded(options):
+    out = options.out.with_name("prompts.safetensors")
+    embed_prompts(EmbedPrompts(dataset=options.dataset, model=options.model, out=out))
+    return load_prompts(out)
+
+
+def loaded(options, unit="image"):
+    embedded(options)
+    return Latents.load(options.out, options.out.with_name("prompts.safetensors"), unit)
+
+
+EVERYONE = torch.arange(5)
 
 
 @pytest.fixture
 def latents(options):
     encode_dataset(options)
-    return Latents.load(options.out)
+    return loaded(options)
 
 
 def test_latents_name_their_dataset_and_hold_its_secret(options, latents):
@@ -52,10 +72,10 @@ def test_latents_that_name_no_dataset_are_refused(tmp_path):
 
 def test_shapes_and_labels(latents):
     assert latents.mean.shape == latents.std.shape == (5, 4, 8, 8)
-    assert latents.mean.dtype == latents.std.dtype == torch.float32
+    assert latents.mean.dtype == latents.std.dtype == np.float16
     assert latents.labels.tolist() == [0, 1, 0, 1, 0]
-    assert latents.prompt_embeddings.shape == (2, *latents.null_embedding.shape)
-    assert (latents.std > 0).all()
+    mean, std = latents.posteriors(EVERYONE)
+    assert mean.dtype == torch.float32 and (std > 0).all()
 
 
 def test_latents_are_the_scaled_posterior_of_the_resized_image(latents, model_record):
@@ -67,35 +87,48 @@ def test_latents_are_the_scaled_posterior_of_the_resized_image(latents, model_re
     with torch.no_grad():
         posterior = vae.encode(pixels).latent_dist
     scale = vae.config.scaling_factor
-    assert torch.allclose(latents.mean[3], posterior.mean[0] * scale, atol=1e-5)  # fp32 rounding
-    assert torch.allclose(latents.std[3], posterior.std[0] * scale, atol=1e-5)
+    for stored, exact in zip(latents.posteriors(EVERYONE), (posterior.mean[0] * scale, posterior.std[0] * scale), strict=True):
+        error = (stored[3] - exact).abs()
+        assert (error <= exact.abs() * ROUNDING + SMALLEST + 1e-5).all() and error.max() > 0, "fp16, and fp32 sums"
+
+
+def test_rounding_to_fp16_is_within_its_bound_and_what_does_not_fit_is_refused(options):
+    """The bound of the docstring, over all magnitudes."""
+    exact = torch.logspace(-9, 4.8, 20_000) * torch.tensor([1.0, -1.0]).repeat(10_000)
+    error = (torch.from_numpy(in_fp16(exact, "mean", options)).float() - exact).abs()
+    assert (error <= torch.maximum(exact.abs() * ROUNDING, torch.tensor(SMALLEST))).all()
+    for beyond in (7e4, float("nan")):
+        with pytest.raises(UserError, match="--model = .*its VAE gives a std of .*beyond fp16"):
+            in_fp16(torch.tensor([1.0, beyond]), "std", options)
 
 
 def test_micro_batch_changes_nothing_but_rounding(latents, options):
+    before = latents.posteriors(EVERYONE)
     encode_dataset(replace(options, micro_batch=5))
-    assert torch.allclose(Latents.load(options.out).mean, latents.mean, atol=1e-5)  # fp32 rounding
+    for one, other in zip(loaded(options).posteriors(EVERYONE), before, strict=True):
+        assert torch.allclose(one, other, rtol=2 * ROUNDING, atol=1e-5)  # the next number in fp16, at the most
 
 
-def test_embeddings_are_those_of_the_pipeline(latents, model_record, two_digits):
+def test_embeddings_are_those_of_the_pipeline(options, latents, model_record, two_digits):
     from diffusers import StableDiffusionPipeline
 
     pipeline = StableDiffusionPipeline.from_pretrained(model_record.path).to("cpu", torch.float32)
     with torch.no_grad():
         positive, negative = pipeline.encode_prompt(two_digits.prompts[1], "cpu", 1, do_classifier_free_guidance=True)
-    assert torch.allclose(latents.prompt_embeddings[1], positive[0], atol=1e-5)  # fp32 rounding
-    assert torch.allclose(latents.null_embedding, negative[0], atol=1e-5)
+    prompts = embedded(options)
+    assert torch.equal(prompts["classes"], latents.prompt_embeddings)
+    assert torch.allclose(prompts["classes"][1], positive[0], atol=1e-5)  # fp32 rounding
+    assert torch.allclose(prompts["null"], negative[0], atol=1e-5)
 
 
 def test_other_prompt_has_another_embedding(model_record):
-    one, seven = embed_prompts(model_record, ["a handwritten digit 1", "a handwritten digit 7"], "cpu")
+    one, seven = embed_prompts_of(model_record, ["a handwritten digit 1", "a handwritten digit 7"], "cpu")
     assert not torch.allclose(one, seven, atol=1e-3)
 
 
 def test_users_go_along_with_their_images(options, two_digits):
-    with np.load(options.archive) as archive:
-        arrays = dict(archive)
-    np.savez(options.archive, **arrays, train_users=np.array([0, 0, 1, 2, 1]))
+    plant(options.archive, users=[4, 4, 7, 9, 7])
     write_record(options.dataset, replace(two_digits, users=3, id=sha256(options.archive)))
     encode_dataset(options)
-    assert Latents.load(options.out, "user").users.tolist() == [0, 0, 1, 2, 1]
-    assert len(Latents.load(options.out, "user")) == 3 and len(Latents.load(options.out)) == 5
+    assert loaded(options, "user").users.tolist() == [0, 0, 1, 2, 1], "numbered without a gap"
+    assert len(loaded(options, "user")) == 3 and len(loaded(options)) == 5

@@ -8,51 +8,66 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
-from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_pairs
+from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet, write_latents
 
 
 def drawn(indices=(3, 0, 7), multiplicity=2, seed=0, latents=None, timesteps=1000):
     generator = torch_generator(seed, "pairs")
-    return draw_pairs(latents or tiny_latents(), torch.tensor(indices, dtype=torch.int64), multiplicity, timesteps, generator)
+    units = torch.tensor(indices, dtype=torch.int64)
+    batch = draw_batch(latents or tiny_latents(), units, multiplicity, timesteps, generator)
+    return batch.rows(0, len(batch), "cpu")
 
 
 def many(std, images=400):
     """Latents of mean 3 and one standard deviation, for statistics of the draws."""
     shape = (images, 1, 2, 2)
     none = torch.zeros(images, dtype=torch.int64)
-    return Latents(torch.full(shape, 3.0), torch.full(shape, std), none, torch.zeros(1, 1, 1), torch.zeros(1, 1))
+    return Latents(torch.full(shape, 3.0), torch.full(shape, std), none, torch.zeros(1, 1, 1))
 
 
 def parts(pairs):
     return pairs.latents, pairs.noise, pairs.timesteps, pairs.labels
 
 
+def loaded(folder, **changes):
+    return Latents.load(folder / "latents.safetensors", folder / "prompts.safetensors", **changes)
+
+
 def test_latents_are_read_as_they_were_written(tmp_path):
     latents = tiny_latents(5)
-    save_file(latents.tensors(), tmp_path / "latents.safetensors")
-    again = Latents.load(tmp_path / "latents.safetensors")
-    assert len(again) == 5 and again.tensors().keys() == latents.tensors().keys()
-    assert all(torch.equal(value, getattr(again, name)) for name, value in latents.tensors().items())
+    write_latents(tmp_path, latents)
+    again = loaded(tmp_path)
+    assert len(again) == 5 and torch.equal(again.labels, latents.labels)
+    assert torch.equal(again.prompt_embeddings, latents.prompt_embeddings)
+    some = torch.tensor([3, 0, 3])
+    assert all(torch.equal(*pair) for pair in zip(again.posteriors(some), latents.posteriors(some), strict=True))
 
 
-def test_a_file_that_is_not_of_latents_is_refused(tmp_path):
+def test_a_batch_from_a_file_is_the_batch_from_memory(tmp_path):
+    write_latents(tmp_path, tiny_latents())
+    assert all(torch.equal(*pair) for pair in zip(parts(drawn(latents=loaded(tmp_path))), parts(drawn()), strict=True))
+
+
+def test_files_that_hold_something_else_are_refused(tmp_path):
+    write_latents(tmp_path, tiny_latents())
     save_file({"mean": torch.zeros(2, 4, 4, 4)}, tmp_path / "other.safetensors")
-    with pytest.raises(TypeError, match="missing 4 required"):
-        Latents.load(tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="--latents = .*holds no latents: run encode-dataset again"):
+        Latents.load(tmp_path / "other.safetensors", tmp_path / "prompts.safetensors")
+    with pytest.raises(UserError, match="--prompts = .*holds no prompts: run embed-prompts again"):
+        Latents.load(tmp_path / "latents.safetensors", tmp_path / "other.safetensors")
 
 
 def test_the_dataset_that_latents_are_of_is_read_from_their_file(tmp_path):
-    path = tmp_path / "latents.safetensors"
-    save_file(tiny_latents(5).tensors(), path, {"dataset_id": "abc"})
-    assert dataset_id(path) == "abc"
+    write_latents(tmp_path, tiny_latents(5), "abc")
+    assert dataset_id(tmp_path / "latents.safetensors") == "abc"
 
 
 @pytest.mark.parametrize("facts", [None, {"name": "abc"}])
 def test_latents_that_do_not_say_of_which_dataset_they_are_are_refused(tmp_path, facts):
-    save_file(tiny_latents(5).tensors(), tmp_path / "latents.safetensors", facts)
+    save_file({"mean": torch.zeros(2, 1)}, tmp_path / "latents.safetensors", facts)
     with pytest.raises(UserError, match="does not say of which dataset it is: run encode-dataset again"):
         dataset_id(tmp_path / "latents.safetensors")
 
@@ -107,7 +122,7 @@ def test_latents_are_normal_around_the_posterior_mean(std):
 def test_noise_is_standard_normal_and_timesteps_are_uniform_over_the_schedule(timesteps):
     pairs = drawn(range(400), 5, latents=many(1.0), timesteps=timesteps)
     noise = pairs.noise.flatten().numpy()
-    assert stats.kstest(noise, "norm").pvalue > 1e-3 and stats.kstest(noise, stats.norm(0, 1.1).cdf).pvalue < 1e-6
+    assert stats.kstest(noise, "norm").pvalue > 1e-3 and stats.kstest(noise, stats.norm(0, 1.2).cdf).pvalue < 1e-6
     assert stats.chisquare(np.histogram(pairs.timesteps, 10, (0, timesteps))[0]).pvalue > 0.01
     assert pairs.timesteps.min() >= 0 and pairs.timesteps.max() < timesteps
 
@@ -115,6 +130,22 @@ def test_noise_is_standard_normal_and_timesteps_are_uniform_over_the_schedule(ti
 def test_nobody_draws_nothing():
     pairs = drawn(())
     assert len(pairs) == 0 and pairs.latents.shape == (0, 4, 4, 4) and pairs.embeddings.shape == (0, 3, 8)
+
+
+def test_a_row_is_drawn_by_its_own_counted_generator():
+    """Neither the other rows nor the order in which they are asked for matter: NumPy's Philox, written out."""
+    latents, units = tiny_latents(), torch.tensor([3, 0, 7])
+    batch = draw_batch(latents, units, 2, 1000, torch_generator(4, "pairs"))
+    draws = torch_generator(4, "pairs")
+    steps = torch.randint(1000, (6,), generator=draws)
+    high, low = torch.randint(2**63 - 1, (2,), generator=draws).tolist()
+    for row in (5, 1):
+        found = batch.rows(row, row + 1, "cpu")
+        generator = np.random.Generator(np.random.Philox(key=high * 2**64 + low, counter=[0, 0, 0, row]))
+        posterior, noise = generator.standard_normal((2, 4, 4, 4), np.float32)
+        image = units[row // 2]
+        assert np.array_equal(found.noise[0], noise) and found.timesteps.tolist() == [steps[row]]
+        assert torch.equal(found.latents[0], latents.mean[image] + latents.std[image] * torch.from_numpy(posterior))
 
 
 @settings(max_examples=25, deadline=None)

@@ -6,7 +6,7 @@ import torch
 from dpsapf.experiment.columns import AGREEMENT_COLUMNS, BLOCK, CANDIDATES, LAYER, MATRIX
 from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import CompareScores
-from dpsapf.public_models.latents import draw_pairs
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.saliency import agreement
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import write_record
@@ -40,6 +40,7 @@ def options(tmp_path, dataset_record, monkeypatch):
         **files,
         candidate_table=tmp_path / "candidates.csv",
         latents=tmp_path / "unused",
+        prompts=tmp_path / "unused",
         sigma_s=(0.01, 1000.0),
         draws=5,
         out=tmp_path / "agreement.csv",
@@ -68,14 +69,16 @@ def test_squared_norms_come_from_the_saliency_pass(monkeypatch, options):
     monkeypatch.undo()
     seen = {}
 
-    def norms(denoiser, objective, pairs, names, given):
-        seen["latents"] = pairs.latents
+    def norms(unet, scheduler, pairs, names, given):
+        seen["latents"] = pairs.rows(0, 7, "cpu").latents
         yield torch.ones(len(pairs), len(names))
 
     monkeypatch.setattr(agreement, "squared_gradient_norms", norms)
     monkeypatch.setattr(agreement, "load_model", TinyModel)
-    monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path: tiny_latents(7)))
+    monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path, prompts: tiny_latents(7)))
     table = pd.DataFrame({MATRIX: list("abc")})
     assert agreement.squared_norms(options, table).shape == (7, 3)
     draws = torch_generator(options.seed, "saliency", "pairs")
-    assert torch.equal(seen["latents"], draw_pairs(tiny_latents(7), torch.arange(7), 1, 1000, draws).latents)
+    order = torch.randperm(7, generator=torch_generator(options.seed, "saliency", "order"))
+    expected = draw_batch(tiny_latents(7), order, 1, 1000, draws).rows(0, 7, "cpu").latents
+    assert torch.equal(seen["latents"], expected)

@@ -45,7 +45,12 @@ def options(tmp_path, dataset_record, monkeypatch):
     }
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=M, provenance={}, **facts))
     files = {name: tmp_path / f"{name}.json" for name in ("dataset", "model")}
-    files |= {"candidate_table": tmp_path / "candidates.csv", "latents": tmp_path / "unused", "out": tmp_path / "rankings.csv"}
+    files |= {
+        "candidate_table": tmp_path / "candidates.csv",
+        "latents": tmp_path / "unused",
+        "prompts": tmp_path / "unused",
+        "out": tmp_path / "rankings.csv",
+    }
     return CompareRankings(**files, sigma_s=0.5, draws=8, repeats=3, clipping_norm=1.0, images=(0.02, 1.0))
 
 
@@ -95,7 +100,7 @@ def test_a_real_pass_over_a_share_of_the_images(tmp_path, options, monkeypatch):
     """Each image counts once, the first ones at a share, and all scores come from the same draws."""
     monkeypatch.undo()
     monkeypatch.setattr(agreement, "load_model", TinyModel)
-    monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path: tiny_latents(6)))
+    monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path, prompts: tiny_latents(6)))
     names = candidates(tiny_unet())
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(options.candidate_table, index=False)

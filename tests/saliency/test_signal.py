@@ -15,7 +15,7 @@ from dpsapf.privacy.clipping import AUTOMATIC_STABILITY
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective
-from dpsapf.public_models.latents import Pairs, draw_pairs
+from dpsapf.public_models.latents import Pairs, draw_batch
 from dpsapf.saliency.scores import SCORES, SIGNAL_BOUND, Bounds
 from dpsapf.saliency.select import ranking
 from dpsapf.saliency.signal import signal_norms
@@ -28,7 +28,9 @@ OPTIONS = SimpleNamespace(micro_batch=5, device="cpu")
 
 
 def pairs(latents=None):
-    return draw_pairs(latents or tiny_latents(IMAGES), torch.arange(IMAGES), 1, 1000, torch_generator(0, "pairs"))
+    return draw_batch(latents or tiny_latents(IMAGES), torch.arange(IMAGES), 1, 1000, torch_generator(0, "pairs")).rows(
+        0, IMAGES, "cpu"
+    )
 
 
 def norms(drawn, meter=None, micro_batch=5):

@@ -13,7 +13,7 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet, write_latents
 
 
 def tiny_vae():
@@ -35,7 +35,7 @@ def tiny_vae():
 def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_model", TinyModel)
     monkeypatch.setattr(TinyModel, "vae", lambda model, device: tiny_vae())
-    save_file(tiny_latents().tensors(), tmp_path / "latents.safetensors")
+    write_latents(tmp_path, tiny_latents())
     record = ModelRecord(
         name="tiny",
         path="x",
@@ -51,7 +51,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
     write_record(tmp_path / "model.json", record)
     write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8))
     write_record(tmp_path / "ledger.json", ledger(plan, None))
-    names = {"ledger": "ledger.json", "dataset": "dataset.json", "model": "model.json", "latents": "latents.safetensors"}
+    names = {"ledger": "ledger.json", "dataset": "dataset.json", "model": "model.json", "prompts": "prompts.safetensors"}
     names |= {"archive": "samples.npz", "contact_sheet": "sheet.png", "timing": "timing.json"}
     return Sample(count=6, steps=2, guidance_scale=2.0, micro_batch=4, **{key: tmp_path / name for key, name in names.items()})
 

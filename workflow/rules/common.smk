@@ -79,13 +79,14 @@ def selection_inputs(wildcards):
 
 
 def training_inputs(wildcards):
-    """The plan, the model, what was selected, the latents, and what noise breaks if it decides the learning rate."""
+    """The plan, the model, what was selected, latents and prompts, and what noise breaks if it decides the learning rate."""
     run = RUNS[wildcards.run]
     files = {
         "plan": LAYOUT.run(run.id, "plan.json"),
         "model": LAYOUT.model(run.public_model, "model.json"),
         "selection": LAYOUT.run(run.id, "selection.csv"),
         "latents": LAYOUT.latents(run.dataset, run.public_model, "latents.safetensors"),
+        "prompts": LAYOUT.latents(run.dataset, run.public_model, "prompts.safetensors"),
     }
     return files | (fragility_file(LAYOUT, run) if run.learning_rate == "auto" else {})
 
@@ -102,7 +103,7 @@ def sampling_inputs(wildcards):
         "ledger": LAYOUT.run(run.id, "ledger.json"),
         "dataset": LAYOUT.dataset(run.dataset, "dataset.json"),
         "model": LAYOUT.model(run.public_model, "model.json"),
-        "latents": LAYOUT.latents(run.dataset, run.public_model, "latents.safetensors"),
+        "prompts": LAYOUT.latents(run.dataset, run.public_model, "prompts.safetensors"),
     } | trained_files(LAYOUT, run, "selection", "weights")
 
 

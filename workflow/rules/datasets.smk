@@ -2,7 +2,7 @@ rule prepare_dataset:
     input:
         registry=ancient(CONFIG.datasets_file),
     output:
-        archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
+        archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
         record=LAYOUT.dataset("{dataset}", "dataset.json"),
         preview=LAYOUT.dataset("{dataset}", "preview.png"),
     log:
@@ -11,7 +11,7 @@ rule prepare_dataset:
         LAYOUT.benchmark("prepare_dataset", "{dataset}")
     conda:
         ENVIRONMENT
-    threads: 1
+    threads: THREADS
     resources:
         mem_mb=2000,
     params:
@@ -19,4 +19,4 @@ rule prepare_dataset:
         code=code_digest("datasets"),
     shell:
         "python -m dpsapf prepare-dataset --name {wildcards.dataset} --registry {input.registry} --archive {output.archive}"
-        " --record {output.record} --preview {output.preview} --log {log}"
+        " --record {output.record} --preview {output.preview} --threads {threads} --log {log}"

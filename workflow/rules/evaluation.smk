@@ -3,10 +3,10 @@ EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file} --device
 
 rule reference_features:
     input:
-        archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
+        archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
     output:
-        features=LAYOUT.reference("{dataset}", PROTOCOL, "features.npz"),
+        features=LAYOUT.reference("{dataset}", PROTOCOL, "features.safetensors"),
         ceiling=LAYOUT.reference("{dataset}", PROTOCOL, "ceiling.json"),
     log:
         LAYOUT.log("reference_features", "{dataset}"),
@@ -29,10 +29,10 @@ rule reference_features:
 rule evaluate:
     input:
         synthetic=LAYOUT.run("{run}", "samples.npz"),
-        archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.npz"),
+        archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.safetensors"),
         dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
         features=lambda w: LAYOUT.reference(
-            RUNS[w.run].dataset, PROTOCOL, "features.npz"
+            RUNS[w.run].dataset, PROTOCOL, "features.safetensors"
         ),
     output:
         fidelity=LAYOUT.run("{run}", "fidelity.json"),

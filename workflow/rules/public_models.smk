@@ -45,7 +45,7 @@ rule prepare_public_model:
 
 rule encode_dataset:
     input:
-        archive=LAYOUT.dataset("{dataset}", "dataset.npz"),
+        archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
         model=LAYOUT.model("{public_model}", "model.json"),
     output:
@@ -65,3 +65,25 @@ rule encode_dataset:
     shell:
         "python -m dpsapf encode-dataset --archive {input.archive} --dataset {input.dataset} --model {input.model}"
         " --out {output} {params.options} --log {log}"
+
+
+rule embed_prompts:
+    input:
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+        model=LAYOUT.model("{public_model}", "model.json"),
+    output:
+        LAYOUT.latents("{dataset}", "{public_model}", "prompts.safetensors"),
+    log:
+        LAYOUT.log("embed_prompts", "{dataset}--{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("embed_prompts", "{dataset}--{public_model}")
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        **TORCH,
+    params:
+        options=flags(CONFIG.compute),
+        code=code_digest("public_models"),
+    shell:
+        "python -m dpsapf embed-prompts --dataset {input.dataset} --model {input.model} --out {output} {params.options} --log {log}"

@@ -10,6 +10,11 @@ rule score_saliency:
             SCORES[w.scores].public_model,
             "latents.safetensors",
         ),
+        prompts=lambda w: LAYOUT.latents(
+            SCORES[w.scores].dataset,
+            SCORES[w.scores].public_model,
+            "prompts.safetensors",
+        ),
     output:
         scores=LAYOUT.scores("{scores}", "scores.csv"),
         spend=LAYOUT.scores("{scores}", "spend.json"),
@@ -41,6 +46,7 @@ rule compare_scores:
         model=LAYOUT.model("{public_model}", "model.json"),
         candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
         latents=LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
+        prompts=LAYOUT.latents("{dataset}", "{public_model}", "prompts.safetensors"),
     output:
         LAYOUT.table("saliency_agreement--{dataset}--{public_model}.csv"),
     log:
@@ -66,6 +72,7 @@ rule compare_rankings:
         model=LAYOUT.model("{public_model}", "model.json"),
         candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
         latents=LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
+        prompts=LAYOUT.latents("{dataset}", "{public_model}", "prompts.safetensors"),
     output:
         LAYOUT.table("ranking_stability--{dataset}--{public_model}.csv"),
     log:

@@ -156,12 +156,12 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor", guidance_scale: float) -> dict[str, object]:
+    def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor | None", guidance_scale: float) -> dict[str, object]:
         """Return the keywords by which the family's pipelines take prompts and guidance.
 
         Args:
             prompts: embeddings [B, L, D] on the pipeline's device.
-            null: of the empty prompt, [L, D].
+            null: of the empty prompt, [L, D]; needed with guidance.
             guidance_scale: w of classifier-free guidance, null + w (prompt - null); 1: none.
         """
 
@@ -181,7 +181,7 @@ class Family(ABC):
         self,
         pipeline: "DiffusionPipeline",
         prompts: "torch.Tensor",
-        null: "torch.Tensor",
+        null: "torch.Tensor | None" = None,
         *,
         guidance_scale: float,
         steps: int,
@@ -193,7 +193,7 @@ class Family(ABC):
         Args:
             pipeline: of `text_to_image`.
             prompts: embeddings [B, L, D].
-            null: of the empty prompt, [L, D].
+            null: of the empty prompt, [L, D]; needed with guidance.
             guidance_scale: see `conditions`.
             steps: sampler steps.
             generators: one per image, so that an image is the same in any batch.
@@ -204,7 +204,7 @@ class Family(ABC):
         device, side = pipeline.vae.device, self.record.resolution
         with torch.inference_mode():
             return pipeline(
-                **self.conditions(prompts.to(device), null.to(device), guidance_scale),
+                **self.conditions(prompts.to(device), null if null is None else null.to(device), guidance_scale),
                 height=side,
                 width=side,
                 num_inference_steps=steps,

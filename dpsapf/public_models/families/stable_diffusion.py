@@ -187,7 +187,7 @@ class StableDiffusion(Family):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor", guidance_scale: float) -> dict[str, object]:
+    def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor | None", guidance_scale: float) -> dict[str, object]:
         """See `Family`."""
-        negative = null.expand(len(prompts), -1, -1)
+        negative = None if null is None else null.expand(len(prompts), -1, -1)
         return {"prompt_embeds": prompts, "negative_prompt_embeds": negative, "guidance_scale": guidance_scale}

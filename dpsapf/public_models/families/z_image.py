@@ -207,9 +207,9 @@ class ZImage(Family):
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
-    def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor", guidance_scale: float) -> dict[str, object]:
+    def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor | None", guidance_scale: float) -> dict[str, object]:
         """See `Family`. The pipeline's own guidance is w - 1: it adds to the prompt's prediction."""
-        negative = without_padding(null[None]) * len(prompts)
+        negative = None if null is None else without_padding(null[None]) * len(prompts)
         return {
             "prompt_embeds": without_padding(prompts),
             "negative_prompt_embeds": negative,
