@@ -7,6 +7,7 @@ from dpsapf.experiment import stages
 from dpsapf.support.checked import Checked
 
 MODULES: dict[type[Checked], str] = {
+    stages.FetchDataset: "dpsapf.datasets.fetch",
     stages.PrepareDataset: "dpsapf.datasets.prepare",
     stages.PreparePublicModel: "dpsapf.public_models.prepare",
     stages.PretrainPublicModel: "dpsapf.pretraining.pretrain",

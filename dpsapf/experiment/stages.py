@@ -41,6 +41,13 @@ def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:
     return {name: list(value) if isinstance(value, tuple) else [value] for name, value in named.items() if value is not None}
 
 
+class FetchDataset(Checked):
+    """Download a published dataset's files, or say which to put where."""
+
+    name: str = Field(description="key of the dataset in the registry")
+    registry: Path = source("registry of datasets", Path("config/datasets.yaml"))
+
+
 class PrepareDataset(Checked):
     """Load, check and split a sensitive dataset."""
 

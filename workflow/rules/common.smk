@@ -4,7 +4,12 @@ import sys
 from pathlib import Path
 
 from dpsapf.cli import warm
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry
+from dpsapf.experiment.registries import (
+    DatasetEntry,
+    ModelEntry,
+    ProtocolEntry,
+    load_registry,
+)
 from dpsapf.experiment.settings import UpdateConfig, parse_config
 from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, WALKING, method
@@ -71,6 +76,14 @@ wildcard_constraints:
     dataset="[^/]+?",
     public_model="[^/]+?",
     candidates="attention|attention\\+ffn|all-params",
+
+
+def dataset_inputs(wildcards):
+    """Whether the files of a published dataset are there; on a cluster they are fetched by the submitting host."""
+    fetched = load_registry(CONFIG.datasets_file, DatasetEntry)[
+        wildcards.dataset
+    ].downloads
+    return {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched")} if fetched else {}
 
 
 def selection_inputs(wildcards):

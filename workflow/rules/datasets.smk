@@ -1,5 +1,26 @@
+localrules:
+    fetch_dataset,
+
+
+rule fetch_dataset:
+    input:
+        registry=ancient(CONFIG.datasets_file),
+    output:
+        touch(LAYOUT.dataset("{dataset}", "fetched")),
+    log:
+        LAYOUT.log("fetch_dataset", "{dataset}"),
+    benchmark:
+        LAYOUT.benchmark("fetch_dataset", "{dataset}")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    shell:
+        "python -m dpsapf fetch-dataset --name {wildcards.dataset} --registry {input.registry} --log {log}"
+
+
 rule prepare_dataset:
     input:
+        unpack(dataset_inputs),
         registry=ancient(CONFIG.datasets_file),
     output:
         archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
