@@ -14,6 +14,8 @@ rule fetch_dataset:
     conda:
         ENVIRONMENT
     threads: 1
+    resources:
+        mem_mb=500,
     shell:
         "python -m dpsapf fetch-dataset --name {wildcards.dataset} --registry {input.registry} --log {log}"
 
