@@ -29,6 +29,9 @@ class DatasetEntry(Checked):
     users: str | None = Field(
         None, description="image-folder: CSV with columns file and user; camelyon17: patient or slide; null: not told"
     )
+    labels: str | None = Field(
+        None, description="image-folder: CSV with columns file, label and maybe split; null: the folders' names are the labels"
+    )
     convert: bool = Field(False, description="True: files of other modes are converted to channels; else they are refused")
     split_seed: int = Field(0, description="seed of the split", ge=0)
     sha256: str | None = Field(None, description="digest of the source (file, or folder contents); null: not checked")
