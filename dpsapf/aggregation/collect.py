@@ -93,8 +93,8 @@ def read_spend(options: CollectMetrics, ledger: Ledger) -> Spend | None:
         return None
     for name in ("spend", "private", "training_log")[: 3 if row.trains else 2]:
         if getattr(options, name) is None:
-            flag, stage = "--" + name.replace("_", "-"), "finetune" if row.trains else "evolve"
-            raise UserError(flag, None, f"method {ledger.run.method} spends epsilon: give the record that {stage} wrote")
+            flag, what = "--" + name.replace("_", "-"), "trains" if row.trains else "evolves images"
+            raise UserError(flag, None, f"method {ledger.run.method} {what}: give the record of that stage")
     spend = read_record(options.spend, Spend)
     if spend.release not in ledger.releases or spend.digest != ledger.released_digest:
         raise UserError("--spend", str(options.spend), f"is not what the ledger of {ledger.run.id} audited; audit again")
