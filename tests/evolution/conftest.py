@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpsapf.datasets.prepared import preparing
 from dpsapf.experiment.stages import AuditPrivacy, Evolve, PlanPrivacy, PublishPopulation
 from dpsapf.saliency.plan import plan_privacy
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
+from tests.prepared_dataset import write_dataset
 
 IMAGES = 30
 PROTOCOLS = Path(__file__).parents[2] / "config" / "protocols.yaml"
@@ -20,13 +20,10 @@ PROTOCOLS = Path(__file__).parents[2] / "config" / "protocols.yaml"
 def folder(tmp_path, model_record, two_digits):
     """Dataset and model; 30 training images of 5 users, two classes, and one image in each other split."""
     generator, labels = np.random.default_rng(0), np.arange(IMAGES + 2) % 2
-    with preparing(tmp_path / "dataset.safetensors", (IMAGES + 2, 28, 28, 1), users=True) as writer:
-        writer.put("images", 0, (generator.integers(0, 120, (IMAGES + 2, 28, 28, 1)) + 100 * labels[:, None, None, None]))
-        writer.put("labels", 0, labels)
-        writer.put("split", 0, np.array([0] * IMAGES + [1, 2]))
-        writer.put("users", 0, np.arange(IMAGES + 2) % 5 + 10)
-        writer.put("salt", 0, np.arange(32))
-    identity = sha256(tmp_path / "dataset.safetensors")
+    images = generator.integers(0, 120, (IMAGES + 2, 28, 28, 1)) + 100 * labels[:, None, None, None]
+    ends = {"train": slice(IMAGES), "validation": slice(IMAGES, -1), "test": slice(-1, None)}
+    parts = {name: (images[rows], labels[rows]) for name, rows in ends.items()}
+    identity = sha256(write_dataset(tmp_path / "dataset.safetensors", parts, np.arange(IMAGES) % 5 + 10))
     changes = {"train": IMAGES, "validation": 1, "test": 1, "train_per_class": (15, 15), "users": 5, "id": identity}
     write_record(tmp_path / "dataset.json", replace(two_digits, **changes))
     write_record(tmp_path / "model.json", model_record)
