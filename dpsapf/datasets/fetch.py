@@ -10,12 +10,13 @@ from dpsapf.experiment.registries import DatasetEntry, entry
 from dpsapf.experiment.stages import FetchDataset
 from dpsapf.support.download import Download, download
 from dpsapf.support.errors import UserError, UserErrors
+from dpsapf.support.files import write_text
 
 LOG = logging.getLogger("dpsapf")
 
 
 def fetch_dataset(options: FetchDataset) -> None:
-    """Download and unpack what an entry's ``downloads`` name, unless its source is there; what is there already stays.
+    """Download and unpack what an entry's ``downloads`` name, unless its source is there (prepare-dataset checks it).
 
     Raises:
         UserErrors: a line for every file that could not be had, with where to get it and where to put it.
@@ -23,16 +24,17 @@ def fetch_dataset(options: FetchDataset) -> None:
     item, errors = entry(options.registry, options.name, DatasetEntry), []
     if not item.downloads:
         raise UserError("name", options.name, "its entry names no downloads: nothing has to be fetched")
-    if Path(item.source).exists():
-        LOG.info("%s is there; prepare-dataset checks it", item.source)
-        return
-    for file in item.downloads:
+    there = [Path(item.source)] if Path(item.source).exists() else []
+    for file in () if there else item.downloads:
         try:
-            LOG.info("%s", fetched(file))
+            there.append(fetched(file))
         except UserError as error:
             errors.append(error)
     if errors:
         raise UserErrors(errors)
+    LOG.info("there: %s", ", ".join(map(str, there)))
+    if options.out:
+        write_text(options.out, "".join(f"{path}\n" for path in there))
 
 
 def fetched(wanted: Download) -> Path:

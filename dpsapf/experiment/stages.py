@@ -55,6 +55,7 @@ class FetchDataset(Checked):
 
     name: str = Field(description="key of the dataset in the registry")
     registry: Path = source("registry of datasets", Path("config/datasets.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
 
 
 class PrepareDataset(Checked):

@@ -19,7 +19,8 @@ def fetch(tmp_path, make_entry):
     def run(*downloads):
         item = make_entry(source=str(tmp_path / "source"), downloads=[{"page": "the page", **download} for download in downloads])
         (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"mine": as_json(item)}))
-        fetch_dataset(FetchDataset(name="mine", registry=tmp_path / "datasets.yaml"))
+        fetch_dataset(FetchDataset(name="mine", registry=tmp_path / "datasets.yaml", out=tmp_path / "there.txt"))
+        return (tmp_path / "there.txt").read_text().splitlines()
 
     return run
 
@@ -44,13 +45,13 @@ def test_every_file_that_is_missing_has_its_line(fetch, tmp_path):
 
 def test_what_is_there_is_not_fetched(fetch, tmp_path):
     (tmp_path / "source").mkdir()
-    fetch({"file": str(tmp_path / "a")})
+    assert fetch({"file": str(tmp_path / "a")}) == [str(tmp_path / "source")]
 
 
 def test_an_archive_is_unpacked_once(fetch, tmp_path):
     archive = packed(tmp_path / "a.tar.gz", {"x/1.png": b"one", "metadata.csv": b"two"})
     wanted = {"file": str(archive), "unpack": str(tmp_path / "folder")}
-    fetch(wanted)
+    assert fetch(wanted) == [str(tmp_path / "folder")]
     assert (tmp_path / "folder" / "x" / "1.png").read_bytes() == b"one"
     (tmp_path / "folder" / "metadata.csv").write_bytes(b"changed")
     fetch(wanted)
@@ -68,7 +69,8 @@ def test_an_archive_cannot_write_outside_its_folder(fetch, tmp_path, name):
         assert not (tmp_path / "folder").exists()
     inside = tmp_path / "folder"
     assert all(
-        path in before or path == inside or inside in path.parents or path.name == "datasets.yaml" for path in tmp_path.rglob("*")
+        path in before or path == inside or inside in path.parents or path.name in ("datasets.yaml", "there.txt")
+        for path in tmp_path.rglob("*")
     )
     assert not Path("/tmp/dpsapf-outside.png").exists()
 

@@ -88,7 +88,9 @@ def dataset_inputs(wildcards):
     fetched = load_registry(CONFIG.datasets_file, DatasetEntry)[
         wildcards.dataset
     ].downloads
-    return {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched")} if fetched else {}
+    return (
+        {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched.txt")} if fetched else {}
+    )
 
 
 def selection_inputs(wildcards):

@@ -6,7 +6,7 @@ rule fetch_dataset:
     input:
         registry=ancient(CONFIG.datasets_file),
     output:
-        touch(LAYOUT.dataset("{dataset}", "fetched")),
+        LAYOUT.dataset("{dataset}", "fetched.txt"),
     log:
         LAYOUT.log("fetch_dataset", "{dataset}"),
     benchmark:
@@ -16,8 +16,11 @@ rule fetch_dataset:
     threads: 1
     resources:
         mem_mb=500,
+    params:
+        entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
+        code=code_digest("datasets"),
     shell:
-        "python -m dpsapf fetch-dataset --name {wildcards.dataset} --registry {input.registry} --log {log}"
+        "python -m dpsapf fetch-dataset --name {wildcards.dataset} --registry {input.registry} --out {output} --log {log}"
 
 
 rule prepare_dataset:
