@@ -20,6 +20,7 @@ include: "workflow/rules/saliency.smk"
 include: "workflow/rules/finetune.smk"
 include: "workflow/rules/sampling.smk"
 include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/evolution.smk"
 include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/paper_figures.smk"
 

@@ -6,7 +6,7 @@ from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling, scores, with_labels
 from paper_figures.tables import NOTHING, Cell, Table, amount, decimals, plain
 
-BEST = "Bold: the best method that trains under differential privacy, per dataset, public model and ε; the floor may be better."
+BEST = "Bold: the best method under differential privacy, per dataset, public model and ε; the floor may be better."
 METRICS = {"accuracy_pct": ("accuracy (%)", "max"), "fid": ("FID", "min")}
 
 
@@ -15,7 +15,7 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per dataset, public model, epsilon and method: mean and 95 % half width of accuracy (%) and
-        FID, trainable parameters (mean over seeds), and whether it is the best method that trains under DP.
+        FID, trainable parameters (mean over seeds), and whether it is the best method under DP.
     """
     table = at_headline(results.summary, results, "ratio", "sigma_s")
     trained = with_labels(table[table["method"] != "no-finetune"], results)
@@ -36,7 +36,7 @@ def prepare(results: Results) -> pd.DataFrame:
 
 
 def draw(data: pd.DataFrame) -> Table:
-    """Lay the rows of `prepare` out: methods down, datasets across, the best method that trains under DP in bold."""
+    """Lay the rows of `prepare` out: methods down, datasets across, the best method under DP in bold."""
     datasets = list(data["dataset"].unique())
     columns = [(dataset, metric) for dataset in datasets for metric in METRICS]
     places = {column: decimals(data.loc[data["dataset"] == column[0], column[1]]) for column in columns}

@@ -19,7 +19,7 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per dataset, public model and method: parameters, matrices, peak resident memory in MB (10^6
-        bytes; GPU memory for runs on one), wall-clock seconds of fine-tuning and of sampling.
+        bytes; GPU memory for runs on one), wall-clock seconds of fine-tuning (or evolving) and of sampling.
     """
     table = with_labels(at_headline(results.runs, results, "ratio", "sigma_s", "epsilon"), results)
     return table.groupby([*GROUP, "series", "label"], sort=False)[list(COSTS)].mean().reset_index()

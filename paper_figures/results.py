@@ -10,12 +10,13 @@ import pandas as pd
 
 from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.methods import TRAINING_AXES
+from dpsapf.experiment.methods import METHODS, TRAINING_AXES
 from dpsapf.experiment.runs import Study, number
 from dpsapf.support.errors import UserError
 from paper_figures.style import ORDER, look_of
 
 GROUP = ["dataset", "public_model"]
+TRAINING = {name for name, row in METHODS.items() if row.trains}
 CHOICES = ("score", "mechanism", "rule", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
 SEEDED = "Noise from a seed: reproducible, not for release; whoever knows the seed can subtract it."
@@ -126,9 +127,7 @@ def hold(table: pd.DataFrame, results: Results, choices: Sequence[str], training
         table = table[table[axis].isna() | (table[axis] == _commonest(results.runs[axis], axis))]
     for axis in training:
         own = table[axis].isna()
-        table = table[
-            own if own[table["method"] != "no-finetune"].any() else own | (table[axis] == _commonest(table[axis], axis))
-        ]
+        table = table[own if own[table["method"].isin(TRAINING)].any() else own | (table[axis] == _commonest(table[axis], axis))]
     return table
 
 

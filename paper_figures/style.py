@@ -37,6 +37,8 @@ METHODS = {
     "no-lora": Look("without LoRA", PALETTE[5], "d", "--"),
     "all-params": Look("all parameters", PALETTE[6], "h", "--"),
     "dp-bitfit": Look("DP-BiTFiT (biases)", PALETTE[4], ">", "--"),
+    "pe": Look("Private Evolution", "olive", "*", "--"),
+    "aug-pe": Look("Aug-PE", "saddlebrown", "H", "--"),
     "clip-only": Look("clipping, no noise", "teal", "P", "--"),
     "no-dp": Look("without DP", "darkslateblue", "P", "--"),
     "no-finetune": Look("no fine-tuning (floor)", PALETTE[7], "v", ":"),

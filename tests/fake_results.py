@@ -144,6 +144,8 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     releases += [
         Release(name="dp-sgd", noise_multiplier=0.83, sensitivity=1.0, sampling_rate=0.1, steps=3, noise="seed")
     ] * row.trains
+    if row.evolves:
+        releases = [Release(name="pe-histogram", noise_multiplier=1.1, sensitivity=1.0, sampling_rate=1.0, steps=3, noise="seed")]
     plan = Plan(
         run=run,
         unit="image",
@@ -173,7 +175,7 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         not_for_release="seeded" if releases else None,
         dataset_id=plan.dataset_id,
         prior=(),
-        digests={},
+        digests={"population": "e" * 64} if row.evolves else {},
         releases=plan.releases,
         spent_epsilon=spent,
         weights_digest="e" * 64 if row.trains else None,
@@ -192,7 +194,9 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     write_record(folder / "timing.json", timing)
     write_record(layout.reference(run.dataset, protocol, "ceiling.json"), ceiling)
     if row.trains:
-        _write_training(folder, run, releases[-1], candidates)
+        _write_selection(folder, run, releases[-1], candidates)
+    if row.spends:
+        _write_spend(folder, run, releases[-1], candidates)
     candidates.to_csv(layout.root / "candidates.csv", index=False)
     return collect_options(layout, run, protocol)
 
@@ -225,12 +229,15 @@ def _evaluated(protocol, accuracy, fid, changes):
     return fidelity, utility, ceiling
 
 
-def _write_training(folder, run, release, candidates):
-    selection = selection_of(run, candidates)
-    selection.to_csv(folder / "selection.csv", index=False)
+def _write_selection(folder, run, release, candidates):
+    selection_of(run, candidates).to_csv(folder / "selection.csv", index=False)
     rate = run.learning_rate or (CONFIG_RATE if run.adapter else CONFIG_RATE / 20)
     log = pd.DataFrame({"step": range(release.steps), "loss": 1.0, "learning_rate": rate * np.linspace(1, 0.5, release.steps)})
     log.to_csv(folder / "private_log.csv", index=False)
+
+
+def _write_spend(folder, run, release, candidates):
+    trained = 256 * selection_of(run, candidates)["selected"].sum() if method(run.method).trains else 0
     spend = Spend(
         subject=run.id,
         release=release,
@@ -240,7 +247,7 @@ def _write_training(folder, run, release, candidates):
         made_from={},
         numbers=1,
         digest="e" * 64,
-        trainable_parameters=1_064_000 if run.method == "dp-full" else int(256 * selection["selected"].sum()),
+        trainable_parameters=1_064_000 if run.method == "dp-full" else int(trained),
         peak_memory_mb=1400.0,
         private="p" * 64,
         provenance={},
@@ -262,14 +269,11 @@ def _write_training(folder, run, release, candidates):
 def collect_options(layout, run, protocol=PROTOCOL):
     """Options of collect-metrics for a run of the fake folder."""
     files = {name: layout.root / "runs" / run.id / f"{name}.json" for name in ("plan", "ledger", "timing", "fidelity", "utility")}
+    folder = layout.root / "runs" / run.id
+    if method(run.method).spends:
+        files |= {"spend": folder / "spend.json", "private": folder / "private.json"}
     if method(run.method).trains:
-        folder = layout.root / "runs" / run.id
-        files |= {
-            "selection": folder / "selection.csv",
-            "spend": folder / "spend.json",
-            "private": folder / "private.json",
-            "training_log": folder / "private_log.csv",
-        }
+        files |= {"selection": folder / "selection.csv", "training_log": folder / "private_log.csv"}
     files["ceiling"] = layout.root / "cache" / "reference" / f"{run.dataset}--{protocol}" / "ceiling.json"
     table, out = layout.root / "candidates.csv", layout.root / "runs" / run.id / "metrics.json"
     return CollectMetrics(**files, candidate_table=table, out=out)

@@ -58,7 +58,7 @@ def gather(options: CollectMetrics) -> Metrics:
         selection_epsilon=plan.selection_epsilon,
         noise_multiplier=spend.release.noise_multiplier if spend else None,
         noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
-        used_learning_rate=peak_learning_rate(options.training_log) if spend else None,
+        used_learning_rate=peak_learning_rate(options.training_log) if options.training_log else None,
         predicted_rise=predicted_rise(options, plan) if spend and options.fragility else None,
         used_steps=spend.release.steps if spend else None,
         used_batch=spend.release.sampling_rate * spend.population if spend else None,
@@ -83,21 +83,23 @@ def read_plan_and_ledger(plan_path: Path, ledger_path: Path) -> tuple[Plan, Ledg
 
 
 def read_spend(options: CollectMetrics, ledger: Ledger) -> Spend | None:
-    """Read DP-SGD's spend record; None for a method that trains nothing.
+    """Read the spend record of DP-SGD, or of votes; None for a method that neither trains nor evolves.
 
     Raises:
         UserError: the record or the training log is missing, unfinished, or not what the ledger audited.
     """
-    if not method(ledger.run.method).trains:
+    row = method(ledger.run.method)
+    if not row.spends:
         return None
-    for name in ("spend", "private", "training_log"):
+    for name in ("spend", "private", "training_log")[: 3 if row.trains else 2]:
         if getattr(options, name) is None:
-            flag = "--" + name.replace("_", "-")
-            raise UserError(flag, None, f"method {ledger.run.method} trains: give the record that finetune wrote")
+            flag, what = "--" + name.replace("_", "-"), "trains" if row.trains else "evolves images"
+            raise UserError(flag, None, f"method {ledger.run.method} {what}: give the record of that stage")
     spend = read_record(options.spend, Spend)
-    if spend.release not in ledger.releases or spend.digest != ledger.weights_digest:
+    if spend.release not in ledger.releases or spend.digest != ledger.released_digest:
         raise UserError("--spend", str(options.spend), f"is not what the ledger of {ledger.run.id} audited; audit again")
-    _check_log(options.training_log, spend.release)
+    if row.trains:
+        _check_log(options.training_log, spend.release)
     return spend
 
 

@@ -7,6 +7,7 @@ from dpsapf.experiment import stages
 from dpsapf.support.checked import Checked
 
 MODULES: dict[type[Checked], str] = {
+    stages.FetchDataset: "dpsapf.datasets.fetch",
     stages.PrepareDataset: "dpsapf.datasets.prepare",
     stages.PreparePublicModel: "dpsapf.public_models.prepare",
     stages.PretrainPublicModel: "dpsapf.pretraining.pretrain",
@@ -19,9 +20,11 @@ MODULES: dict[type[Checked], str] = {
     stages.MeasureFragility: "dpsapf.saliency.fragility",
     stages.SelectMatrices: "dpsapf.saliency.select",
     stages.Finetune: "dpsapf.finetune.train",
+    stages.Evolve: "dpsapf.evolution.evolve",
     stages.AuditPrivacy: "dpsapf.privacy.audit",
     stages.ComposeReleases: "dpsapf.privacy.compose",
     stages.Sample: "dpsapf.sampling.sample",
+    stages.PublishPopulation: "dpsapf.evolution.publish",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
     stages.CollectMetrics: "dpsapf.aggregation.collect",

@@ -1,8 +1,9 @@
 """What the Snakefile asks of the package: command-line options of config sections, digests of a stage's code."""
 
 import hashlib
+import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +24,28 @@ CODE: dict[str, tuple[str, ...]] = {
     "finetune": ("finetune", "optimization", "gradients", "public_models", "privacy"),
     "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
     "evaluation": ("evaluation", "datasets"),
+    "evolution": (
+        "evolution",
+        "evaluation",
+        "sampling",
+        "finetune",
+        "optimization",
+        "gradients",
+        "public_models",
+        "datasets",
+        "privacy",
+    ),
     "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
     "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy", "datasets"),
+}
+OWN = {  # what a run's own release leaves: its file, and which methods do
+    "selection": ("selection.csv", "trains"),
+    "selection_record": ("selection.json", "trains"),
+    "weights": ("weights.safetensors", "trains"),
+    "training_log": ("private_log.csv", "trains"),
+    "population": ("population.safetensors", "evolves"),
+    "spend": ("spend.json", "spends"),
+    "private": ("private.json", "spends"),
 }
 
 
@@ -100,15 +121,19 @@ def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:
 def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
     """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
     row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
-    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.trains
+    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.spends
     files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
     if row.selects:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
-    return files | trained_files(layout, run, "selection", "selection_record", "weights")
+    return files | own_files(layout, run, "selection", "selection_record", "weights", "population")
 
 
-def trained_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
-    """Map input names to files that only a run that trains has: ``selection``, ``weights`` and so on."""
-    files = {"selection": "selection.csv", "selection_record": "selection.json", "weights": "weights.safetensors"}
-    files |= {"spend": "spend.json", "private": "private.json", "training_log": "private_log.csv"}
-    return {name: layout.run(run.id, files[name]) for name in names} if method(run.method).trains else {}
+def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
+    """Map input names to files of a run's own release, of ``names`` (keys of `OWN`) those that its method leaves."""
+    row = method(run.method)
+    return {name: layout.run(run.id, file) for name in names for file, left_if in [OWN[name]] if getattr(row, left_if)}
+
+
+def run_pattern(runs: Iterable[RunSpec]) -> str:
+    """Return a regular expression that the ids of some runs match, and nothing else."""
+    return "|".join(re.escape(run.id) for run in runs) or "(?!)"

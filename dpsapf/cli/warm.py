@@ -36,6 +36,7 @@ LAZY = (
     "diffusers.models.unets.unet_2d_condition",
     "diffusers.schedulers.scheduling_ddim",
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
     "dp_accounting.pld.pld_privacy_accountant",
     "dp_accounting.rdp.rdp_privacy_accountant",
     "dp_accounting.mechanism_calibration",

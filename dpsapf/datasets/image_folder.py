@@ -4,9 +4,9 @@ import typing
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
 
 from dpsapf.datasets.image_files import files_source, listed
+from dpsapf.datasets.image_tables import read_labels, read_users
 from dpsapf.datasets.images import Source, check_digest
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
@@ -28,11 +28,12 @@ def image_folder(entry: DatasetEntry) -> Source:
 
     The class folders are the entry's ``classes``; files are taken in the order of their names, hidden
     files are passed over, and one folder around everything is allowed. A .zip is read in memory and
-    never unpacked. Images are cropped to their central square and resized (Lanczos). An entry's ``users`` is a CSV
-    with columns ``file`` (a name in the source) and ``user``: who each image is of.
+    never unpacked. Images are cropped to their central square and resized (Lanczos). An entry's ``labels`` is a CSV that
+    names the files, in any folders, and their labels instead (`read_labels`); its ``users`` is one that says who each
+    image is of (`read_users`).
 
     Returns:
-        The images of all splits that have a folder, and users' names if the entry tells them. Files are decoded, on as many
+        The images of all splits that the source has, and users' names if the entry tells them. Files are decoded, on as many
         threads as are asked for, when they are needed.
 
     Raises:
@@ -42,7 +43,8 @@ def image_folder(entry: DatasetEntry) -> Source:
     if not path.exists():
         raise UserError("source", entry.source, "does not exist; put the folder or .zip of class folders there")
     check_digest(entry, lambda: sha256(path))
-    plan = arrange(listed(path), entry)
+    files = listed(path)
+    plan = arrange(files, entry) if entry.labels is None else arrange_rows(files, entry)
     members = [member for part in plan.values() for member in part]
     names = [member.name for member in members]
     users = None if entry.users is None else read_users(Path(entry.users), names)
@@ -54,33 +56,6 @@ def image_folder(entry: DatasetEntry) -> Source:
         entry=entry,
         users=None if users is None else np.array([users[name] for name in names]),
     )
-
-
-def read_users(path: Path, names: list[str]) -> dict[str, str]:
-    """Read who each image is of.
-
-    Args:
-        path: CSV with columns ``file`` and ``user``; further columns and files are passed over.
-        names: files that need a user.
-
-    Raises:
-        UserError: the file cannot be read, lacks a column, or names no user, or two, for an image.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError("users", str(path), f"must be a readable CSV with columns file and user ({error})") from error
-    missing = {"file", "user"} - set(table.columns)
-    if missing:
-        raise UserError("users", str(path), f"lacks column(s) {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    twice = table["file"][table["file"].duplicated()]
-    if len(twice):
-        raise UserError("users", str(path), f"names {twice.iloc[0]} more than once: give each image one row")
-    users = dict(zip(table["file"], table["user"], strict=True))
-    without = [name for name in names if not users.get(name)]
-    if without:
-        raise UserError("users", str(path), f"names no user for {without[0]} ({len(without)} image(s) in all): add rows")
-    return users
 
 
 def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
@@ -101,6 +76,33 @@ def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
     for name, parts in paths.items():
         split, label = _place(name, parts, by_split, entry)
         plan.setdefault(split, []).append(Member(name, label))
+    for split, members in plan.items():
+        _check_labels(split, members, entry)
+    return plan
+
+
+def arrange_rows(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
+    """Sort the files that the entry's ``labels`` name into splits and labels; other files are passed over.
+
+    Args:
+        names: ``/``-separated names relative to the source, in any order.
+        entry: gives the CSV and the class names.
+
+    Raises:
+        UserError: the CSV is wrong, or names a file that the source lacks, another class or split, or none of a class.
+    """
+    table, known = read_labels(Path(entry.labels)), set(names)
+    plan: dict[str, list[Member]] = {"train": []}
+    for name, label, split in table.sort_values("file").itertuples(index=False):
+        if name not in known or not name.lower().endswith(SUFFIXES):
+            raise UserError(f"{entry.labels}: {name}", "no such file", f"{entry.source} must have it, as PNG or JPEG")
+        if label not in entry.classes:
+            raise UserError(
+                f"{entry.labels}: {name}", label, f"the label must be one of the entry's classes: {', '.join(entry.classes)}"
+            )
+        if split not in SPLIT_FOLDERS:
+            raise UserError(f"{entry.labels}: {name}", split, f"the split must be one of {', '.join(SPLIT_FOLDERS)}")
+        plan.setdefault(SPLIT_FOLDERS[split], []).append(Member(name, entry.classes.index(label)))
     for split, members in plan.items():
         _check_labels(split, members, entry)
     return plan
@@ -134,4 +136,4 @@ def _check_labels(split: str, members: list[Member], entry: DatasetEntry) -> Non
     present = {member.label for member in members}
     missing = [name for label, name in enumerate(entry.classes) if label not in present]
     if missing:
-        raise UserError("source", entry.source, f"no {split} images in class folder(s) {', '.join(missing)}")
+        raise UserError("source", entry.source, f"no {split} images in class(es) {', '.join(missing)}")

@@ -31,7 +31,7 @@ class Loader:
     keys: tuple[str, ...] = ()
 
 
-OPTIONAL = ("train", "users", "convert")
+OPTIONAL = ("train", "users", "labels", "convert")
 """Keys of an entry that not every loader reads."""
 
 
@@ -44,7 +44,7 @@ LOADERS: dict[str, Loader] = {
     "octmnist": Loader(octmnist, keys=("train",)),
     "celeba": Loader(celeba, keys=("train",)),
     "camelyon17": Loader(camelyon17, keys=("train", "users")),
-    "image-folder": Loader(image_folder, keys=("users", "convert")),
+    "image-folder": Loader(image_folder, keys=("users", "labels", "convert")),
 }
 
 

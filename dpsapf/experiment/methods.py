@@ -1,4 +1,4 @@
-"""The methods under comparison, as data: what chooses the matrices, what is trained, under which guarantee."""
+"""The methods under comparison, as data: what chooses the matrices, what is trained or evolves, under which guarantee."""
 
 import typing
 from dataclasses import dataclass
@@ -17,6 +17,8 @@ MethodName = typing.Literal[
     "no-lora",
     "all-params",
     "dp-bitfit",
+    "pe",
+    "aug-pe",
     "clip-only",
     "no-dp",
     "no-finetune",
@@ -57,9 +59,11 @@ class Method:
         trained: an ``adapter`` on the chosen matrices, the chosen ``weights`` themselves, every parameter of the
             ``attention`` modules, every bias (``biases``), every parameter of the ``unet``, or ``nothing``.
         private: False for methods without noise, whose epsilon is infinite.
-        clips: False for the one that does not clip either.
+        clips: False where no gradient is clipped.
         candidates: the only candidate set of the method; None if the run says which.
         randomises_rest: True if the candidates that were not chosen are replaced by random values.
+        evolves: how votes of the private images choose among synthetic ones, for methods that train nothing and let images
+            evolve: ``drawn`` in proportion to their votes, or the ``first`` by votes; None for all others.
     """
 
     selection: typing.Literal["saliency", "random", "all"]
@@ -68,6 +72,7 @@ class Method:
     clips: bool = True
     candidates: Candidates | None = None
     randomises_rest: bool = False
+    evolves: typing.Literal["drawn", "first"] | None = None
 
     @property
     def selects(self) -> bool:
@@ -78,6 +83,11 @@ class Method:
     def trains(self) -> bool:
         """True if anything is trained at all."""
         return self.trained != "nothing"
+
+    @property
+    def spends(self) -> bool:
+        """True if a run releases something of its own beside scores: it trains, or lets images evolve."""
+        return self.trains or self.evolves is not None
 
     @property
     def uses(self) -> frozenset[str]:
@@ -91,7 +101,7 @@ class Method:
             "rule": self.selects,
             "candidates": self.trained in ("adapter", "weights") and self.candidates is None,
             "adapter": self.trained == "adapter",
-            "epsilon": self.trains and self.private,
+            "epsilon": self.spends and self.private,
             "lora_rank": self.trained == "adapter",
             **dict.fromkeys(("learning_rate", "training_steps", "batch_size", "optimizer"), self.trains),
         }
@@ -108,6 +118,8 @@ METHODS: dict[str, Method] = {
     "no-lora": Method(selection="saliency", trained="weights"),
     "all-params": Method(selection="saliency", trained="weights", candidates="all-params"),
     "dp-bitfit": Method(selection="all", trained="biases"),  # Bu et al. 2022, arXiv 2210.00036
+    "pe": Method(selection="all", trained="nothing", clips=False, evolves="drawn"),  # Lin et al. 2024, arXiv 2305.15560
+    "aug-pe": Method(selection="all", trained="nothing", clips=False, evolves="first"),  # Xie et al. 2024, arXiv 2403.01749
     "clip-only": Method(selection="saliency", trained="adapter", private=False),
     "no-dp": Method(selection="saliency", trained="adapter", private=False, clips=False),
     "no-finetune": Method(selection="all", trained="nothing"),

@@ -54,7 +54,7 @@ class Release(Checked):
     not claimed. ``none``: exact, without any guarantee.
     """
 
-    name: typing.Literal["saliency", "dp-sgd"]
+    name: typing.Literal["saliency", "dp-sgd", "pe-histogram"]
     mechanism: typing.Literal["gaussian", "exponential", "ptr", "none"] = "gaussian"
     noise_multiplier: float | None = Field(None, description="gaussian: noise standard deviation over sensitivity", gt=0)
     sensitivity: float | None = Field(description="bound on one unit's contribution; null: unbounded", gt=0)
@@ -82,7 +82,7 @@ class Plan(Checked):
     releases: tuple[Release, ...]
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
-    dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection
+    dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection; null: nothing is trained
     dataset_id: str
     provenance: dict
 
@@ -114,7 +114,7 @@ class Spend(Checked):
     made_from: dict[str, str]  # what was read -> SHA-256
     digest: str  # SHA-256 of the released file
     numbers: int  # numbers that a step, or the one release, gave noise to
-    trainable_parameters: int  # 0 for the saliency release
+    trainable_parameters: int  # 0 where nothing is trained
     peak_memory_mb: float
     private: str  # SHA-256 of private.json
     provenance: dict
@@ -143,9 +143,14 @@ class Ledger(Checked):
     prior: tuple[Release, ...]
     releases: tuple[Release, ...]
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
-    digests: dict[str, str]  # latents, scores, selection -> SHA-256
+    digests: dict[str, str]  # latents, scores, selection, population -> SHA-256
     weights_digest: str | None
     provenance: dict
+
+    @property
+    def released_digest(self) -> str | None:
+        """SHA-256 of what the run itself released: weights, or an evolved population; None if nothing."""
+        return self.weights_digest or self.digests.get("population")
 
 
 class Composition(Checked):
@@ -161,7 +166,7 @@ class Composition(Checked):
 
 
 class Timing(Checked):
-    """timing.json: what sampling cost, and which ledger allowed which images."""
+    """timing.json: what sampling, or publishing a population, cost, and which ledger allowed which images."""
 
     ledger: str  # SHA-256 of ledger.json
     samples: str  # SHA-256 of samples.npz
@@ -214,15 +219,15 @@ class Metrics(Checked):
     spent_epsilon: dict[str, float]
     not_for_release: str | None
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
-    noise_multiplier: float | None
+    noise_multiplier: float | None  # of DP-SGD, or of the votes that images evolve by
     noise_multiplier_without_selection: float | None  # what DP-SGD alone would have needed
     used_learning_rate: float | None  # peak, of the run's axis or else the config's; null: nothing is trained
     predicted_rise: float | None = None  # R at that rate, of all matrices; null: not asked for, or no LoRA
-    used_steps: int | None  # DP-SGD steps done
+    used_steps: int | None  # DP-SGD steps done, or rounds of votes
     used_batch: float | None  # expected Poisson batch [units]: the rate times N
     trainable_parameters: int
     selected_matrices: int
-    finetune_seconds: float | None
+    finetune_seconds: float | None  # of fine-tuning, or of evolving
     sample_seconds: float
     peak_memory_mb: float
     outside_the_guarantee: tuple[str, ...] = (

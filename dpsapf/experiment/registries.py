@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field
 
 from dpsapf.support.checked import Checked, parse
+from dpsapf.support.download import Download
 from dpsapf.support.errors import UserError, UserErrors, one_of
 
 
@@ -28,9 +29,13 @@ class DatasetEntry(Checked):
     users: str | None = Field(
         None, description="image-folder: CSV with columns file and user; camelyon17: patient or slide; null: not told"
     )
+    labels: str | None = Field(
+        None, description="image-folder: CSV with columns file, label and maybe split; null: the folders' names are the labels"
+    )
     convert: bool = Field(False, description="True: files of other modes are converted to channels; else they are refused")
     split_seed: int = Field(0, description="seed of the split", ge=0)
     sha256: str | None = Field(None, description="digest of the source (file, or folder contents); null: not checked")
+    downloads: tuple[Download, ...] = Field((), description="the files, as their owner publishes them; empty: none to fetch")
     procedural: bool = Field(False, description="True if the images are generated, not recorded")
 
 

@@ -1,6 +1,6 @@
 """Every setting of a config file: one class per section, each key's type, range, unit and meaning declared once.
 
-Privacy settings (they change the guarantee) stand in `PrivacyConfig` and `SaliencyConfig`;
+Privacy settings (they change the guarantee) stand in `PrivacyConfig` and `SaliencyConfig`, and `EvolutionConfig.iterations`;
 `ComputeConfig` holds what changes only speed and memory.
 """
 
@@ -81,6 +81,38 @@ class FinetuneConfig(UpdateConfig):
     checkpoint_every: int = Field(50, description="steps between checkpoints [steps]", ge=1)
 
 
+class VariationConfig(Checked):
+    """How images vary and are chosen, for methods pe and aug-pe: nothing here changes what is spent.
+
+    Defaults are Lin et al.'s (2024, arXiv 2305.15560): degrees and lookahead of their Stable Diffusion experiments, the
+    threshold of those on CIFAR-10 and Camelyon17; and the smaller L of Xie et al. (2024, arXiv 2403.01749).
+    """
+
+    first_degree: float = Field(1.0, description="variation degree of the first round: image-to-image strength", gt=0, le=1)
+    last_degree: float = Field(0.4, description="variation degree of the last round; between, it falls linearly", gt=0, le=1)
+    threshold: float = Field(
+        1.4,
+        description="H, taken off every noisy count, over the noise's standard deviation; below 0 counts as 0; method pe",
+        ge=0,
+    )
+    lookahead: int = Field(
+        8, description="k, variations whose mean features stand for an image when votes are cast; 0: its own [images]", ge=0
+    )
+    variants: int = Field(
+        2, description="L, images of each chosen one, itself and L - 1 variations; method aug-pe [images]", ge=2
+    )
+    prompt_prefixes: tuple[str, ...] = Field(
+        ("a photo of", "a picture that shows"),
+        description="put before a class's prompt, in a part of its images; public; method aug-pe",
+    )
+
+
+class EvolutionConfig(VariationConfig):
+    """Private Evolution, methods pe and aug-pe: images evolve by votes, and nothing is trained."""
+
+    iterations: int = Field(17, description="T, rounds of votes; each is a release [rounds]", ge=1)
+
+
 class SamplingConfig(Checked):
     """How synthetic images are drawn."""
 
@@ -120,6 +152,7 @@ class Config(Checked):
     privacy: PrivacyConfig = Field(description="DP-SGD and the target")
     saliency: SaliencyConfig = Field(description="the saliency release")
     finetune: FinetuneConfig = Field(description="training settings outside the accounting")
+    evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
     sampling: SamplingConfig = Field(description="sampling")
     evaluation: EvaluationConfig = Field(description="evaluation")
     compute: ComputeConfig = Field(description="speed and memory")

@@ -17,7 +17,16 @@ from dpsapf.experiment.methods import (
     Unit,
 )
 from dpsapf.experiment.runs import Treatment
-from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig, UpdateConfig
+from dpsapf.experiment.settings import (
+    ComputeConfig,
+    EvolutionConfig,
+    FinetuneConfig,
+    PrivacyConfig,
+    SaliencyConfig,
+    SamplingConfig,
+    UpdateConfig,
+    VariationConfig,
+)
 from dpsapf.support.checked import Checked
 
 READS, WRITES = {"role": "reads"}, {"role": "writes"}
@@ -39,6 +48,14 @@ def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:
         name: getattr(options, name) for name, field in type(options).model_fields.items() if field.json_schema_extra == role
     }
     return {name: list(value) if isinstance(value, tuple) else [value] for name, value in named.items() if value is not None}
+
+
+class FetchDataset(Checked):
+    """Download a published dataset's files, or say which to put where."""
+
+    name: str = Field(description="key of the dataset in the registry")
+    registry: Path = source("registry of datasets", Path("config/datasets.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
 
 
 class PrepareDataset(Checked):
@@ -103,6 +120,7 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     dataset: Path = source("dataset.json")
     candidate_table: Path = source("candidates.csv")
     saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
+    evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
     out: Path = target("plan.json")
 
 
@@ -213,6 +231,20 @@ class Finetune(FinetuneConfig, ComputeConfig):
     private: Path = target("private.json: what was measured; never published")
 
 
+class Evolve(VariationConfig, SamplingConfig, ComputeConfig):
+    """Let images of the public model evolve by noisy votes of the private ones."""
+
+    plan: Path = source("plan.json")
+    model: Path = source("model.json")
+    archive: Path = source("dataset.safetensors")
+    dataset: Path = source("dataset.json")
+    protocol: str = Field(description="key of the protocol in the registry; its feature network says which image is nearest")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    population: Path = target("noisy votes, images and labels (.safetensors); published only by publish-population")
+    spend: Path = target("spend.json")
+    private: Path = target("private.json: what was measured; never published")
+
+
 class AuditPrivacy(Checked):
     """Compose what was released; fail if it exceeds the plan."""
 
@@ -223,6 +255,7 @@ class AuditPrivacy(Checked):
     selection: Path | None = source("selection.csv, for methods that train", None)
     selection_record: Path | None = source("selection.json, for methods that train", None)
     weights: Path | None = source("trained parameters, for methods that train", None)
+    population: Path | None = source("noisy votes and images, for methods that evolve", None)
     out: Path = target("ledger.json")
 
 
@@ -246,6 +279,17 @@ class Sample(SamplingConfig, ComputeConfig):
     archive: Path = target("synthetic images and labels (.npz)")
     lora_rank: int = Field(4, description="LoRA rank of the weights", ge=1)
     lora_alpha: float = Field(4.0, description="LoRA alpha of the weights", gt=0)
+    contact_sheet: Path = target("contact sheet (.png)")
+    timing: Path = target("seconds and peak memory (.json)")
+
+
+class PublishPopulation(Checked):
+    """Publish the evolved images of an audited run."""
+
+    ledger: Path = source("ledger.json; without a passed audit nothing is published")
+    dataset: Path = source("dataset.json")
+    population: Path = source("noisy votes, images and labels")
+    archive: Path = target("synthetic images and labels (.npz)")
     contact_sheet: Path = target("contact sheet (.png)")
     timing: Path = target("seconds and peak memory (.json)")
 
@@ -288,8 +332,8 @@ class CollectMetrics(UpdateConfig):
     ledger: Path = source("ledger.json")
     candidate_table: Path = source("candidates.csv")
     selection: Path | None = source("selection.csv, for methods that train", None)
-    spend: Path | None = source("spend.json of DP-SGD, for methods that train", None)
-    private: Path | None = source("private.json of DP-SGD, for methods that train", None)
+    spend: Path | None = source("spend.json of DP-SGD or of votes, for methods that train or evolve", None)
+    private: Path | None = source("private.json of DP-SGD or of votes, for methods that train or evolve", None)
     training_log: Path | None = source("per-step log, for methods that train", None)
     fragility: Path | None = source("fragility.csv, to predict what noise breaks", None)
     timing: Path = source("seconds and peak memory of sampling")

@@ -26,6 +26,7 @@ MARGIN = 2 * PRV_ERROR  # what calibration leaves to the target, so that PRV's u
 PLD_INTERVAL = 1e-3  # pessimistic discretisation of the privacy loss: 6e-6 above 1e-4's epsilon at epsilon 10
 SIGMA_RANGE = (0.4, 2000.0)  # below 0.4 a step is hardly private and its PLD large
 SIGMA_TOLERANCE = 1e-3
+CALIBRATED = {"dp-sgd": "DP-SGD", "pe-histogram": "a histogram of votes in each round"}  # releases whose noise is found
 
 
 def pld_epsilon(gaussians: Sequence[Release], delta: float) -> float:
@@ -145,13 +146,13 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
     Args:
         target: target epsilon > 0.
         delta: target delta.
-        build: noise multiplier of DP-SGD -> every release that the target has to hold, DP-SGD's the last.
+        build: noise multiplier of DP-SGD, or of votes -> every release that the target has to hold, that one the last.
 
     Returns:
         A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one, and never below 0.4.
 
     Raises:
-        UserError: no noise is enough: what is released besides DP-SGD exceeds the target alone, or DP-SGD does with the
+        UserError: no noise is enough: what is released besides the last exceeds the target alone, or the last does with the
             largest noise multiplier tried, 2000.
     """
     from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism, mechanism_calibration
@@ -176,7 +177,7 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
 def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
     fixed = list(releases[:-1])
     spent = epsilon("pld", fixed or releases, delta) + MARGIN
-    most = f"DP-SGD with noise multiplier {SIGMA_RANGE[1]:g} costs"
+    most = f"{CALIBRATED[releases[-1].name]} with noise multiplier {SIGMA_RANGE[1]:g} costs"
     what = (most, "the saliency release alone costs", "the earlier releases alone cost")[min(len(fixed), 2)]
     remedy = f"cannot be met: {what} {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
     if len(fixed) != 1 or fixed[0].mechanism != "gaussian" or goal <= 0:

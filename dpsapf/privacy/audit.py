@@ -45,6 +45,8 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
     digests = {"scores": by_name["saliency"].digest} if "saliency" in by_name else {}
     if "dp-sgd" in by_name:
         digests |= {name: by_name["dp-sgd"].made_from[name] for name in ("latents", "selection")}
+    if "pe-histogram" in by_name:
+        digests["population"] = by_name["pe-histogram"].digest
     return Ledger(
         run=plan.run,
         target_epsilon=plan.target_epsilon,
@@ -82,7 +84,7 @@ def check_against_plan(plan: Plan, spends: list[Spend], paths: tuple[Path, ...])
     spent = [spend.release.name for spend in spends]
     if sorted(spent) != sorted(planned):
         raise UserError("releases", spent, f"the plan of {plan.run.id} has {sorted(planned)}; every release once")
-    subjects = {"saliency": plan.run.scores_id, "dp-sgd": plan.run.id}
+    subjects = {"saliency": plan.run.scores_id, "dp-sgd": plan.run.id, "pe-histogram": plan.run.id}
     for spend, path in zip(spends, paths, strict=True):
         if spend.subject != subjects[spend.release.name]:
             raise UserError(f"{path}: subject", spend.subject, f"the plan is of {subjects[spend.release.name]}")
@@ -98,7 +100,9 @@ def _check_release(planned: Release, spent: Release, path: Path) -> None:
 
 
 def check_chain(plan: Plan, spends: list[Spend], options: AuditPrivacy) -> None:
-    """Walk from the latents over scores and selection to the weights: each file is the one that the next was made from.
+    """Walk from the latents over scores and selection to the weights, or from the plan to the evolved population.
+
+    Each file is the one that the next was made from.
 
     Raises:
         UserError: names the first file whose digest is another.
@@ -113,6 +117,9 @@ def check_chain(plan: Plan, spends: list[Spend], options: AuditPrivacy) -> None:
         _same("--scores", _digest(options.scores), scores.digest)
     if trained:
         _check_trained(plan, scores, trained, options)
+    if "pe-histogram" in by_name:
+        _same("--plan", sha256(options.plan), by_name["pe-histogram"].made_from["plan"])
+        _same("--population", _digest(options.population), by_name["pe-histogram"].digest)
 
 
 def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: AuditPrivacy) -> None:

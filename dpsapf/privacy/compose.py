@@ -76,6 +76,6 @@ def _named(record: Ledger | Spend) -> list[tuple[str, Release]]:
     """Name each release by the digest of what was released, or by the record where nothing was."""
     if isinstance(record, Spend):
         return [(record.digest or record.private, record.release)]
-    digests = {"saliency": record.digests.get("scores"), "dp-sgd": record.weights_digest}
+    digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
     earlier = [(f"before {record.run.id}, {place}", release) for place, release in enumerate(record.prior)]
     return earlier + [(digests[release.name], release) for release in record.releases]

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 
-from dpsapf.experiment.methods import AXES, TRAINING_AXES, Unit, method
+from dpsapf.experiment.methods import AXES, TRAINING_AXES, Method, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
@@ -28,13 +28,13 @@ PUBLIC = (
 def make_plan(
     run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy, prior: Sequence[Release] = ()
 ) -> Plan:
-    """Calibrate DP-SGD beside what is released before it; returns the plan without writing it.
+    """Calibrate DP-SGD, or votes, beside what is released before it; returns the plan without writing it.
 
     Args:
         run: what is planned.
         dataset: its training images and their users.
         saliency: the saliency release as its own side describes it; empty for a method that does not select.
-        options: DP-SGD's settings.
+        options: DP-SGD's settings, and the number of rounds of votes.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
 
     Raises:
@@ -43,9 +43,9 @@ def make_plan(
     row, count = method(run.method), population(dataset, options.unit)
     delta = options.delta or default_delta(count)
     check_delta(delta, count)
-    alone = _dp_sgd_noise([*prior], run, count, delta, options)
-    sigma = _dp_sgd_noise([*prior, *saliency], run, count, delta, options) if saliency else alone
-    releases = [*saliency, *([dp_sgd_release(sigma, count, options, clips=row.clips)] if row.trains else [])]
+    alone = _noise([*prior], run, count, delta, options)
+    sigma = _noise([*prior, *saliency], run, count, delta, options) if saliency else alone
+    releases = [*saliency, *([own_release(row, sigma, count, options)] if row.spends else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
     return Plan(
@@ -63,7 +63,7 @@ def make_plan(
         releases=tuple(releases),
         planned_epsilon={name: epsilon(name, [*prior, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},
         selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,
-        dp_sgd_noise_alone=alone,
+        dp_sgd_noise_alone=alone if row.trains else None,
         dataset_id=dataset.id,
         provenance=provenance(),
     )
@@ -108,10 +108,33 @@ def dp_sgd_release(sigma: float | None, population: int, options: PlanPrivacy, *
     return Release(noise_multiplier=sigma, sensitivity=options.clipping_norm, noise=options.noise, **common)
 
 
-def _dp_sgd_noise(before: list[Release], run: RunSpec, population: int, delta: float, options: PlanPrivacy) -> float | None:
+def histogram_release(sigma: float, options: PlanPrivacy) -> Release:
+    """Describe the votes of Private Evolution: T histograms of all units' votes, each with Gaussian noise on every bin.
+
+    A unit votes once in a round, for one image: zeroing it out changes one bin by 1, so a histogram's L2 sensitivity is 1,
+    over all classes together, and lookahead changes nothing in that (Lin et al. 2024, arXiv 2305.15560, Algorithm 2).
+    Everybody votes in every round. What is voted on depends on earlier histograms only, as adaptive composition allows.
+    """
+    return Release(
+        name="pe-histogram",
+        noise_multiplier=sigma,
+        sensitivity=1.0,
+        sampling_rate=1.0,
+        steps=options.evolution.iterations,
+        noise=options.noise,
+    )
+
+
+def own_release(row: Method, sigma: float | None, population: int, options: PlanPrivacy) -> Release:
+    """Describe what a run releases beside scores: votes if images evolve, else DP-SGD."""
+    return histogram_release(sigma, options) if row.evolves else dp_sgd_release(sigma, population, options, clips=row.clips)
+
+
+def _noise(before: list[Release], run: RunSpec, population: int, delta: float, options: PlanPrivacy) -> float | None:
     if run.epsilon is None:
         return None
-    return calibrate(run.epsilon, delta, lambda sigma: [*before, dp_sgd_release(sigma, population, options)])
+    row = method(run.method)
+    return calibrate(run.epsilon, delta, lambda sigma: [*before, own_release(row, sigma, population, options)])
 
 
 def check_axes(run: RunSpec) -> None:

@@ -14,7 +14,7 @@ from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, resize
 from dpsapf.datasets.preview import contact_sheet
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
-from dpsapf.experiment.stages import Sample
+from dpsapf.experiment.stages import PublishPopulation, Sample
 from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
@@ -48,6 +48,19 @@ def sample(options: Sample) -> None:
     labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
     labels.sort()
     images = draw_images(model, pipeline, labels, ledger, dataset, options)
+    write_samples(images, labels, ledger, dataset, options, options.device, start)
+
+
+def write_samples(
+    images: np.ndarray,
+    labels: np.ndarray,
+    ledger: Ledger,
+    dataset: DatasetRecord,
+    options: Sample | PublishPopulation,
+    device: str,
+    start: float,
+) -> None:
+    """Write images uint8 [N, H, W, 3] with labels int64 [N], their contact sheet, and what they cost since ``start`` [s]."""
     write_archive(options.archive, {"images": images, "labels": labels})
     with atomic(options.contact_sheet) as temporary:
         contact_sheet(LabelledImages(images, labels), dataset.classes, f"synthetic: {ledger.run.id}").save(temporary)
@@ -55,7 +68,7 @@ def sample(options: Sample) -> None:
         ledger=sha256(options.ledger),
         samples=sha256(options.archive),
         seconds=time.monotonic() - start,
-        peak_memory_mb=peak_memory_mb(options.device),
+        peak_memory_mb=peak_memory_mb(device),
     )
     write_record(options.timing, timing)
 
@@ -129,8 +142,13 @@ def draw_images(
 
 
 def quantise(images: np.ndarray, resolution: int, channels: int) -> np.ndarray:
-    """Turn float images [B, H, W, 3] in [0, 1] to uint8 at ``resolution`` (Lanczos), grey if ``channels`` is 1."""
-    pixels = resize((images * 255).round().astype(np.uint8), resolution)
+    """Turn float images [B, H, W, 3] in [0, 1] to uint8 at ``resolution``, as `fitted` does."""
+    return fitted((images * 255).round().astype(np.uint8), resolution, channels)
+
+
+def fitted(images: np.ndarray, resolution: int, channels: int) -> np.ndarray:
+    """Resize uint8 images [B, H, W, 3] (Lanczos); grey, three times, if ``channels`` is 1."""
+    pixels = resize(images, resolution)
     if channels == 1:
         pixels = np.stack([np.asarray(Image.fromarray(image).convert("L").convert("RGB")) for image in pixels])
     return pixels

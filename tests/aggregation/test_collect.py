@@ -14,6 +14,7 @@ from tests.fake_results import candidate_table, write_run
 
 SAPF = RunSpec(dataset="digits", public_model="m", method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0, epsilon=10.0)
 LORA = RunSpec(dataset="digits", public_model="m", method="dp-lora", epsilon=10.0)
+EVOLVED = RunSpec(dataset="digits", public_model="m", method="pe", epsilon=10.0)
 FLOOR = RunSpec(dataset="digits", public_model="m", method="no-finetune")
 
 
@@ -79,6 +80,14 @@ def test_the_public_model_as_it_is_spends_and_trains_nothing(layout):
     assert (metrics.used_learning_rate, metrics.used_steps, metrics.used_batch) == (None,) * 3
 
 
+def test_a_run_whose_images_evolve_spends_and_trains_nothing(layout):
+    metrics = collected(layout, EVOLVED)
+    assert (metrics.noise_multiplier, metrics.used_steps, metrics.used_batch) == (1.1, 3, 3500)
+    assert (metrics.target_epsilon, metrics.finetune_seconds, metrics.peak_memory_mb) == (10.0, 95.0, 1400.0)
+    assert (metrics.trainable_parameters, metrics.selected_matrices, metrics.used_learning_rate) == (0, 0, None)
+    assert metrics.noise_multiplier_without_selection is None
+
+
 @pytest.mark.parametrize(("sampling", "peak"), [(900.0, 1400.0), (2000.0, 2000.0)])
 def test_peak_memory_is_the_larger_of_training_and_sampling(layout, sampling, peak):
     options = write_run(layout, LORA, candidate_table())
@@ -125,6 +134,18 @@ def test_spend_that_was_not_audited_is_refused(layout, change):
 def test_missing_record_of_training_is_refused(layout, missing):
     options = write_run(layout, LORA, candidate_table())
     refused(replace(options, **{missing: None}), "method dp-lora trains")
+
+
+@pytest.mark.parametrize("missing", ["spend", "private"])
+def test_missing_record_of_votes_is_refused(layout, missing):
+    options = write_run(layout, EVOLVED, candidate_table())
+    refused(replace(options, **{missing: None}), f"--{missing} = None: method pe evolves images")
+
+
+def test_votes_that_were_not_audited_are_refused(layout):
+    options = write_run(layout, EVOLVED, candidate_table())
+    rewrite(options.ledger, Ledger, digests={"population": "f" * 64})
+    refused(options, "is not what the ledger of .* audited")
 
 
 def test_images_of_another_ledger_are_refused(layout):

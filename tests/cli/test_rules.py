@@ -22,9 +22,10 @@ from dpsapf.cli.rules import (
     entry_digest,
     flags,
     given,
+    own_files,
+    run_pattern,
     score_flags,
     selection_files,
-    trained_files,
 )
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
@@ -116,15 +117,32 @@ def test_inputs_of_a_run_depend_on_its_method(run):
     assert audit_files(layout, lora)["spends"] == [f"r/runs/{lora.id}/spend.json"] and "scores" not in audit_files(layout, lora)
     public = normalise(replace(run, method="no-finetune"))
     assert audit_files(layout, public) == {"plan": f"r/runs/{public.id}/plan.json", "spends": [], "privates": []}
-    assert trained_files(layout, public, "weights") == {}
-    assert trained_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}
+    assert own_files(layout, public, "weights", "spend") == {}
+    evolved = normalise(replace(run, method="pe"))
+    assert audit_files(layout, evolved) == {
+        "plan": f"r/runs/{evolved.id}/plan.json",
+        "spends": [f"r/runs/{evolved.id}/spend.json"],
+        "privates": [f"r/runs/{evolved.id}/private.json"],
+        "population": f"r/runs/{evolved.id}/population.safetensors",
+    }
+    assert set(own_files(layout, evolved, "selection", "spend", "private", "training_log")) == {"spend", "private"}
+    assert own_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}
 
 
 def test_files_of_training_are_the_named_ones_in_their_order(run):
-    found = trained_files(Layout("r"), run, "training_log", "spend")
+    found = own_files(Layout("r"), run, "training_log", "spend")
     assert list(found.items()) == [("training_log", f"r/runs/{run.id}/private_log.csv"), ("spend", f"r/runs/{run.id}/spend.json")]
     with pytest.raises(KeyError, match="ledger"):
-        trained_files(Layout("r"), run, "ledger")
+        own_files(Layout("r"), run, "ledger")
+
+
+def test_a_pattern_matches_the_ids_of_its_runs_alone():
+    runs = expand({"s": Study(dataset=("a.b",), method=("pe", "dp-lora", "no-finetune"), seed=(1, 11))})
+    evolved = [run for run in runs if method(run.method).evolves]
+    found = [run for run in runs if re.fullmatch(run_pattern(evolved), run.id)]
+    assert found == evolved and len(found) == 2
+    assert not re.fullmatch(run_pattern(evolved), evolved[0].id.replace("a.b", "axb"))
+    assert not re.fullmatch(run_pattern([]), "") and not re.fullmatch(run_pattern([]), runs[0].id)
 
 
 def protocols(tmp_path, **changes):
@@ -166,8 +184,8 @@ def checkout(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("room", "stages"),
     [
-        ("dpsapf/finetune", {"finetune", "sampling"}),
-        ("dpsapf/privacy", {"privacy", "saliency", "finetune"}),
+        ("dpsapf/finetune", {"finetune", "sampling", "evolution"}),
+        ("dpsapf/privacy", {"privacy", "saliency", "finetune", "evolution"}),
         ("dpsapf/gradients", {"saliency", "finetune"}),
         ("dpsapf/cli", set()),
         ("dpsapf/bench", set()),

@@ -47,7 +47,7 @@ def test_only_the_procedural_loaders_say_so(make_entry):
         loader(make_entry(loader="image-folder", procedural=True))
 
 
-VALUES = {"train": 5, "users": "users.csv", "convert": True}
+VALUES = {"train": 5, "users": "users.csv", "labels": "labels.csv", "convert": True}
 
 
 @pytest.mark.parametrize("key", OPTIONAL)
@@ -64,7 +64,12 @@ def test_a_key_that_a_loader_does_not_read_is_refused(make_entry, name, key):
 def test_a_key_is_read_by_these_loaders_only():
     found = {key: {name for name, row in LOADERS.items() if key in row.keys} for key in OPTIONAL}
     published = {"cifar10", "octmnist", "celeba", "camelyon17"}
-    assert found == {"train": published, "users": {"image-folder", "camelyon17"}, "convert": {"image-folder"}}
+    assert found == {
+        "train": published,
+        "users": {"image-folder", "camelyon17"},
+        "labels": {"image-folder"},
+        "convert": {"image-folder"},
+    }
 
 
 @pytest.mark.parametrize("name", ["webdataset", "", "Image-Folder", "dpsapf.datasets.embedded.sklearn_digits"])

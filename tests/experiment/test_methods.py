@@ -11,19 +11,20 @@ from dpsapf.support.errors import UserError
 
 README = Path(__file__).parents[2] / "README.md"
 KINDS = [
-    Method(selection=selection, trained=trained, private=private, candidates=candidates)
-    for selection, trained, private, candidates in itertools.product(
+    Method(selection=selection, trained=trained, private=private, candidates=candidates, evolves=evolves)
+    for selection, trained, private, candidates, evolves in itertools.product(
         ("saliency", "random", "all"),
         ("adapter", "weights", "attention", "biases", "unet", "nothing"),
         (True, False),
         (None, *typing.get_args(Candidates)),
+        (None, "drawn"),
     )
 ]
 
 
 def test_unknown_method_is_refused():
     with pytest.raises(UserError, match="must be one of " + ", ".join(METHODS)):
-        method("pe")
+        method("pea")
     with pytest.raises(UserError, match="method = 'dp-lara': .*did you mean dp-lora\\?"):
         method("dp-lara")
     with pytest.raises(UserError, match="method = 'DP-LoRA'"):
@@ -57,7 +58,7 @@ def test_scores_of_private_images_are_released_with_a_mechanism_or_under_no_guar
         assert ("score" in row.uses) == row.selects
         assert row.uses >= {"mechanism", "sigma_s"} or not (row.selects and row.private)
         assert row.uses.isdisjoint({"mechanism", "sigma_s", "epsilon"}) or row.private, "without a guarantee there is no noise"
-        assert ("epsilon" in row.uses) == (row.trains and row.private)
+        assert ("epsilon" in row.uses) == (row.spends and row.private)
         assert ("ratio" in row.uses) == ("level" in row.uses) == (row.selection != "all"), "a share of something, or neither"
         assert "candidates" not in row.uses or row.candidates is None, "a method's own set is no axis of its runs"
 
@@ -86,5 +87,7 @@ def test_what_the_methods_differ_in():
     assert ours - method("no-lora").uses == {"adapter", "lora_rank"}
     assert ours - method("no-dp").uses == {"mechanism", "sigma_s", "epsilon"}
     assert method("noisy").uses == ours and method("noisy").randomises_rest
-    assert [name for name, row in METHODS.items() if not row.trains] == ["no-finetune"] and not method("no-finetune").uses
+    assert [name for name, row in METHODS.items() if not row.trains] == ["pe", "aug-pe", "no-finetune"]
+    assert [name for name, row in METHODS.items() if not row.spends] == ["no-finetune"] and not method("no-finetune").uses
+    assert method("pe").uses == method("aug-pe").uses == {"epsilon"}, "votes are all that is released"
     assert [name for name, row in METHODS.items() if not row.private] == ["clip-only", "no-dp"]

@@ -52,6 +52,24 @@ def test_an_automatic_learning_rate_and_a_prediction_measure_what_noise_breaks(t
         assert counts(result.stdout).get("measure_fragility", 0) == expected
 
 
+def test_runs_whose_images_evolve_and_runs_that_sample_go_their_own_ways(tmp_path):
+    """Rules of both kinds write files of the same names; latents of private images are made only where something trains."""
+    study = {"dataset": ["mnist5k"], "method": ["pe", "aug-pe", "no-finetune"], "epsilon": [1, 10]}
+    for methods, trained in (
+        (["pe", "aug-pe", "no-finetune"], 0),
+        (["pe", "aug-pe", "no-finetune", "dp-lora"], 2),
+        (["dp-lora"], 2),
+    ):
+        data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run", "studies": {"s": study | {"method": methods}}}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | {"measure_fragility": [], "compare_scores": []}))
+        result = dry_run("--configfile", str(tmp_path / "config.yaml"))
+        assert result.returncode == 0, result.stderr
+        jobs, evolved = counts(result.stdout), 4 if "pe" in methods else 0
+        assert jobs.get("evolve", 0) == jobs.get("publish_population", 0) == evolved
+        assert jobs.get("finetune", 0) == trained and jobs.get("encode_dataset", 0) == bool(trained)
+        assert jobs.get("sample", 0) == trained + ("no-finetune" in methods)
+
+
 def test_paper_expands():
     result = dry_run("--configfile", "config/paper.yaml")
     jobs = counts(result.stdout)

@@ -4,8 +4,13 @@ import sys
 from pathlib import Path
 
 from dpsapf.cli import warm
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry
-from dpsapf.experiment.settings import UpdateConfig, parse_config
+from dpsapf.experiment.registries import (
+    DatasetEntry,
+    ModelEntry,
+    ProtocolEntry,
+    load_registry,
+)
+from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_config
 from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, WALKING, method
 from dpsapf.experiment.layout import Layout
@@ -16,9 +21,10 @@ from dpsapf.cli.rules import (
     fragility_file,
     flags,
     given,
+    own_files,
+    run_pattern,
     score_flags,
     selection_files,
-    trained_files,
 )
 
 try:
@@ -29,6 +35,9 @@ except UserError as error:
 LAYOUT = Layout(Path("results") / CONFIG.name)
 RUNS = {run.id: run for run in CONFIG.runs}
 SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).selects}
+# runs whose images evolve, and the others: which rules make their files
+EVOLVED = run_pattern(run for run in CONFIG.runs if method(run.method).evolves)
+SAMPLED = run_pattern(run for run in CONFIG.runs if not method(run.method).evolves)
 GPU = {"gpu": CONFIG.resources.gpus} if CONFIG.resources.gpus else {}
 TORCH = {
     "mem_mb": CONFIG.resources.memory_mb,
@@ -51,6 +60,7 @@ COMPARISONS = [
     for model in sorted({x.public_model for x in CONFIG.runs if x.dataset == dataset})
 ]
 UPDATES = tuple(UpdateConfig.model_fields)
+VARIATIONS = tuple(VariationConfig.model_fields)
 PROTOCOL = CONFIG.evaluation.protocol
 
 ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")
@@ -71,6 +81,16 @@ wildcard_constraints:
     dataset="[^/]+?",
     public_model="[^/]+?",
     candidates="attention|attention\\+ffn|all-params",
+
+
+def dataset_inputs(wildcards):
+    """Whether the files of a published dataset are there; on a cluster they are fetched by the submitting host."""
+    fetched = load_registry(CONFIG.datasets_file, DatasetEntry)[
+        wildcards.dataset
+    ].downloads
+    return (
+        {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched.txt")} if fetched else {}
+    )
 
 
 def selection_inputs(wildcards):
@@ -104,7 +124,7 @@ def sampling_inputs(wildcards):
         "dataset": LAYOUT.dataset(run.dataset, "dataset.json"),
         "model": LAYOUT.model(run.public_model, "model.json"),
         "prompts": LAYOUT.latents(run.dataset, run.public_model, "prompts.safetensors"),
-    } | trained_files(LAYOUT, run, "selection", "weights")
+    } | own_files(LAYOUT, run, "selection", "weights")
 
 
 def run_records(wildcards):
@@ -122,4 +142,4 @@ def run_records(wildcards):
         **(fragility_file(LAYOUT, run) if predicted else {}),
         "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
-    } | trained_files(LAYOUT, run, "selection", "spend", "private", "training_log")
+    } | own_files(LAYOUT, run, "selection", "spend", "private", "training_log")

@@ -10,6 +10,8 @@ rule finetune:
         LAYOUT.log("finetune", "{run}"),
     benchmark:
         LAYOUT.benchmark("finetune", "{run}")
+    wildcard_constraints:
+        run=SAMPLED,
     conda:
         ENVIRONMENT
     threads: THREADS

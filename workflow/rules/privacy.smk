@@ -19,10 +19,11 @@ rule plan_privacy:
         run=lambda w: flags(RUNS[w.run], only=("public_model", "method", "seed", *AXES)),
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency."),
+        evolution=flags(CONFIG.evolution, only=("iterations",), prefix="evolution."),
         code=code_digest("privacy"),
     shell:
         "python -m dpsapf plan-privacy --dataset {input.dataset} --candidate-table {input.candidate_table}"
-        " {params.run} {params.options} {params.saliency} --out {output} --log {log}"
+        " {params.run} {params.options} {params.saliency} {params.evolution} --out {output} --log {log}"
 
 
 rule audit_privacy:

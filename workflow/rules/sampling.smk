@@ -9,6 +9,8 @@ rule sample:
         LAYOUT.log("sample", "{run}"),
     benchmark:
         LAYOUT.benchmark("sample", "{run}")
+    wildcard_constraints:
+        run=SAMPLED,
     conda:
         ENVIRONMENT
     threads: THREADS

@@ -13,6 +13,7 @@ from dpsapf.public_models.load import load_part
 from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     import torch
     from diffusers import AutoencoderKL, DiffusionPipeline
@@ -148,14 +149,6 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def image_to_image(self, denoiser: "torch.nn.Module", device: str, sampler: Sampler = "model") -> "DiffusionPipeline":
-        """Put a denoiser into the family's pipeline that starts from noised images; see `text_to_image`.
-
-        Raises:
-            UserError: diffusers as installed has none, or the family does not know the sampler.
-        """
-
-    @abstractmethod
     def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor | None", guidance_scale: float) -> dict[str, object]:
         """Return the keywords by which the family's pipelines take prompts and guidance.
 
@@ -177,6 +170,32 @@ class Family(ABC):
         shift, scale = vae.config.shift_factor or 0.0, vae.config.scaling_factor
         return (mean - shift) * scale, std * scale
 
+    def image_to_image(self, pipeline: "DiffusionPipeline") -> "DiffusionPipeline":
+        """Put the parts of a pipeline of `text_to_image` into the family's pipeline that starts from noised images.
+
+        Raises:
+            UserError: diffusers as installed has none.
+        """
+        from diffusers import AutoPipelineForImage2Image
+
+        try:
+            changing = AutoPipelineForImage2Image.from_pipe(pipeline)
+        except ValueError as error:
+            remedy = "has no pipeline from image to image in the installed diffusers: install a newer one"
+            raise UserError(f"{self.record.name}: family", self.name, remedy) from error
+        changing.set_progress_bar_config(disable=True)
+        return changing
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Height and width of the model's images [pixels]: the resolution that it is trained at."""
+        return {"height": self.record.resolution, "width": self.record.resolution}
+
+    @property
+    def varied_size(self) -> dict[str, int]:
+        """What the pipeline from image to image is told of the size, which is the given images'."""
+        return self.size
+
     def generate(
         self,
         pipeline: "DiffusionPipeline",
@@ -188,7 +207,7 @@ class Family(ABC):
         generators: "list[torch.Generator]",
         output_type: typing.Literal["np", "latent"] = "np",
     ) -> typing.Any:  # noqa: ANN401
-        """Sample at the model's resolution, which is the one that it is trained at.
+        """Sample at the model's resolution.
 
         Args:
             pipeline: of `text_to_image`.
@@ -199,15 +218,47 @@ class Family(ABC):
             generators: one per image, so that an image is the same in any batch.
             output_type: images as floats in [0, 1], [B, H, W, 3], or latents [B, C, h, w] as the denoiser sees them.
         """
+        given = {"num_inference_steps": steps, "generator": generators, "output_type": output_type, **self.size}
+        return self._run(pipeline, prompts, null, guidance_scale, given)
+
+    def vary(
+        self,
+        pipeline: "DiffusionPipeline",
+        images: "np.ndarray",
+        strength: float,
+        prompts: "torch.Tensor",
+        null: "torch.Tensor",
+        *,
+        guidance_scale: float,
+        steps: int,
+        generators: "list[torch.Generator]",
+    ) -> "np.ndarray":
+        """Noise images to a share of the schedule and denoise them: floats in [0, 1], [B, H, W, 3].
+
+        Args:
+            pipeline: of `image_to_image`.
+            images: floats in [0, 1], [B, H, W, 3], at the model's resolution.
+            strength: that share, in (0, 1]; 1: nothing of an image is left.
+            prompts: embeddings [B, L, D].
+            null: of the empty prompt, [L, D].
+            guidance_scale: see `conditions`.
+            steps: sampler steps of the whole schedule.
+            generators: one per image.
+        """
+        given = {"num_inference_steps": steps, "generator": generators, "output_type": "np", **self.varied_size}
+        return self._run(pipeline, prompts, null, guidance_scale, given | {"image": images, "strength": strength})
+
+    def _run(
+        self,
+        pipeline: "DiffusionPipeline",
+        prompts: "torch.Tensor",
+        null: "torch.Tensor | None",
+        guidance_scale: float,
+        given: dict[str, object],
+    ) -> typing.Any:  # noqa: ANN401
         import torch
 
-        device, side = pipeline.vae.device, self.record.resolution
+        device = pipeline.vae.device
+        conditions = self.conditions(prompts.to(device), null if null is None else null.to(device), guidance_scale)
         with torch.inference_mode():
-            return pipeline(
-                **self.conditions(prompts.to(device), null if null is None else null.to(device), guidance_scale),
-                height=side,
-                width=side,
-                num_inference_steps=steps,
-                generator=generators,
-                output_type=output_type,
-            ).images
+            return pipeline(**given, **conditions).images

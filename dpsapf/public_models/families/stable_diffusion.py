@@ -16,13 +16,7 @@ from dpsapf.support.errors import UserError
 if typing.TYPE_CHECKING:
     import pandas as pd
     import torch
-    from diffusers import (
-        DDIMScheduler,
-        SchedulerMixin,
-        StableDiffusionImg2ImgPipeline,
-        StableDiffusionPipeline,
-        UNet2DConditionModel,
-    )
+    from diffusers import DDIMScheduler, SchedulerMixin, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from dpsapf.public_models.latents import Pairs
@@ -171,21 +165,15 @@ class StableDiffusion(Family):
         """See `Family`."""
         from diffusers import StableDiffusionPipeline
 
-        return self._assembled(StableDiffusionPipeline, denoiser, device, sampler)
-
-    def image_to_image(
-        self, denoiser: "torch.nn.Module", device: str, sampler: Sampler = "model"
-    ) -> "StableDiffusionImg2ImgPipeline":
-        """See `Family`."""
-        from diffusers import StableDiffusionImg2ImgPipeline
-
-        return self._assembled(StableDiffusionImg2ImgPipeline, denoiser, device, sampler)
-
-    def _assembled(self, cls: type, denoiser: "torch.nn.Module", device: str, sampler: Sampler) -> typing.Any:  # noqa: ANN401
         parts = (self.vae(device), None, None, denoiser, self.scheduler(sampler), None, None)
-        pipeline = cls(*parts, requires_safety_checker=False)
+        pipeline = StableDiffusionPipeline(*parts, requires_safety_checker=False)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    @property
+    def varied_size(self) -> dict[str, int]:
+        """See `Family`: nothing, it looks at the images."""
+        return {}
 
     def conditions(self, prompts: "torch.Tensor", null: "torch.Tensor | None", guidance_scale: float) -> dict[str, object]:
         """See `Family`."""

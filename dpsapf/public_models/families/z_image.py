@@ -17,7 +17,7 @@ from dpsapf.support.errors import UserError
 if typing.TYPE_CHECKING:
     import pandas as pd
     import torch
-    from diffusers import FlowMatchEulerDiscreteScheduler, ZImageImg2ImgPipeline, ZImagePipeline, ZImageTransformer2DModel
+    from diffusers import FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
     from transformers import Qwen2Tokenizer, Qwen3Model
 
     from dpsapf.public_models.latents import Pairs
@@ -190,20 +190,7 @@ class ZImage(Family):
         """See `Family`."""
         from diffusers import ZImagePipeline
 
-        return self._assembled(ZImagePipeline, denoiser, device, sampler)
-
-    def image_to_image(self, denoiser: "torch.nn.Module", device: str, sampler: Sampler = "model") -> "ZImageImg2ImgPipeline":
-        """See `Family`."""
-        try:
-            from diffusers import ZImageImg2ImgPipeline
-        except ImportError as error:
-            raise UserError(
-                "diffusers", "ZImageImg2ImgPipeline", "is not in the installed diffusers: install a newer one"
-            ) from error
-        return self._assembled(ZImageImg2ImgPipeline, denoiser, device, sampler)
-
-    def _assembled(self, cls: type, denoiser: "torch.nn.Module", device: str, sampler: Sampler) -> typing.Any:  # noqa: ANN401
-        pipeline = cls(self.scheduler(sampler), self.vae(device), None, None, denoiser)
+        pipeline = ZImagePipeline(self.scheduler(sampler), self.vae(device), None, None, denoiser)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 

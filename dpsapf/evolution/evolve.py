@@ -1,0 +1,178 @@
+"""evolve: images of the public model evolve by noisy votes of the private ones (Private Evolution; nothing is trained).
+
+Everything private leaves through `dpsapf.evolution.votes.Electorate.vote`; images are made from votes and public things
+alone. So votes and images are one file, and its digest is what was spent on: the audit passes that file or none, and
+`dpsapf.evolution.publish` publishes images only out of a file that was passed.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from dpsapf.datasets.prepared import read_part
+from dpsapf.evaluation.features import extract_features, feature_batches
+from dpsapf.evolution.api import ImageApi, image_api
+from dpsapf.evolution.votes import Electorate, drawn, first
+from dpsapf.experiment.methods import method
+from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
+from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.stages import Evolve
+from dpsapf.privacy.meter import Meter
+from dpsapf.sampling.sample import fitted
+from dpsapf.support.arrays import writing
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
+from dpsapf.support.measure import peak_memory_mb
+from dpsapf.support.provenance import provenance
+from dpsapf.support.randomness import numpy_generator
+from dpsapf.support.records import read_record, write_record
+
+LOG = logging.getLogger(__name__)
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+def evolve(options: Evolve) -> None:
+    """Write the population with the votes that made it, the spend record of the votes, and their private measures.
+
+    Raises:
+        UserError: the plan has no votes; the archive is another than the plan's; there is a class without an image; or the
+            last variation degree leaves no sampler step.
+    """
+    start = time.monotonic()
+    torch.set_num_threads(options.threads)
+    plan, release = _planned(options)
+    dataset = read_record(options.dataset, DatasetRecord)
+    _check(plan, dataset, options)
+    protocol = entry(options.registry, options.protocol, ProtocolEntry)
+    model, seed = read_record(options.model, ModelRecord), plan.run.seed
+    electorate = _electorate(plan, release, protocol, options)
+    api = image_api(model, wordings(plan.run.method, dataset, options.prompt_prefixes), seed, options)
+
+    def features(images: np.ndarray) -> np.ndarray:
+        return extract_features(fitted(images, dataset.resolution, dataset.channels), protocol, options.device)
+
+    labels = np.sort(np.arange(options.count, dtype=np.int64) % len(dataset.classes))
+    grow = _drawn_generations if method(plan.run.method).evolves == "drawn" else _first_generations
+    votes, images = grow(api, electorate, features, labels, options)
+    images = fitted(images, dataset.resolution, dataset.channels)
+    _write(options, {"votes": ("F32", votes), "images": ("U8", images), "labels": ("I64", labels)})
+    write_record(options.private, electorate.meter.measured(time.monotonic() - start))
+    write_record(options.spend, _spend(options, plan, electorate, votes.shape[1]))
+
+
+def _planned(options: Evolve) -> tuple[Plan, Release]:
+    plan = read_record(options.plan, Plan)
+    releases = [release for release in plan.releases if release.name == "pe-histogram"]
+    if not releases:
+        raise UserError("--plan", plan.run.method, "no image evolves by this method: use finetune or sample")
+    return plan, releases[0]
+
+
+def _check(plan: Plan, dataset: DatasetRecord, options: Evolve) -> None:
+    if not sha256(options.archive) == dataset.id == plan.dataset_id:
+        raise UserError("--archive", str(options.archive), "is not the archive of --dataset and --plan: run their stages again")
+    if options.count < len(dataset.classes):
+        raise UserError("count", options.count, f"{dataset.name} has {len(dataset.classes)} classes: make an image of each")
+    degree = min(options.first_degree, options.last_degree)
+    if int(options.steps * degree) < 1:
+        remedy = f"of {options.steps} sampler steps it leaves none: must be at least {1 / options.steps:.3g}, or take more steps"
+        raise UserError("variation degree", degree, remedy)
+
+
+def _electorate(plan: Plan, release: Release, protocol: ProtocolEntry, options: Evolve) -> Electorate:
+    train = read_part(options.archive, "train")
+    features = torch.from_numpy(np.concatenate(list(feature_batches(train, protocol, options.device))))
+    users = train.users if plan.unit == "user" else None
+    labels, meter = torch.from_numpy(train.labels), Meter(plan.population)
+    return Electorate(features, labels, users, release, plan.noise, plan.run.seed, meter, options.device)
+
+
+def wordings(name: str, dataset: DatasetRecord, prefixes: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Return the wordings of the classes' prompts: the prompts alone for pe, and with each prefix as well for aug-pe."""
+    variants = prefixes if method(name).evolves == "first" else ()
+    return [dataset.prompts, *(tuple(f"{prefix} {prompt}" for prompt in dataset.prompts) for prefix in variants)]
+
+
+def degrees(rounds: int, options: Evolve) -> np.ndarray:
+    """Return the variation degree of each round, falling linearly, float64 [T]."""
+    return np.linspace(options.first_degree, options.last_degree, rounds)
+
+
+def seen(api: ImageApi, features: Features, images: np.ndarray, labels: np.ndarray, degree: float, step: int) -> torch.Tensor:
+    """Compute what voters see of each image: the mean features of k variations (lookahead), or its own if k is 0.
+
+    Returns:
+        fp32 [n, D].
+    """
+    count = api.options.lookahead
+    ahead = (features(api.variations(images, labels, degree, step, "lookahead", place)) for place in range(count))
+    return torch.from_numpy(sum(ahead) / count if count else features(images)).float()
+
+
+def _drawn_generations(
+    api: ImageApi, electorate: Electorate, features: Features, labels: np.ndarray, options: Evolve
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let all images be drawn by votes and varied, round by round (Lin et al. 2024, Algorithm 1).
+
+    Returns:
+        Noisy votes, float64 [T, n]; and images, uint8 [n, R, R, 3].
+    """
+    images, counts, votes = api.images(labels), np.bincount(labels), []
+    threshold = options.threshold * electorate.release.noise_multiplier * electorate.release.sensitivity
+    for step, degree in enumerate(degrees(electorate.release.steps, options)):
+        shown = seen(api, features, images, labels, degree, step)
+        votes.append(electorate.vote(shown, torch.from_numpy(labels), step))
+        draw = numpy_generator(api.seed, "evolve", step, "draw")
+        images = api.variations(images[drawn(votes[-1], labels, counts, threshold, draw)], labels, degree, step, "vary")
+        _log(step, votes[-1], degree)
+    return np.stack(votes), images
+
+
+def _first_generations(
+    api: ImageApi, electorate: Electorate, features: Features, labels: np.ndarray, options: Evolve
+) -> tuple[np.ndarray, np.ndarray]:
+    """Let the first by votes stay, with L - 1 variations of each, round by round (Xie et al. 2024, Algorithm 1).
+
+    Returns:
+        Noisy votes, float64 [T, L n]; and the images that the last of them put first, uint8 [n, R, R, 3].
+    """
+    images, counts, votes = api.images(labels), np.bincount(labels), []
+    everyones = np.tile(labels, options.variants)
+    for step, degree in enumerate(degrees(electorate.release.steps, options)):
+        more = [api.variations(images, labels, degree, step, "vary", place) for place in range(1, options.variants)]
+        images = np.concatenate([images, *more])
+        shown = seen(api, features, images, everyones, degree, step)
+        votes.append(electorate.vote(shown, torch.from_numpy(everyones), step))
+        images = images[first(votes[-1], everyones, counts)]
+        _log(step, votes[-1], degree)
+    return np.stack(votes), images
+
+
+def _log(step: int, noisy: np.ndarray, degree: float) -> None:
+    LOG.info("round %d: degree %.2f, most votes %.1f", step + 1, degree, noisy.max())
+
+
+def _write(options: Evolve, arrays: dict[str, tuple[str, np.ndarray]]) -> None:
+    with writing(options.population, {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
+        for name, (_, values) in arrays.items():
+            writer.put(name, 0, values)
+
+
+def _spend(options: Evolve, plan: Plan, electorate: Electorate, numbers: int) -> Spend:
+    return Spend(
+        subject=plan.run.id,
+        release=electorate.meter.release(electorate.release),
+        unit=plan.unit,
+        population=electorate.meter.population,
+        dataset_id=plan.dataset_id,
+        made_from={name: sha256(getattr(options, name)) for name in ("plan", "model", "archive")},
+        digest=sha256(options.population),
+        numbers=numbers,
+        trainable_parameters=0,
+        peak_memory_mb=peak_memory_mb(options.device),
+        private=sha256(options.private),
+        provenance=provenance(),
+    )
