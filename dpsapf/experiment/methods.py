@@ -85,6 +85,11 @@ class Method:
         return self.trained != "nothing"
 
     @property
+    def trains_more(self) -> bool:
+        """True if more is trained than candidate matrices, or adapters on them."""
+        return self.trained in ("attention", "biases", "unet")
+
+    @property
     def spends(self) -> bool:
         """True if a run releases something of its own beside scores: it trains, or lets images evolve."""
         return self.trains or self.evolves is not None

@@ -1,5 +1,8 @@
 """plan-privacy: describe the saliency release of a run, and hand it to `dpsapf.privacy.plan` for the rest."""
 
+import pandas as pd
+
+from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.methods import AXES, NoiseMode, method
 from dpsapf.experiment.records import DatasetRecord, Release
 from dpsapf.experiment.runs import RunSpec
@@ -11,6 +14,7 @@ from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
 
 DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "rule": "top", "candidates": "attention", "adapter": "lora"}
@@ -23,7 +27,8 @@ def plan_privacy(options: PlanPrivacy) -> None:
         options: the run, DP-SGD's settings and the saliency release's.
 
     Raises:
-        UserError: the target cannot be met, or an axis that the method needs is missing.
+        UserError: the target cannot be met, an axis that the method needs is missing, or the public model's family does not
+            know what it trains.
     """
     dataset = read_record(options.dataset, DatasetRecord)
     defaults = {axis: value for axis, value in DEFAULT_AXES.items() if axis in method(options.method).uses}
@@ -31,8 +36,21 @@ def plan_privacy(options: PlanPrivacy) -> None:
     fixed = {"public_model": options.public_model, "method": options.method, "seed": options.seed}
     run = RunSpec(dataset=dataset.name, **fixed, **(defaults | given))
     check_axes(run)
+    _check_family(run, options)
     releases = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
     write_record(options.out, make_plan(run, dataset, releases, options, prior_releases(options.prior, dataset.id, options.unit)))
+
+
+def _check_family(run: RunSpec, options: PlanPrivacy) -> None:
+    """Refuse what the public model's family has no per-image gradients for, before anything is computed."""
+    row = method(run.method)
+    if row.trains and not row.trains_more:
+        candidates(options.candidate_table, run.released_from)
+    if row.trains_more and "all-params" not in set(pd.read_csv(options.candidate_table)[CANDIDATES]):
+        remedy = (
+            f"trains {row.trained}, and the family of {run.public_model} knows the gradients of its candidates alone: train those"
+        )
+        raise UserError("method", run.method, remedy)
 
 
 def saliency_release(

@@ -62,8 +62,16 @@ def select_matrices(options: SelectMatrices) -> None:
 
 
 def candidates(path: Path, names: Candidates) -> pd.DataFrame:
-    """Read the rows of a candidate table that belong to a candidate set, in UNet order."""
+    """Read the rows of a candidate table that belong to a candidate set, in the denoiser's order.
+
+    Raises:
+        UserError: the public model's family does not know the set.
+    """
     table = pd.read_csv(path)
+    known = set(table[CANDIDATES])
+    if names not in known:
+        remedy = f"the public model's table has {', '.join(sorted(known))} alone: its family knows no other per-image gradients"
+        raise UserError("candidates", names, remedy)
     return table[table[CANDIDATES].isin(MEMBERS[names])].reset_index(drop=True)
 
 

@@ -6,7 +6,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dpsapf.pretraining.architecture import MAX_TOKENS, TEXT_WIDTH, build_tokenizer, build_unet
-from dpsapf.public_models.load import load_scheduler, load_text, load_unet, load_vae, tokenise
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.load import tokenise
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
@@ -41,7 +42,8 @@ def test_unet_has_the_documented_size():
 
 
 def test_loaded_parts_are_fp32_in_evaluation_mode_with_the_saved_weights(model_record, mini):
-    unet, vae, (tokenizer, text) = load_unet(model_record), load_vae(model_record), load_text(model_record)
+    model = load_model(model_record)
+    unet, vae, (tokenizer, text) = model.denoiser(), model.vae(), model.text()
     for module in (unet, vae, text):
         assert not module.training
         assert {parameter.dtype for parameter in module.parameters()} == {torch.float32}
@@ -58,10 +60,10 @@ def test_weights_that_lack_a_tensor_are_refused(model_record, mini, tmp_path, pa
     weights = load_file(file)
     lost = min(weights)
     save_file({name: value for name, value in weights.items() if name != lost}, file, {"format": "pt"})
-    record = replace(model_record, path=str(tmp_path / "copy"), vae_path=str(tmp_path / "copy" / "vae"))
-    load = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text}[part]
+    model = load_model(replace(model_record, path=str(tmp_path / "copy"), vae_path=str(tmp_path / "copy" / "vae")))
+    load = {"unet": model.denoiser, "vae": model.vae, "text_encoder": model.text}[part]
     with pytest.raises(UserError, match=rf"lack \S*{lost.removeprefix('text_model.')}"):
-        load(record)
+        load()
 
 
 def test_text_weights_are_named_as_in_published_models(mini):
@@ -71,7 +73,7 @@ def test_text_weights_are_named_as_in_published_models(mini):
 
 
 def test_schedule_is_that_of_stable_diffusion(model_record):
-    scheduler = load_scheduler(model_record)
+    scheduler = load_model(model_record).scheduler("model")
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
     assert torch.allclose(scheduler.betas, betas)
     assert scheduler.config.prediction_type == "epsilon"
@@ -79,7 +81,7 @@ def test_schedule_is_that_of_stable_diffusion(model_record):
 
 
 def test_vae_shrinks_by_four(model_record):
-    vae = load_vae(model_record)
+    vae = load_model(model_record).vae()
     latents = vae.encode(torch.zeros(2, 3, 32, 32)).latent_dist.mean
     assert latents.shape == (2, 4, 8, 8)
     assert vae.decode(latents).sample.shape == (2, 3, 32, 32)
@@ -119,5 +121,5 @@ def test_tokenizer_is_the_same_for_the_same_prompts_in_any_order(tmp_path):
 def test_saved_tokenizer_reads_back_the_same(mini, model_record, tmp_path):
     from tests.conftest import PROMPTS
 
-    fresh, (saved, _) = build_tokenizer(tmp_path, PROMPTS), load_text(model_record)
+    fresh, (saved, _) = build_tokenizer(tmp_path, PROMPTS), load_model(model_record).text()
     assert torch.equal(tokenise(fresh, PROMPTS), tokenise(saved, PROMPTS))

@@ -5,8 +5,8 @@ from safetensors.torch import save_file
 
 from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
 from dpsapf.public_models.encode import ROUNDING, SMALLEST, embed_prompts, encode_dataset, in_fp16
+from dpsapf.public_models.families import load_model
 from dpsapf.public_models.latents import Latents, dataset_id, load_prompts
-from dpsapf.public_models.load import embed_prompts_of, load_vae
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -81,7 +81,7 @@ def test_shapes_and_labels(latents):
 def test_latents_are_the_scaled_posterior_of_the_resized_image(latents, model_record):
     from PIL import Image
 
-    vae = load_vae(model_record)
+    vae = load_model(model_record).vae()
     resized = np.asarray(Image.fromarray(IMAGES[3]).resize((32, 32), Image.Resampling.LANCZOS))
     pixels = torch.tensor(resized).permute(2, 0, 1)[None] / 127.5 - 1
     with torch.no_grad():
@@ -122,7 +122,7 @@ def test_embeddings_are_those_of_the_pipeline(options, latents, model_record, tw
 
 
 def test_other_prompt_has_another_embedding(model_record):
-    one, seven = embed_prompts_of(model_record, ["a handwritten digit 1", "a handwritten digit 7"], "cpu")
+    one, seven = load_model(model_record).embed(["a handwritten digit 1", "a handwritten digit 7"])
     assert not torch.allclose(one, seven, atol=1e-3)
 
 

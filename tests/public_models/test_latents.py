@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
-from dpsapf.public_models.latents import Latents, Pairs, dataset_id, denoising_loss, draw_batch
+from dpsapf.public_models.latents import Latents, dataset_id, draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet, write_latents
+from tests.tiny import tiny_latents, write_latents
 
 
 def drawn(indices=(3, 0, 7), multiplicity=2, seed=0, latents=None, timesteps=1000):
@@ -170,61 +170,3 @@ def test_each_row_has_the_prompt_of_its_label():
     latents = tiny_latents()
     assert torch.equal(pairs.embeddings, latents.prompt_embeddings[[1, 1, 0, 0]])
     assert not torch.equal(latents.prompt_embeddings[0], latents.prompt_embeddings[1])
-
-
-def scheduler(prediction="epsilon"):
-    from diffusers.schedulers.scheduling_ddim import DDIMScheduler
-
-    return DDIMScheduler.from_config(tiny_scheduler().config, prediction_type=prediction)
-
-
-def signal(pairs):
-    """The share of signal and of noise at each row's timestep, by Ho et al.'s cumulative product."""
-    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    kept = torch.cumprod(1 - betas, 0)[pairs.timesteps].float()[:, None, None, None]
-    return kept.sqrt(), (1 - kept).sqrt()
-
-
-def test_the_model_sees_the_noised_latents_their_timesteps_and_prompts():
-    pairs, seen = drawn(), {}
-
-    def model(noisy, timesteps, embeddings, return_dict):
-        seen.update(noisy=noisy, timesteps=timesteps, embeddings=embeddings)
-        return (torch.zeros_like(noisy),)
-
-    loss = denoising_loss(model, scheduler(), pairs)
-    kept, added = signal(pairs)
-    torch.testing.assert_close(seen["noisy"], kept * pairs.latents + added * pairs.noise, rtol=1e-4, atol=1e-5)  # fp32 products
-    assert torch.equal(seen["timesteps"], pairs.timesteps) and torch.equal(seen["embeddings"], pairs.embeddings)
-    torch.testing.assert_close(loss, pairs.noise.square().mean((1, 2, 3)))
-
-
-@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
-def test_the_target_is_what_the_scheduler_predicts(prediction):
-    pairs = drawn()
-    kept, added = signal(pairs)
-    targets = {"epsilon": pairs.noise, "v_prediction": kept * pairs.noise - added * pairs.latents}
-    losses = {
-        name: denoising_loss(lambda *inputs, value=value, **keywords: (value,), scheduler(prediction), pairs)
-        for name, value in targets.items()
-    }
-    right, wrong = losses.pop(prediction), *losses.values()
-    assert right.shape == (6,) and right.max() < 1e-6 and wrong.min() > 1e-3
-
-
-def test_each_row_has_its_own_loss():
-    unet, pairs = tiny_unet(), drawn()
-    with torch.no_grad():
-        whole = denoising_loss(unet, tiny_scheduler(), pairs)
-        one = torch.cat([denoising_loss(unet, tiny_scheduler(), pairs.rows(row, row + 1, "cpu")) for row in range(6)])
-        changed = Pairs(*(part.clone() for part in parts(pairs)), pairs.prompt_embeddings)
-        changed.latents[2] += 1.0
-        other = denoising_loss(unet, tiny_scheduler(), changed)
-    torch.testing.assert_close(one, whole, rtol=1e-4, atol=1e-6)  # fp32 passes in other batches
-    assert ((other - whole).abs() > 1e-5).tolist() == [row == 2 for row in range(6)]
-
-
-def test_the_loss_of_a_prediction_in_bf16_is_fp32():
-    pairs = drawn()
-    loss = denoising_loss(lambda *inputs, **keywords: (pairs.noise.bfloat16(),), scheduler(), pairs)
-    assert loss.dtype == torch.float32 and 0 < loss.max() < 1e-4  # the rounding of the prediction, squared

@@ -6,7 +6,7 @@ import pytest
 
 from dpsapf.evaluation.network import load_feature_network
 from dpsapf.experiment.registries import ModelEntry, ProtocolEntry, entry
-from dpsapf.public_models.prepare import candidate_table
+from dpsapf.public_models.families.stable_diffusion import StableDiffusion
 from dpsapf.support.files import sha256
 
 ROOT = Path(__file__).parents[2]
@@ -30,7 +30,7 @@ def test_model_is_small_and_holds_no_pickle():
 
 
 def test_model_has_56_candidates_in_14_layers():
-    table, parameters = candidate_table(MODEL)
+    table, parameters = StableDiffusion.candidate_table(MODEL)
     attention = table[table["candidates"] == "attention"]
     assert len(attention) == 56 and attention["layer"].nunique() == 14
     assert parameters == pytest.approx(1.08e6, rel=0.01)  # as the card says, to two digits

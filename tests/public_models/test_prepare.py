@@ -1,35 +1,16 @@
 import shutil
 
-import pandas as pd
 import pytest
 import torch
-import yaml
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION
-from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.registries import ModelEntry, load_registry
-from dpsapf.experiment.stages import PreparePublicModel
 from dpsapf.pretraining.architecture import build_unet
-from dpsapf.public_models.prepare import DOWNLOADED, DOWNLOADED_VAE, SKIPPED, prepare_public_model, resolve
+from dpsapf.public_models.prepare import DOWNLOADED, DOWNLOADED_VAE, HALF, SKIPPED, resolve
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
-from dpsapf.support.records import read_record
 
 COMMIT = "0123456789" * 4
-
-
-@pytest.fixture
-def prepare(tmp_path):
-    def run(**entry):
-        registry = tmp_path / "models.yaml"
-        registry.write_text(yaml.safe_dump({"mini": {"resolution": 32, "licence": "MIT", **entry}}))
-        options = PreparePublicModel(
-            name="mini", registry=registry, record=tmp_path / "model.json", candidates=tmp_path / "candidates.csv"
-        )
-        prepare_public_model(options)
-        return read_record(options.record, ModelRecord), pd.read_csv(options.candidates)
-
-    return run
 
 
 def test_table_lists_every_weight_matrix_in_the_order_of_the_unet(prepare, mini):
@@ -43,7 +24,9 @@ def test_table_lists_every_weight_matrix_in_the_order_of_the_unet(prepare, mini)
         assert row[LORA_PARAMETERS] == weight.flatten(1).shape[0] + weight.flatten(1).shape[1]
         assert row[MATRIX] in (row[LAYER], f"{row[LAYER]}.{row[PROJECTION]}")
         assert row[LAYER].startswith(row[BLOCK])
-    assert record.unet_parameters == sum(parameter.numel() for parameter in unet.parameters())
+    assert record.family == "stable-diffusion" and record.denoiser_parameters == sum(
+        parameter.numel() for parameter in unet.parameters()
+    )
     assert record.vae_path == str(mini / "vae")
 
 
@@ -78,7 +61,7 @@ def test_other_digest_is_refused(prepare, mini):
         "scheduler/scheduler_config.json",
         "vae/config.json",
         "text_encoder/config.json",
-        "tokenizer/vocab.json",
+        "model_index.json",
     ],
 )
 def test_incomplete_folder_is_named(prepare, mini, tmp_path, missing):
@@ -138,6 +121,30 @@ def test_packaged_model_is_in_the_package():
     assert folder.parent.name == "public_models"
 
 
+def test_a_repository_with_fp16_weights_alone_is_downloaded_with_them(monkeypatch, tmp_path):
+    """Where there are others, the fp16 ones are left on the hub."""
+    published, asked = ["model.fp16.safetensors"], []
+
+    def download(hub_id, allow_patterns, ignore_patterns, **keywords):
+        from huggingface_hub.utils import filter_repo_objects
+
+        asked.append(ignore_patterns)
+        (tmp_path / "text_encoder").mkdir(exist_ok=True)
+        (tmp_path / "text_encoder" / "config.json").write_text("{}")
+        files = [f"text_encoder/{name}" for name in published]
+        for name in filter_repo_objects(files, allow_patterns=allow_patterns, ignore_patterns=ignore_patterns):
+            (tmp_path / name).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    resolve("x", None, "someone/something", COMMIT, DOWNLOADED)
+    assert len(asked) == 2 and (tmp_path / "text_encoder" / "model.fp16.safetensors").exists()
+    published.append("model.safetensors")
+    (tmp_path / "text_encoder" / "model.fp16.safetensors").unlink()
+    resolve("x", None, "someone/something", COMMIT, DOWNLOADED)
+    assert len(asked) == 3 and not (tmp_path / "text_encoder" / "model.fp16.safetensors").exists()
+
+
 def test_pinned_download_asks_for_safetensors_and_text_alone(monkeypatch, tmp_path):
     asked = {}
 
@@ -149,7 +156,7 @@ def test_pinned_download_asks_for_safetensors_and_text_alone(monkeypatch, tmp_pa
     assert resolve("x", None, "someone/something", COMMIT, DOWNLOADED) == tmp_path
     assert asked["revision"] == COMMIT
     assert asked["hub_id"] == "someone/something"
-    assert {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]} == {"safetensors", "json", "txt"}
+    assert {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]} == {"safetensors", "json", "txt", "jinja"}
 
 
 def test_patterns_leave_out_pickles_single_files_and_other_variants():
@@ -166,7 +173,7 @@ def test_patterns_leave_out_pickles_single_files_and_other_variants():
         "safety_checker/model.safetensors",
         "tokenizer/merges.txt",
     ]
-    kept = list(filter_repo_objects(files, allow_patterns=list(DOWNLOADED), ignore_patterns=list(SKIPPED)))
+    kept = list(filter_repo_objects(files, allow_patterns=list(DOWNLOADED), ignore_patterns=[*SKIPPED, HALF]))
     assert kept == [files[0], files[2], files[3], files[8]]
     vae = ["config.json", "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.bin"]
     assert list(filter_repo_objects(vae, allow_patterns=list(DOWNLOADED_VAE))) == vae[:2]

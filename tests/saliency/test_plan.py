@@ -219,3 +219,22 @@ def test_only_the_matrices_of_the_runs_candidate_set_count(tmp_path, dataset_rec
     pd.concat([table, others]).to_csv(tmp_path / "candidates.csv", index=False)
     plan_privacy(settings)
     assert read_record(tmp_path / "plan.json", Plan).releases[0].sensitivity == pytest.approx(math.sqrt(matrices))
+
+
+@pytest.mark.parametrize("changes", [LORA | {"candidates": "attention+ffn"}, {"candidates": "attention+proj"}])
+def test_candidates_that_the_models_family_does_not_know_are_refused(tmp_path, dataset_record, changes):
+    """Z-Image's table has attention alone, as this one: its other layers see tokens of all images in one sequence."""
+    with pytest.raises(UserError, match="candidates = 'attention.*': the public model's table has attention alone"):
+        plan_privacy(options(tmp_path, dataset_record, **changes))
+    assert not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.parametrize("method", ["dp-full", "dp-ldm", "dp-bitfit"])
+def test_methods_that_train_more_than_the_models_family_knows_are_refused(tmp_path, dataset_record, method, uncalibrated):
+    given = options(tmp_path, dataset_record, **UNUSED | {"method": method, "epsilon": 10.0})
+    with pytest.raises(UserError, match=f"method = '{method}': trains .* the family of public-mini knows .* candidates alone"):
+        plan_privacy(given)
+    table = pd.read_csv(given.candidate_table)
+    pd.concat([table, table.assign(**{CANDIDATES: "all-params"})]).to_csv(given.candidate_table, index=False)
+    plan_privacy(given)
+    assert (tmp_path / "plan.json").exists()
