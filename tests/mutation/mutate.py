@@ -28,6 +28,7 @@ FILES = (
     *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "parallel", "train")),
     *(f"saliency/{name}.py" for name in ("plan", "score", "scores", "signal")),
     "datasets/splits.py",  # whom the guarantee is for
+    "evolution/votes.py",
     "public_models/latents.py",  # what a unit's draw is
 )
 QUICK = (  # what a sample is drawn from: modules with quick tests that no mutant survives
@@ -40,6 +41,7 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "gradients/ghost_clipping.py": ("gradients/test_per_image.py", "finetune/test_dp_sgd.py"),
     "gradients/per_image.py": ("finetune/test_dp_sgd.py", "finetune/test_train.py"),
     "public_models/latents.py": ("contracts/test_user_level.py",),
+    "evolution/votes.py": ("evolution/test_evolve.py",),
     "privacy/accounting.py": ("privacy/test_plan.py", "privacy/test_audit.py", "saliency/test_plan.py"),
     "privacy/plan.py": ("saliency/test_plan.py",),
     "privacy/clipping.py": ("saliency/test_scores.py",),
