@@ -41,7 +41,6 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "gradients/ghost_clipping.py": ("gradients/test_per_image.py", "finetune/test_dp_sgd.py"),
     "gradients/per_image.py": ("finetune/test_dp_sgd.py", "finetune/test_train.py"),
     "public_models/latents.py": ("contracts/test_user_level.py",),
-    "evolution/votes.py": ("evolution/test_evolve.py",),
     "privacy/accounting.py": ("privacy/test_plan.py", "privacy/test_audit.py", "saliency/test_plan.py"),
     "privacy/plan.py": ("saliency/test_plan.py",),
     "privacy/clipping.py": ("saliency/test_scores.py",),
