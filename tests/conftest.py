@@ -6,6 +6,7 @@ import torch
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.pretraining.architecture import build, save_pipeline
+from tests.tiny_models import save_z_image
 
 PROMPTS = ["a handwritten digit 7", "a red circle on a blue background", "a photo of a cat", ""]
 
@@ -94,6 +95,14 @@ def mini(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def z_image(tmp_path_factory):
+    """Folder of a tiny untrained Z-Image; tests must not change it."""
+    folder = tmp_path_factory.mktemp("z-image")
+    save_z_image(folder / "model", folder)
+    return folder / "model"
+
+
 @pytest.fixture
 def model_record(mini):
     return ModelRecord(
@@ -103,7 +112,8 @@ def model_record(mini):
         resolution=32,
         licence="MIT",
         sha256=None,
-        unet_parameters=1,
+        denoiser_parameters=1,
+        family="stable-diffusion",
         candidates=56,
         provenance={},
     )

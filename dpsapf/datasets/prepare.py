@@ -59,9 +59,7 @@ def prepare_dataset(options: PrepareDataset) -> None:
 def _write_images(source: Source, item: DatasetEntry, writer: Writer, threads: int) -> np.ndarray:
     """Write the images as they are decoded; return the hash of each one's pixels, or of its user's name, float64 [N]."""
     hashes, start = np.empty(len(source.labels)), 0
-    batches = source.decoded(threads)
-    for _ in track(range(0, len(hashes), BATCH), "decode", "batch"):
-        images = next(batches)
+    for images in track(source.decoded(threads), "decode", "batch", total=-(-len(hashes) // BATCH)):
         if images.shape[-1] != item.channels:
             raise UserError("channels", item.channels, f"loader {item.loader} gives {images.shape[-1]}")
         rows = slice(start, start + len(images))

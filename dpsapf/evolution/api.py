@@ -9,7 +9,8 @@ import torch
 
 from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import Evolve
-from dpsapf.public_models.load import assemble, embed_prompts_of, load_unet
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Family
 from dpsapf.sampling.sample import quantise
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, torch_generator
@@ -25,26 +26,26 @@ class ImageApi:
     Every image has its own seed, named by what it is for and its place; so the batch size cannot change it.
 
     Attributes:
-        create: diffusers' text-to-image pipeline.
+        model: the public model.
+        create: its text-to-image pipeline.
         change: its image-to-image pipeline, of the same parts.
         prompts: embeddings of each wording of each class's prompt, [P, K, L, D].
         empty: embedding of the empty prompt, [L, D].
-        resolution: side of the images [pixels].
         seed: of the run.
         options: sampler steps, guidance, micro-batch and device.
     """
 
+    model: Family
     create: "DiffusionPipeline"
     change: "DiffusionPipeline"
     prompts: torch.Tensor
     empty: torch.Tensor
-    resolution: int
     seed: int
     options: Evolve
 
     def images(self, labels: np.ndarray) -> np.ndarray:
         """Create one image per label (RANDOM_API): uint8 [n, R, R, 3]."""
-        return self._batches(self.create, labels, ("create",), lambda rows: {})
+        return self._batches(labels, ("create",), lambda rows, **given: self.model.generate(self.create, **given))
 
     def variations(self, images: np.ndarray, labels: np.ndarray, degree: float, *names: str | int) -> np.ndarray:
         """Vary each image once (VARIATION_API): noised to a share of the noise schedule, and denoised.
@@ -58,33 +59,27 @@ class ImageApi:
         Returns:
             uint8 [n, R, R, 3].
         """
-        return self._batches(
-            self.change, labels, names, lambda rows: {"image": images[rows].astype(np.float32) / 255, "strength": degree}
-        )
 
-    def _batches(
-        self,
-        pipeline: "DiffusionPipeline",
-        labels: np.ndarray,
-        names: tuple[str | int, ...],
-        given: Callable[[range], dict[str, typing.Any]],
-    ) -> np.ndarray:
-        size, made = self.options.micro_batch, []
+        def varied(rows: range, **given: object) -> np.ndarray:
+            return self.model.vary(self.change, images[rows].astype(np.float32) / 255, degree, **given)
+
+        return self._batches(labels, names, varied)
+
+    def _batches(self, labels: np.ndarray, names: tuple[str | int, ...], made: Callable[..., np.ndarray]) -> np.ndarray:
+        size, batches = self.options.micro_batch, []
         for start in track(range(0, len(labels), size), "/".join(map(str, names)), "batch"):
             rows = range(start, min(start + size, len(labels)))
             wordings = [child_seed(self.seed, "evolve", *names, row, "wording") % len(self.prompts) for row in rows]
-            with torch.inference_mode():
-                batch = pipeline(
-                    prompt_embeds=self.prompts[wordings, labels[rows]].to(self.options.device),
-                    negative_prompt_embeds=self.empty.expand(len(rows), -1, -1).to(self.options.device),
-                    num_inference_steps=self.options.steps,
-                    guidance_scale=self.options.guidance_scale,
-                    generator=[torch_generator(self.seed, "evolve", *names, row) for row in rows],
-                    output_type="np",
-                    **given(rows),
-                ).images
-            made.append(quantise(batch, self.resolution, 3))
-        return np.concatenate(made)
+            batch = made(
+                rows,
+                prompts=self.prompts[wordings, labels[rows]],
+                null=self.empty,
+                guidance_scale=self.options.guidance_scale,
+                steps=self.options.steps,
+                generators=[torch_generator(self.seed, "evolve", *names, row) for row in rows],
+            )
+            batches.append(quantise(batch, self.model.record.resolution, 3))
+        return np.concatenate(batches)
 
 
 def image_api(record: ModelRecord, wordings: list[tuple[str, ...]], seed: int, options: Evolve) -> ImageApi:
@@ -96,17 +91,8 @@ def image_api(record: ModelRecord, wordings: list[tuple[str, ...]], seed: int, o
         seed: of the run.
         options: sampler steps, guidance, micro-batch and device.
     """
-    create, change = pipelines(record, options.device)
-    embeddings = embed_prompts_of(record, [*(prompt for prompts in wordings for prompt in prompts), ""], options.device)
+    model = load_model(record)
+    create = model.text_to_image(model.denoiser(options.device).requires_grad_(False), options.device, options.sampler)
+    embeddings = model.embed([*(prompt for prompts in wordings for prompt in prompts), ""], options.device)
     prompts = embeddings[:-1].unflatten(0, (len(wordings), -1))
-    return ImageApi(create, change, prompts, embeddings[-1], record.resolution, seed, options)
-
-
-def pipelines(record: ModelRecord, device: str) -> tuple["DiffusionPipeline", "DiffusionPipeline"]:
-    """Assemble diffusers' text-to-image and image-to-image pipelines of the same parts; prompts come as embeddings."""
-    from diffusers import AutoPipelineForImage2Image
-
-    create = assemble(record, load_unet(record, device).requires_grad_(False), device)
-    change = AutoPipelineForImage2Image.from_pipe(create)
-    change.set_progress_bar_config(disable=True)
-    return create, change
+    return ImageApi(model, create, model.image_to_image(create), prompts, embeddings[-1], seed, options)

@@ -44,6 +44,7 @@ TOLERATED_RISE = (
 Optimizer = typing.Literal["adamw", "adamw-8bit", "dp-adambc", "sgd"]
 Unit = typing.Literal["image", "user"]
 NoiseMode = typing.Literal["seed", "system"]
+Sampler = typing.Literal["model", "ddim"]
 Ratio = typing.Annotated[float, Field(gt=0, le=1)]
 Positive = typing.Annotated[float, Field(gt=0)]
 Seed = typing.Annotated[int, Field(ge=0)]

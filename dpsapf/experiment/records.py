@@ -34,12 +34,13 @@ class ModelRecord(Checked):
     """What prepare-public-model resolved: model.json."""
 
     name: str
+    family: str  # a key of dpsapf.public_models.families.FAMILIES
     path: str  # folder in diffusers layout
     vae_path: str
     resolution: int
     licence: str
     sha256: str | None
-    unet_parameters: int
+    denoiser_parameters: int
     candidates: int
     provenance: dict
 

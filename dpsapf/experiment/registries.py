@@ -7,6 +7,7 @@ import yaml
 from pydantic import Field
 
 from dpsapf.support.checked import Checked, parse
+from dpsapf.support.download import Download
 from dpsapf.support.errors import UserError, UserErrors, one_of
 
 
@@ -14,7 +15,7 @@ class DatasetEntry(Checked):
     """One sensitive dataset of config/datasets.yaml."""
 
     loader: str = Field(description="a loader of dpsapf.datasets.loaders")
-    source: str = Field(description="where the images come from; a path for loader image-folder")
+    source: str = Field(description="where the images come from; a path for every loader that reads files")
     licence: str = Field(description="licence of the images")
     classes: tuple[str, ...] = Field(description="class names, in label order")
     prompts: tuple[str, ...] = Field(description="one prompt per class, treated as public")
@@ -22,9 +23,19 @@ class DatasetEntry(Checked):
     channels: typing.Literal[1, 3] = Field(description="1: grey, 3: RGB")
     validation: int = Field(description="images held out for validation, on average; 0 if the source has its own [images]", ge=0)
     test: int = Field(description="images held out for test, on average; 0 if the source has its own [images]", ge=0)
-    users: str | None = Field(None, description="CSV with columns file and user, for loader image-folder; null: not told")
+    train: int | None = Field(
+        None, description="training images that are drawn as the reference code does; the others are validation [images]", ge=1
+    )
+    users: str | None = Field(
+        None, description="image-folder: CSV with columns file and user; camelyon17: patient or slide; null: not told"
+    )
+    labels: str | None = Field(
+        None, description="image-folder: CSV with columns file, label and maybe split; null: the folders' names are the labels"
+    )
+    convert: bool = Field(False, description="True: files of other modes are converted to channels; else they are refused")
     split_seed: int = Field(0, description="seed of the split", ge=0)
     sha256: str | None = Field(None, description="digest of the source (file, or folder contents); null: not checked")
+    downloads: tuple[Download, ...] = Field((), description="the files, as their owner publishes them; empty: none to fetch")
     procedural: bool = Field(False, description="True if the images are generated, not recorded")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Unit
+from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Sampler, Unit
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
 from dpsapf.experiment.runs import RunSpec, Study, expand
 from dpsapf.support.checked import Checked, parse, replace
@@ -118,6 +118,7 @@ class SamplingConfig(Checked):
 
     count: int = Field(description="synthetic images, balanced over classes [images]", ge=2)
     steps: int = Field(25, description="sampler steps [steps]", ge=1)
+    sampler: Sampler = Field("model", description="model: the scheduler that the public model was published with; or ddim")
     guidance_scale: float = Field(7.0, description="classifier-free guidance; 1: none", ge=1)
 
 

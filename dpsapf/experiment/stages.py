@@ -50,6 +50,14 @@ def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:
     return {name: list(value) if isinstance(value, tuple) else [value] for name, value in named.items() if value is not None}
 
 
+class FetchDataset(Checked):
+    """Download a published dataset's files, or say which to put where."""
+
+    name: str = Field(description="key of the dataset in the registry")
+    registry: Path = source("registry of datasets", Path("config/datasets.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
+
+
 class PrepareDataset(Checked):
     """Load, check and split a sensitive dataset."""
 
@@ -59,6 +67,14 @@ class PrepareDataset(Checked):
     record: Path = target("dataset.json")
     preview: Path = target("contact sheet of training images (.png)")
     threads: int = Field(1, description="CPU threads that decode images [threads]", ge=1)
+
+
+class FetchPublicModel(Checked):
+    """Download a public model from the hub, or say where to put it."""
+
+    name: str = Field(description="key of the model in the registry")
+    registry: Path = source("registry of public models", Path("config/public_models.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
 
 
 class PreparePublicModel(Checked):

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import time
-import typing
 from dataclasses import dataclass
 
 import pandas as pd
@@ -24,8 +23,9 @@ from dpsapf.optimization.optimizers import build_optimizer
 from dpsapf.optimization.schedule import average_weight, rate_factor
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
-from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, denoising_loss, draw_batch
-from dpsapf.public_models.load import load_scheduler, load_unet
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Objective
+from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -33,9 +33,6 @@ from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import as_json, read_record, write_record
-
-if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler
 
 LOG = logging.getLogger(__name__)
 
@@ -48,7 +45,7 @@ class Training:
     plan: Plan
     release: Release
     latents: Latents
-    scheduler: "DDIMScheduler"
+    objective: Objective
     gradients: PerImageGradients
     processes: Processes
 
@@ -68,8 +65,8 @@ def finetune(options: Finetune) -> None:
     if len(latents) != plan.population:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
-        gradients, scheduler, state = _build(options, plan, release)
-        _train(Training(options, plan, release, latents, scheduler, gradients, joined), state)
+        gradients, objective, state = _build(options, plan, release)
+        _train(Training(options, plan, release, latents, objective, gradients, joined), state)
 
 
 def _train(training: Training, state: TrainingState) -> None:
@@ -95,20 +92,20 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
     return plan, releases[0]
 
 
-def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGradients, "DDIMScheduler", TrainingState]:
-    record = read_record(options.model, ModelRecord)
-    unet = load_unet(record, options.device)
+def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGradients, Objective, TrainingState]:
+    model = load_model(read_record(options.model, ModelRecord))
+    denoiser = model.denoiser(options.device)
     rank = plan.run.adapter_rank(options.lora_rank)
     selection = pd.read_csv(options.selection)
-    parameters = trainable(unet, plan.run, selection, rank, options.lora_alpha)
+    parameters = trainable(denoiser, plan.run, selection, rank, options.lora_alpha)
     deviation = noise_deviation(release.noise_multiplier, release.sensitivity, release.sampling_rate * plan.population)
     rate = _peak_rate(options, plan, selection)
     optimizer = build_optimizer(plan.run.optimizer or options.optimizer, parameters.values(), rate, deviation)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
-        unet.enable_gradient_checkpointing()
-    gradients = per_image_gradients(unet, parameters, plan.run.adapter)
-    return gradients, load_scheduler(record), TrainingState(parameters, optimizer, average, Meter(plan.population))
+        denoiser.enable_gradient_checkpointing()
+    gradients = per_image_gradients(denoiser, parameters, plan.run.adapter)
+    return gradients, model.objective(), TrainingState(parameters, optimizer, average, Meter(plan.population))
 
 
 def _peak_rate(options: Finetune, plan: Plan, selection: pd.DataFrame) -> float:
@@ -157,14 +154,14 @@ def _drawn(training: Training, meter: Meter, step: int) -> Batch:
         for names in ((step, "batch"), ("pairs", step))
     )
     batch = meter.batch(training.release.sampling_rate, who)
-    timesteps = training.scheduler.config.num_train_timesteps
+    timesteps = training.objective.timesteps
     return draw_batch(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
 
 
 def _loss(training: Training, rows: Pairs) -> torch.Tensor:
     half = training.options.precision == "bf16"
     with torch.autocast(training.options.device, torch.bfloat16, enabled=half):
-        return denoising_loss(training.gradients.model, training.scheduler, rows)
+        return training.objective.loss(training.gradients.model, rows)
 
 
 def _scheduled_rate(state: TrainingState, options: Finetune, step: int, steps: int) -> float:

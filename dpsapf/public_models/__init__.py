@@ -1,5 +1,6 @@
 """Public diffusion models in diffusers layout, and the images encoded by them.
 
 In: an entry of config/public_models.yaml; dataset.safetensors.
-Out: model.json, candidates.csv, latents.safetensors, prompts.safetensors, the denoising loss. Open `prepare` first, then `latents`.
+Out: model.json, candidates.csv, latents.safetensors, prompts.safetensors, denoiser and objective. Open `prepare` first,
+then `families`.
 """

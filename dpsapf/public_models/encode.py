@@ -10,7 +10,8 @@ from dpsapf.datasets.images import resize
 from dpsapf.datasets.prepared import Part, read_part, read_salt
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
-from dpsapf.public_models.load import embed_prompts_of, load_vae
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Family
 from dpsapf.support.arrays import writing
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
@@ -32,7 +33,7 @@ def encode_dataset(options: EncodeDataset) -> None:
         UserError: the archive is another than the record's, or an entry is beyond fp16.
     """
     torch.set_num_threads(options.threads)
-    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
     if sha256(options.archive) != dataset.id:
         raise UserError("--archive", str(options.archive), f"is not the archive of {options.dataset}: run prepare-dataset again")
     train, batches = read_part(options.archive, "train"), None
@@ -64,25 +65,24 @@ def in_fp16(values: torch.Tensor, name: str, options: EncodeDataset) -> np.ndarr
 
 
 @torch.inference_mode()
-def posteriors(model: ModelRecord, images: Part, options: EncodeDataset) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def posteriors(model: Family, images: Part, options: EncodeDataset) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Encode images at the model's resolution, a micro-batch at a time.
 
     Yields:
-        Posterior means and standard deviations [b, C, h, w], times the VAE's scaling factor, fp32 on the CPU.
+        Posterior means and standard deviations [b, C, h, w], shifted and scaled as the denoiser sees them, fp32 on the CPU.
     """
-    vae = load_vae(model, options.device)
-    scale = vae.config.scaling_factor
+    vae = model.vae(options.device)
     for start in range(0, len(images), options.micro_batch):
-        pixels = torch.from_numpy(resize(images[start : start + options.micro_batch], model.resolution))
+        pixels = torch.from_numpy(resize(images[start : start + options.micro_batch], model.record.resolution))
         pixels = pixels.permute(0, 3, 1, 2).to(options.device).float() / 127.5 - 1
         posterior = vae.encode(pixels).latent_dist
-        yield posterior.mean.cpu() * scale, posterior.std.cpu() * scale
+        yield model.scaled(vae, posterior.mean.cpu(), posterior.std.cpu())
 
 
 def embed_prompts(options: EmbedPrompts) -> None:
     """Write the embeddings of the dataset's prompts and of the empty one. Nothing private is read: prompts are public."""
     torch.set_num_threads(options.threads)
-    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
-    embeddings = embed_prompts_of(model, [*dataset.prompts, ""], options.device)
+    dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
+    embeddings = model.embed([*dataset.prompts, ""], options.device)
     with atomic(options.out) as temporary:
         save_file({"classes": embeddings[:-1].contiguous(), "null": embeddings[-1].contiguous()}, temporary)

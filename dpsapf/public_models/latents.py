@@ -1,7 +1,6 @@
-"""The encoded training images of one dataset under one model, and the denoising loss on them."""
+"""The encoded training images of one dataset under one model, and the rows that are drawn of them."""
 
 import functools
-import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +12,6 @@ from dpsapf.experiment.methods import Unit
 from dpsapf.support.arrays import Rows, open_arrays
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import counted_generator
-
-if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
 
 
 @dataclass(frozen=True)
@@ -212,16 +208,3 @@ def draw_batch(latents: Latents, units: torch.Tensor, multiplicity: int, timeste
     steps = torch.randint(timesteps, (len(images),), generator=generator)
     high, low = torch.randint(2**63 - 1, (2,), generator=generator).tolist()
     return Batch(latents, images, steps, (high << 64) + low)
-
-
-def denoising_loss(unet: "UNet2DConditionModel | torch.nn.Module", scheduler: "DDIMScheduler", pairs: Pairs) -> torch.Tensor:
-    """Return the usual diffusion loss of each row (Ho et al. 2020, eq. 14), mean over the latent's entries, [B K].
-
-    The target is the noise, or the velocity where the scheduler's ``prediction_type`` says so.
-    """
-    noisy = scheduler.add_noise(pairs.latents, pairs.noise, pairs.timesteps)
-    predicted = unet(noisy, pairs.timesteps, pairs.embeddings, return_dict=False)[0]
-    target = pairs.noise
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(pairs.latents, pairs.noise, pairs.timesteps)
-    return (predicted.float() - target).square().flatten(1).mean(1)

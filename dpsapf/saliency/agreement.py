@@ -14,8 +14,9 @@ from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, draw_batch
-from dpsapf.public_models.load import load_scheduler, load_unet
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
@@ -25,8 +26,6 @@ from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record
 
 if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-
     from dpsapf.experiment.stages import CompareRankings
 
 LOG = logging.getLogger(__name__)
@@ -55,9 +54,9 @@ def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.nd
 
 def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFrame, share: float = 1.0) -> np.ndarray:
     """Compute score ``signal`` without noise from a share of the images, the first in a random order, float64 [M]. Private."""
-    unet, scheduler, batch = _inputs(options, share)
+    denoiser, objective, batch = _inputs(options, share)
     meter = Meter(len(batch))
-    return signal_norms(unet, scheduler, batch, table[MATRIX].tolist(), options, meter).cpu().numpy()
+    return signal_norms(denoiser, objective, batch, table[MATRIX].tolist(), options, meter).cpu().numpy()
 
 
 def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:
@@ -66,15 +65,13 @@ def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFram
     return torch.cat([squared.cpu() for squared in batches])
 
 
-def _inputs(
-    options: "CompareScores | CompareRankings", share: float = 1.0
-) -> tuple["UNet2DConditionModel", "DDIMScheduler", Batch]:
-    model, latents = read_record(options.model, ModelRecord), Latents.load(options.latents, options.prompts)
-    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
+def _inputs(options: "CompareScores | CompareRankings", share: float = 1.0) -> tuple[torch.nn.Module, Objective, Batch]:
+    model, latents = load_model(read_record(options.model, ModelRecord)), Latents.load(options.latents, options.prompts)
+    denoiser, objective = model.denoiser(options.device), model.objective()
     draws = torch_generator(options.seed, "saliency", "pairs")
     order = torch.randperm(len(latents), generator=torch_generator(options.seed, "saliency", "order"))
     images = order[: round(share * len(latents))]
-    return unet, scheduler, draw_batch(latents, images, 1, scheduler.config.num_train_timesteps, draws)
+    return denoiser, objective, draw_batch(latents, images, 1, objective.timesteps, draws)
 
 
 def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareScores) -> Iterator[list]:

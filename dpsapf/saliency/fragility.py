@@ -18,8 +18,9 @@ import torch
 from dpsapf.experiment.columns import COLUMNS, FRAGILITY, FRAGILITY_ERROR, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import MeasureFragility
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Family, Objective
 from dpsapf.public_models.latents import Batch, Latents, draw_batch
-from dpsapf.public_models.load import assemble, embed_prompts_of, load_unet
 from dpsapf.saliency.select import candidates
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
@@ -27,7 +28,7 @@ from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record
 
 if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from diffusers import DiffusionPipeline
 
 LOG = logging.getLogger(__name__)
 SAMPLER_STEPS = 25
@@ -36,62 +37,61 @@ SAMPLER_STEPS = 25
 def measure_fragility(options: MeasureFragility) -> None:
     """Write each candidate's fragility with its standard error, and shrunk."""
     torch.set_num_threads(options.threads)
-    dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
+    dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
-    unet = load_unet(model, options.device).requires_grad_(False)
-    pipeline = assemble(model, unet, options.device)
-    embeddings = embed_prompts_of(model, dataset.prompts, options.device)
-    own = own_samples(pipeline, embeddings, options)
+    denoiser = model.denoiser(options.device).requires_grad_(False)
+    embeddings = model.embed(dataset.prompts, options.device)
+    own = own_samples(model, model.text_to_image(denoiser, options.device), embeddings, options)
     energies = options.deviation**2 * options.lora_rank * table[LORA_PARAMETERS].to_numpy()
-    draws = rises(unet, pipeline.scheduler, own, table[MATRIX].tolist(), options) / energies
+    draws = rises(denoiser, model.objective(), own, table[MATRIX].tolist(), options) / energies
     mean, error = draws.mean(0), draws.std(0, ddof=1) / math.sqrt(len(draws))
-    sizes = [unet.get_submodule(name).weight[0].numel() for name in table[MATRIX]]
+    sizes = [denoiser.get_submodule(name).weight[0].numel() for name in table[MATRIX]]
     columns = {FRAGILITY: mean, FRAGILITY_ERROR: error, FRAGILITY_SHRUNK: shrunk(mean, error), COLUMNS: sizes}
     LOG.info("fragility from %.3g to %.3g, relative error %.2g", mean.min(), mean.max(), (error / mean).mean())
     with atomic(options.out) as temporary:
         pd.DataFrame({MATRIX: table[MATRIX], **columns}).to_csv(temporary, index=False)
 
 
-def own_samples(pipeline: "StableDiffusionPipeline", embeddings: torch.Tensor, options: MeasureFragility) -> Latents:
+def own_samples(model: Family, pipeline: "DiffusionPipeline", embeddings: torch.Tensor, options: MeasureFragility) -> Latents:
     """Sample latents from the public model, without guidance, prompts in turn.
 
     Args:
-        pipeline: of the public model.
+        model: the public model.
+        pipeline: its own, which samples at its resolution.
         embeddings: [K, L, D], of the prompts.
         options: samples, micro-batch, device and seed.
     """
     labels = torch.arange(options.samples) % len(embeddings)
     drawn = []
     for rows in torch.arange(options.samples).split(options.micro_batch):
-        with torch.inference_mode():
-            drawn.append(
-                pipeline(
-                    prompt_embeds=embeddings[labels[rows]].to(options.device),
-                    num_inference_steps=SAMPLER_STEPS,
-                    guidance_scale=1.0,
-                    generator=[torch_generator(options.seed, "fragility", "sample", int(row)) for row in rows],
-                    output_type="latent",
-                ).images.cpu()
-            )
+        latents = model.generate(
+            pipeline,
+            embeddings[labels[rows]],
+            guidance_scale=1.0,
+            steps=SAMPLER_STEPS,
+            generators=[torch_generator(options.seed, "fragility", "sample", int(row)) for row in rows],
+            output_type="latent",
+        )
+        drawn.append(latents.cpu())
     mean = torch.cat(drawn).clone()
     return Latents(mean, torch.zeros_like(mean), labels, embeddings)
 
 
 @torch.no_grad()
 def rises(
-    unet: "UNet2DConditionModel", scheduler: "DDIMScheduler", own: Latents, names: list[str], options: MeasureFragility
+    denoiser: torch.nn.Module, objective: Objective, own: Latents, names: list[str], options: MeasureFragility
 ) -> np.ndarray:
     """Measure the mean squared change of the prediction under noise in one matrix at a time, float64 [draws, M]."""
     found = np.empty((options.draws, len(names)))
     for draw in track(range(options.draws), "fragility", "draw"):
         generator = torch_generator(options.seed, "fragility", "pairs", draw)
-        batch = draw_batch(own, torch.arange(len(own)), 1, scheduler.config.num_train_timesteps, generator)
-        base = predictions(unet, scheduler, batch, options)
+        batch = draw_batch(own, torch.arange(len(own)), 1, objective.timesteps, generator)
+        base = predictions(denoiser, objective, batch, options)
         for place, name in enumerate(names):
-            weight, update = unet.get_submodule(name).weight, torch_generator(options.seed, "fragility", name, draw)
+            weight, update = denoiser.get_submodule(name).weight, torch_generator(options.seed, "fragility", name, draw)
             kept = weight.clone()
             weight += lora_noise(weight, options, update)
-            found[draw, place] = float((predictions(unet, scheduler, batch, options) - base).double().square().mean())
+            found[draw, place] = float((predictions(denoiser, objective, batch, options) - base).double().square().mean())
             weight.copy_(kept)
     return found
 
@@ -104,13 +104,12 @@ def lora_noise(weight: torch.Tensor, options: MeasureFragility, generator: torch
     return (options.lora_alpha / options.lora_rank * (b @ a)).reshape(weight.shape).to(weight)
 
 
-def predictions(unet: torch.nn.Module, scheduler: "DDIMScheduler", batch: Batch, options: MeasureFragility) -> torch.Tensor:
+def predictions(denoiser: torch.nn.Module, objective: Objective, batch: Batch, options: MeasureFragility) -> torch.Tensor:
     """Return the denoiser's output for every row, [R, C, h, w] on the CPU."""
     found = []
     for start in range(0, len(batch), options.micro_batch):
         rows = batch.rows(start, start + options.micro_batch, options.device)
-        noisy = scheduler.add_noise(rows.latents, rows.noise, rows.timesteps)
-        found.append(unet(noisy, rows.timesteps, rows.embeddings, return_dict=False)[0].float().cpu())
+        found.append(objective.predictions(denoiser, rows).cpu())
     return torch.cat(found)
 
 

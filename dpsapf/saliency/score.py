@@ -3,7 +3,6 @@
 import logging
 import math
 import time
-import typing
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,8 +18,9 @@ from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
-from dpsapf.public_models.latents import Batch, Latents, dataset_id, denoising_loss, draw_batch
-from dpsapf.public_models.load import load_scheduler, load_unet
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Objective
+from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
@@ -32,9 +32,6 @@ from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
-
-if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
 
 LOG = logging.getLogger(__name__)
 
@@ -50,14 +47,14 @@ def score_saliency(options: ScoreSaliency) -> None:
     start = time.monotonic()
     _check_no_refusal(options)
     torch.set_num_threads(options.threads)
-    model = read_record(options.model, ModelRecord)
+    model = load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
     latents, identity = Latents.load(options.latents, options.prompts, options.unit), dataset_id(options.latents)
     units, release = _planned(options, table, len(latents))
     meter = Meter(len(latents))
     batch = meter.batch(release.sampling_rate, secret_generator(options.noise, options.seed, "saliency", "batch"))
-    unet, scheduler = load_unet(model, options.device), load_scheduler(model)
-    exact = saliency_scores(unet, scheduler, latents, batch, table[MATRIX].tolist(), options, meter)
+    denoiser, objective = model.denoiser(options.device), model.objective()
+    exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, meter)
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
     try:
         released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)
@@ -125,8 +122,8 @@ def bounds(options: ScoreSaliency) -> Bounds:
 
 
 def saliency_scores(
-    unet: "UNet2DConditionModel",
-    scheduler: "DDIMScheduler",
+    denoiser: torch.nn.Module,
+    objective: Objective,
     latents: Latents,
     batch: torch.Tensor,
     names: list[str],
@@ -136,8 +133,8 @@ def saliency_scores(
     """Compute every candidate's score over a batch: contributions, summed, or `signal_norms`. NOT private before a release.
 
     Args:
-        unet: the public model; its weights get no gradient.
-        scheduler: its noise schedule.
+        denoiser: of the public model; its weights get no gradient.
+        objective: what it was trained for.
         latents: encoded images.
         batch: units that take part, int64 [B]: images, or users, each of whom is scored by one image drawn from theirs.
         names: candidate matrices, M names of linear layers or convolutions.
@@ -149,11 +146,11 @@ def saliency_scores(
     """
     contributions, limits = score(options.score).contributions, bounds(options)
     draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
-    drawn = draw_batch(latents, batch, 1, scheduler.config.num_train_timesteps, draws)
+    drawn = draw_batch(latents, batch, 1, objective.timesteps, draws)
     if contributions is None:
-        return signal_norms(unet, scheduler, drawn, names, options, meter)
+        return signal_norms(denoiser, objective, drawn, names, options, meter)
     scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
-    for squared in squared_gradient_norms(unet, scheduler, drawn, names, options):
+    for squared in squared_gradient_norms(denoiser, objective, drawn, names, options):
         added = contributions(squared, limits)
         meter.contribution(float(added.norm(dim=1).max()))
         scores += added.sum(0)
@@ -161,8 +158,8 @@ def saliency_scores(
 
 
 def squared_gradient_norms(
-    unet: "UNet2DConditionModel",
-    scheduler: "DDIMScheduler",
+    denoiser: torch.nn.Module,
+    objective: Objective,
     batch: Batch,
     names: list[str],
     options: ScoreSaliency | CompareScores,
@@ -170,15 +167,15 @@ def squared_gradient_norms(
     """Yield ||g_im||^2 of each image i of a micro-batch and each candidate m, fp32 [b, M]. Private.
 
     Args:
-        unet: the public model; its weights get no gradient.
-        scheduler: its noise schedule.
+        denoiser: of the public model; its weights get no gradient.
+        objective: what it was trained for.
         batch: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
         names: candidate matrices.
         options: micro-batch and device.
     """
-    unet.requires_grad_(False)
-    with GhostNorms(unet, names) as norms:
+    denoiser.requires_grad_(False)
+    with GhostNorms(denoiser, names) as norms:
         for start in track(range(0, len(batch), options.micro_batch), "saliency", "batch"):
             rows = batch.rows(start, start + options.micro_batch, options.device)
-            denoising_loss(unet, scheduler, rows).sum().backward()
+            objective.loss(denoiser, rows).sum().backward()
             yield norms.take()

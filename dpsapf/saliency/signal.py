@@ -14,19 +14,18 @@ import torch
 
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
-from dpsapf.public_models.latents import Batch, denoising_loss
+from dpsapf.public_models.families.family import Objective
+from dpsapf.public_models.latents import Batch
 from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.support.progress import track
 
 if typing.TYPE_CHECKING:
-    from diffusers import DDIMScheduler, UNet2DConditionModel
-
     from dpsapf.experiment.stages import CompareScores, ScoreSaliency
 
 
 def signal_norms(
-    unet: "UNet2DConditionModel",
-    scheduler: "DDIMScheduler",
+    denoiser: torch.nn.Module,
+    objective: Objective,
     batch: Batch,
     names: list[str],
     options: "ScoreSaliency | CompareScores",
@@ -37,8 +36,8 @@ def signal_norms(
     Memory grows with the candidates' parameters, once, in fp32.
 
     Args:
-        unet: the public model; its weights get no gradient.
-        scheduler: its noise schedule.
+        denoiser: of the public model; its weights get no gradient.
+        objective: what it was trained for.
         batch: one timestep and noise for each unit.
         names: candidate matrices, M names of linear layers or convolutions.
         options: micro-batch and device.
@@ -47,11 +46,11 @@ def signal_norms(
     Returns:
         Norms, float64 [M].
     """
-    weights = {f"{name}.weight": unet.get_submodule(name).weight for name in names}
+    weights = {f"{name}.weight": denoiser.get_submodule(name).weight for name in names}
     sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()]
-    gradients = GhostClipping(unet, weights)
+    gradients = GhostClipping(denoiser, weights)
     for chunk in track(first_alone(torch.arange(len(batch)), options.micro_batch), "saliency", "batch"):
-        loss = denoising_loss(unet, scheduler, batch.units(chunk, 1, options.device))
+        loss = objective.loss(denoiser, batch.units(chunk, 1, options.device))
         clipped, _ = gradients.clipped_sum(loss, SIGNAL_BOUND, "automatic")
         if len(chunk) == 1:
             meter.contribution(joint_norm(clipped))

@@ -1,4 +1,4 @@
-"""sample: draw synthetic images from an audited run with diffusers' own Stable Diffusion pipeline."""
+"""sample: draw synthetic images from an audited run with diffusers' own pipeline of the public model."""
 
 import logging
 import time
@@ -16,8 +16,9 @@ from dpsapf.datasets.preview import contact_sheet
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
 from dpsapf.experiment.stages import PublishPopulation, Sample
 from dpsapf.finetune.adapters import load_weights, trainable
+from dpsapf.public_models.families import load_model
+from dpsapf.public_models.families.family import Family
 from dpsapf.public_models.latents import load_prompts
-from dpsapf.public_models.load import assemble, load_unet
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -26,7 +27,7 @@ from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 
 if typing.TYPE_CHECKING:
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
 LOG = logging.getLogger(__name__)
 
@@ -42,10 +43,11 @@ def sample(options: Sample) -> None:
     ledger = read_record(options.ledger, Ledger)
     check_weights(ledger, options)
     dataset = read_record(options.dataset, DatasetRecord)
-    pipeline = build_pipeline(ledger, options)
+    model = load_model(read_record(options.model, ModelRecord))
+    pipeline = build_pipeline(model, ledger, options)
     labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
     labels.sort()
-    images = draw_images(pipeline, labels, ledger, dataset, options)
+    images = draw_images(model, pipeline, labels, ledger, dataset, options)
     write_samples(images, labels, ledger, dataset, options, options.device, start)
 
 
@@ -84,35 +86,39 @@ def check_weights(ledger: Ledger, options: Sample) -> None:
         )
 
 
-def build_pipeline(ledger: Ledger, options: Sample) -> "StableDiffusionPipeline":
+def build_pipeline(model: Family, ledger: Ledger, options: Sample) -> "DiffusionPipeline":
     """Assemble the public model with the run's trained parameters; prompts come as cached embeddings."""
-    record = read_record(options.model, ModelRecord)
-    unet = load_unet(record, options.device)
+    denoiser = model.denoiser(options.device)
     if options.weights is not None:
         weights = load_file(options.weights, device=options.device)
-        _restore(unet, ledger, options, weights)
-        _merge(unet)
-    unet.requires_grad_(False).eval()
-    return assemble(record, unet, options.device)
+        _restore(denoiser, ledger, options, weights)
+        _merge(denoiser)
+    denoiser.requires_grad_(False).eval()
+    return model.text_to_image(denoiser, options.device, options.sampler)
 
 
-def _restore(unet: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
+def _restore(denoiser: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
     selection = pd.read_csv(options.selection)
     rank = ledger.run.adapter_rank(options.lora_rank)
-    load_weights(trainable(unet, ledger.run, selection, rank, options.lora_alpha), weights)
+    load_weights(trainable(denoiser, ledger.run, selection, rank, options.lora_alpha), weights)
 
 
-def _merge(unet: torch.nn.Module) -> None:
+def _merge(denoiser: torch.nn.Module) -> None:
     """Add adapters' updates to the weights that they adapt: the same function with fewer products."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for module in unet.modules():
+    for module in denoiser.modules():
         if isinstance(module, BaseTunerLayer):
             module.merge()
 
 
 def draw_images(
-    pipeline: "StableDiffusionPipeline", labels: np.ndarray, ledger: Ledger, dataset: DatasetRecord, options: Sample
+    model: Family,
+    pipeline: "DiffusionPipeline",
+    labels: np.ndarray,
+    ledger: Ledger,
+    dataset: DatasetRecord,
+    options: Sample,
 ) -> np.ndarray:
     """Sample one image per label; each has its own seed, so the batch size cannot change it.
 
@@ -123,15 +129,14 @@ def draw_images(
     images = []
     for start in track(range(0, len(labels), options.micro_batch), ledger.run.id, "batch"):
         rows = range(start, min(start + options.micro_batch, len(labels)))
-        with torch.inference_mode():
-            batch = pipeline(
-                prompt_embeds=prompts["classes"][labels[rows]].to(options.device),
-                negative_prompt_embeds=prompts["null"].expand(len(rows), -1, -1).to(options.device),
-                num_inference_steps=options.steps,
-                guidance_scale=options.guidance_scale,
-                generator=[torch_generator(ledger.run.seed, "sample", row) for row in rows],
-                output_type="np",
-            ).images
+        batch = model.generate(
+            pipeline,
+            prompts["classes"][labels[rows]],
+            prompts["null"],
+            guidance_scale=options.guidance_scale,
+            steps=options.steps,
+            generators=[torch_generator(ledger.run.seed, "sample", row) for row in rows],
+        )
         images.append(quantise(batch, dataset.resolution, dataset.channels))
     return np.concatenate(images)
 

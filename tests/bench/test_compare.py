@@ -9,9 +9,9 @@ from dpsapf.bench.compare import OpacusGradients, Subject
 from dpsapf.experiment.columns import MATRIX, SELECTED
 from dpsapf.experiment.stages import Bench
 from dpsapf.gradients.per_image import per_image_gradients
-from dpsapf.public_models.latents import Pairs, denoising_loss
+from dpsapf.public_models.latents import Pairs
 from dpsapf.support.checked import replace
-from tests.tiny import candidates, tiny_scheduler, tiny_unet
+from tests.tiny import candidates, tiny_objective, tiny_unet
 
 SIZES = (3, 7, 13)
 
@@ -35,7 +35,7 @@ def tiny(monkeypatch):
 
     def subject(options, images=None):
         unet = tiny_unet()
-        built.append(Subject(unet, tiny_scheduler(), pairs(images or options.batch), candidates(unet), options.device))
+        built.append(Subject(unet, tiny_objective(), pairs(images or options.batch), candidates(unet), options.device))
         return built[-1]
 
     def trainable(unet, run, selection, rank, alpha):
@@ -96,7 +96,7 @@ def test_opacus_and_ghost_clipping_give_the_same_sum(multiplicity, clipping):
     for engine in (lambda unet, trained: OpacusGradients(unet, trained), lambda *given: per_image_gradients(*given, None)):
         unet = tiny_unet().train()
         gradients = engine(unet, dict(unet.named_parameters()))
-        losses = denoising_loss(gradients.model, tiny_scheduler(), pairs(4))
+        losses = tiny_objective().loss(gradients.model, pairs(4))
         total, norm = gradients.clipped_sum(losses, 0.5, clipping, multiplicity)
         sums.append(torch.cat([part.flatten() for part in total]))
         norms.append(norm)
@@ -114,7 +114,7 @@ def test_the_subject_is_the_packaged_model_and_the_same_each_time(options):
     assert (len(first.pairs), len(second.pairs)) == (2, 5)
     assert len(first.matrices) == 56 and first.unet.training
     assert torch.equal(first.pairs.latents, compare.subject(options).pairs.latents)
-    rows = denoising_loss(first.unet, first.scheduler, first.pairs)
+    rows = first.objective.loss(first.unet, first.pairs)
     assert first.loss(first.unet).item() == pytest.approx(rows.sum().item()) and rows.min() > 0
 
 

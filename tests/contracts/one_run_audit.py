@@ -42,7 +42,7 @@ from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import numpy_generator, torch_generator
-from tests.tiny import tiny_scheduler
+from tests.tiny import tiny_objective
 
 # ---- Patch points: every name of the package that is replaced, and what the attacker knows of its seeds, stands here.
 
@@ -59,8 +59,7 @@ def planted_saliency(model: torch.nn.Module | None, **replaced: Callable) -> Abs
     """Let the saliency stage score a planted model, or read planted squared norms, and read no records."""
     stack = ExitStack()
     replaced |= {
-        "load_unet": lambda *_: model,
-        "load_scheduler": lambda _: tiny_scheduler(),
+        "load_model": lambda _: SimpleNamespace(denoiser=lambda device: model, objective=tiny_objective),
         "read_record": lambda *_: SimpleNamespace(name="canaries"),
     }
     for name, value in replaced.items():
@@ -366,7 +365,7 @@ def _trainer(release: Release, images: int, multiplicity: int = 1) -> tuple[trai
     parameters = dict(model.named_parameters())
     gradients = per_image_gradients(model, parameters, None)
     optimizer = torch.optim.AdamW(parameters.values(), lr=1e-3, weight_decay=0.0)
-    training = train.Training(options, plan, release, None, tiny_scheduler(), gradients, ALONE)
+    training = train.Training(options, plan, release, None, tiny_objective(), gradients, ALONE)
     return training, TrainingState(parameters, optimizer, None, meter.Meter(images))
 
 
@@ -426,7 +425,7 @@ def _own_signal(latents, batch, multiplicity, timesteps, generator):
     return Pairs(torch.zeros_like(planted), planted, torch.zeros_like(who), who, torch.eye(SIGNALLED)[:, None])
 
 
-def _own_matrix(unet, scheduler, pairs, names, options):
+def _own_matrix(denoiser, objective, pairs, names, options):
     for who in pairs.latents.labels[pairs.images].split(256):
         squared = torch.zeros(len(who), len(names))
         yield squared.scatter_(1, who[:, None], (STRETCH * SCORES.sensitivity) ** 2)

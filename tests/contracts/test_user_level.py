@@ -13,11 +13,11 @@ from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.privacy.plan import default_delta, make_plan, population
-from dpsapf.public_models.latents import Latents, denoising_loss, draw_batch
+from dpsapf.public_models.latents import Latents, draw_batch
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet, write_latents
+from tests.tiny import tiny_latents, tiny_objective, tiny_unet, write_latents
 
 IMAGES, BOUND = 12, 0.01
 OWNERS = torch.tensor([0, 1, 0, 2, 0, 0, 1, 0, 3, 0, 2, 0])  # seven images of user 0, two of 1 and of 2, one of 3
@@ -38,11 +38,11 @@ def summed(latents, batch, multiplicity=1):
     """Clipped sum over a batch of units, with the same draws for whoever is in it."""
     unet = tiny_unet()
     parameters = dict(unet.named_parameters())
-    scheduler, gradients = tiny_scheduler(), per_image_gradients(unet, parameters, None)
+    objective, gradients = tiny_objective(), per_image_gradients(unet, parameters, None)
     everyone = draw_batch(latents, torch.arange(len(latents)), multiplicity, 1000, torch_generator(0, "pairs"))
     release = Release(name="dp-sgd", noise_multiplier=1e-9, sensitivity=BOUND, sampling_rate=0.5, steps=1)
     private_gradient(
-        lambda rows: denoising_loss(unet, scheduler, rows),
+        lambda rows: objective.loss(unet, rows),
         gradients,
         list(parameters.values()),
         everyone.units(batch, multiplicity, "cpu"),

@@ -1,13 +1,17 @@
 import hashlib
+import io
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dpsapf.datasets import image_folder as module
-from dpsapf.datasets.image_folder import SPLIT_FOLDERS, arrange, decode, image_folder, read_users
+from dpsapf.datasets import image_files as module
+from dpsapf.datasets.image_files import decode
+from dpsapf.datasets.image_folder import SPLIT_FOLDERS, arrange, image_folder
+from dpsapf.datasets.image_tables import read_labels, read_users
 from dpsapf.datasets.images import BATCH
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -93,6 +97,15 @@ def test_the_central_square_is_kept(picture, make_entry):
     assert np.array_equal(wide, direct)
 
 
+@pytest.mark.parametrize("size", [(40, 17), (41, 17), (17, 40), (17, 41)])
+def test_what_is_cut_off_does_not_colour_the_rest(picture, make_entry, size):
+    """The filter sees the square alone, of whole pixels."""
+    data, left, top = picture(size=size), max(0, size[0] - 17) // 2, max(0, size[1] - 17) // 2
+    square = Image.open(io.BytesIO(data)).crop((left, top, left + 17, top + 17))
+    expected = np.asarray(square.resize((32, 32), Image.Resampling.LANCZOS))
+    assert np.array_equal(decode(data, "x.png", make_entry(resolution=32)), expected)
+
+
 @pytest.mark.parametrize(
     ("extra", "named"),
     [
@@ -133,8 +146,33 @@ def test_a_truncated_image_is_named(picture, make_entry, kind, cut):
 )
 def test_another_mode_among_rgb_is_named(plant, pool, picture, make_entry, mode, kind):
     pool["dog/odd.png"] = picture(5, mode, kind=kind)
-    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB"):
+    with pytest.raises(UserError, match=rf"dog/odd\.png = 'mode {mode}'.*mode RGB.*or set convert: true"):
         all_images(image_folder(make_entry(source=str(plant(pool)))))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_other_modes_are_converted_if_that_is_asked_for(picture, make_entry, mode, channels):
+    entry = make_entry(resolution=20, channels=channels, convert=True)
+    original = Image.open(io.BytesIO(picture(3, mode)))
+    assert original.mode == mode
+    expected = np.asarray(original.convert("RGB" if channels == 3 else "L")).reshape(20, 20, channels)
+    assert np.array_equal(decode(picture(3, mode), "x.png", entry), expected)
+
+
+def test_conversion_drops_alpha_and_blends_nothing(make_entry):
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 4), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    assert np.array_equal(decode(buffer.getvalue(), "x.png", make_entry(convert=True)), pixels[..., :3])
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("CMYK", "JPEG"), ("I;16", "PNG")])
+def test_modes_that_cannot_be_converted_faithfully_are_refused(picture, make_entry, mode, kind):
+    buffer = io.BytesIO()
+    Image.new(mode, (20, 20)).save(buffer, kind)
+    with pytest.raises(UserError, match=rf"x = 'mode {mode}': every file must be of mode 1 or L or .*RGBA"):
+        decode(buffer.getvalue(), "x", make_entry(convert=True))
 
 
 def test_rgb_among_grey_is_named(plant, picture, make_entry):
@@ -210,14 +248,14 @@ def test_a_missing_source_is_named(make_entry):
 def test_a_class_without_images_is_named(plant, pool, make_entry, kept):
     source = plant({name: data for name, data in pool.items() if name.startswith(kept)} | {".hidden": b""})
     (source / "dog").mkdir()
-    with pytest.raises(UserError, match=r"no train images in class folder.*dog"):
+    with pytest.raises(UserError, match=r"no train images in class.*dog"):
         image_folder(make_entry(source=str(source)))
 
 
 def test_a_class_missing_from_one_split_is_named(make_entry):
-    with pytest.raises(UserError, match=r"no test images in class folder\(s\) dog"):
+    with pytest.raises(UserError, match=r"no test images in class\(es\) dog"):
         arrange(["train/cat/1.png", "train/dog/1.png", "test/cat/1.png"], make_entry())
-    with pytest.raises(UserError, match=r"no train images in class folder\(s\) cat, dog"):
+    with pytest.raises(UserError, match=r"no train images in class\(es\) cat, dog"):
         arrange(["test/cat/1.png", "test/dog/1.png"], make_entry())
 
 
@@ -266,3 +304,70 @@ def test_a_bad_list_of_users_is_refused(tmp_path, rows, columns, named):
 def test_a_missing_list_of_users_is_named(tmp_path):
     with pytest.raises(UserError, match=r"users = .*none\.csv.*readable CSV"):
         read_users(tmp_path / "none.csv", [])
+
+
+def labelled(tmp_path, rows, columns="file,label"):
+    path = tmp_path / "labels.csv"
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    return str(path)
+
+
+FILES = ("b/2.png", "1.png", "a/x/3.jpg", "4.png")
+
+
+@pytest.fixture
+def scattered(plant, picture):
+    """Files in any folders, and some that no table names."""
+    pictures = {name: picture(place, kind="JPEG" if name.endswith("jpg") else "PNG") for place, name in enumerate(FILES)}
+    return str(plant(pictures | {"notes.txt": b"not an image", "unnamed.png": b"?"}))
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_table_of_labels(tmp_path, scattered, picture, make_entry, packed):
+    labels = labelled(
+        tmp_path, [f"{name},{label},x" for name, label in zip(FILES, ("dog", "cat", "cat", "dog"), strict=True)], "file,label,n"
+    )
+    if packed:
+        files = {p.relative_to(scattered).as_posix(): p.read_bytes() for p in Path(scattered).rglob("*") if p.is_file()}
+        scattered = str(zipped(tmp_path / "source.zip", files))
+    source = image_folder(make_entry(source=scattered, labels=labels))
+    assert source.labels.tolist() == [0, 1, 0, 1] and source.splits.tolist() == ["train"] * 4, "in the order of the names"
+    order = [1, 3, 2, 0]
+    expected = [decode(picture(n, kind="JPEG" if n == 2 else "PNG"), "", make_entry()) for n in order]
+    assert np.array_equal(all_images(source), expected)
+
+
+def test_a_table_may_tell_splits_and_users(tmp_path, scattered, make_entry):
+    rows = ["b/2.png,dog,train,ann", "1.png,cat,train,bob", "a/x/3.jpg,cat,val,ann", "4.png,dog,validation,bob"]
+    table = labelled(tmp_path, rows, "file,label,split,user")
+    source = image_folder(make_entry(source=scattered, labels=table, users=table))
+    assert source.splits.tolist() == ["train", "train", "validation", "validation"]
+    assert source.labels.tolist() == [0, 1, 1, 0] and source.users.tolist() == ["bob", "ann", "bob", "ann"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "named"),
+    [
+        (
+            ["1.png,cat", "4.png,wolf"],
+            "file,label",
+            r"labels\.csv: 4\.png = 'wolf': the label must be one of the entry's classes: cat, dog",
+        ),
+        (["1.png,cat", "5.png,dog"], "file,label", r"labels\.csv: 5\.png = 'no such file'"),
+        (["1.png,cat", "../x.png,dog"], "file,label", r"\.\./x\.png = 'no such file'"),
+        (["1.png,cat", "notes.txt,dog"], "file,label", r"notes\.txt = 'no such file': .*PNG or JPEG"),
+        (["1.png,cat,train", "4.png,dog,dev"], "file,label,split", r"4\.png = 'dev': the split must be one of train"),
+        (["1.png,cat"], "file,label", r"no train images in class\(es\) dog"),
+        (["1.png,cat", "1.png,dog"], "file,label", r"labels = .*names 1\.png more than once"),
+        (["1.png,cat"], "file,class", r"labels = .*lacks column\(s\) label; it has file, class"),
+    ],
+)
+def test_a_bad_table_of_labels_is_told_in_one_line(tmp_path, scattered, make_entry, rows, columns, named):
+    with pytest.raises(UserError, match=named) as caught:
+        image_folder(make_entry(source=scattered, labels=labelled(tmp_path, rows, columns)))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_table_of_labels_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"labels = .*none\.csv.*readable CSV"):
+        read_labels(tmp_path / "none.csv")

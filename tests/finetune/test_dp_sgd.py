@@ -10,10 +10,9 @@ from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models.latents import denoising_loss
 from dpsapf.support.randomness import torch_generator
 from tests.one_image import ADAPTERS, BATCH, TOLERANCE, drawn, error, flat, median_norm, oracle, prepared, row_gradients
-from tests.tiny import tiny_scheduler
+from tests.tiny import tiny_objective
 
 EXPECTED = 6.0
 
@@ -38,9 +37,9 @@ def gradient(
 ):
     unet, parameters = prepared(kind)
     per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)
-    scheduler = tiny_scheduler()
+    objective = tiny_objective()
     report = private_gradient(
-        lambda rows: denoising_loss(per_image.model, scheduler, rows),
+        lambda rows: objective.loss(per_image.model, rows),
         per_image,
         list(parameters.values()),
         drawn(multiplicity, batch),
@@ -110,7 +109,7 @@ def test_the_report_is_of_images_and_not_of_rows(micro_batch):
     _, report = gradient(multiplicity=3, micro_batch=micro_batch, bound=1e-3, sigma=5.0)
     unet, _ = prepared()
     with torch.no_grad():
-        losses = denoising_loss(unet, tiny_scheduler(), drawn(3))
+        losses = tiny_objective().loss(unet, drawn(3))
     assert report.units == 12
     assert report.loss == pytest.approx(losses.mean().item(), rel=1e-5)  # fp32 sums
     assert report.gradient_norm == pytest.approx(row_gradients("lora", 3).mean(1).norm(dim=1).mean().item(), rel=1e-4)
@@ -122,7 +121,7 @@ def test_equals_opacus_own_optimizer_without_noise():
 
     unet, parameters = prepared()
     bound = median_norm()
-    model, scheduler = GradSampleModule(unet, loss_reduction="sum", strict=False), tiny_scheduler()
+    model, objective = GradSampleModule(unet, loss_reduction="sum", strict=False), tiny_objective()
     optimizer = DPOptimizer(
         torch.optim.SGD(list(parameters.values()), lr=1.0),
         noise_multiplier=0.0,
@@ -130,7 +129,7 @@ def test_equals_opacus_own_optimizer_without_noise():
         expected_batch_size=6,
         loss_reduction="mean",
     )
-    denoising_loss(model, scheduler, drawn()).sum().backward()
+    objective.loss(model, drawn()).sum().backward()
     before = copy.deepcopy([parameter.detach() for parameter in parameters.values()])
     optimizer.step()
     step = flat([a - b.detach() for a, b in zip(before, parameters.values(), strict=True)])

@@ -25,13 +25,13 @@ from dpsapf.finetune.parallel import Processes
 from dpsapf.optimization.noise_walk import squared_walk
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.poisson import poisson_batch
-from dpsapf.public_models.latents import denoising_loss, draw_batch
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import as_json, read_record, write_record
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_unet, write_latents
 
 IMAGES = 12
 ROOT = pathlib.Path(__file__).parents[2]
@@ -41,8 +41,7 @@ SCRIPT = pathlib.Path(__file__).with_name("under_torchrun.py")
 @pytest.fixture
 def options(tmp_path, plan, monkeypatch):
     """Inputs of a four-step run on the tiny UNet."""
-    monkeypatch.setattr(train, "load_unet", lambda record, device: {("tiny", "cpu"): tiny_unet()}[record.name, device])
-    monkeypatch.setattr(train, "load_scheduler", lambda record: tiny_scheduler())
+    monkeypatch.setattr(train, "load_model", lambda record: {"tiny": TinyModel(record)}[record.name])
     release = replace(plan.releases[1], sampling_rate=0.5, steps=4)
     write_record(tmp_path / "plan.json", replace(plan, population=IMAGES, releases=(plan.releases[0], release)))
     record = ModelRecord(
@@ -52,7 +51,8 @@ def options(tmp_path, plan, monkeypatch):
         resolution=32,
         licence="x",
         sha256=None,
-        unet_parameters=1,
+        denoiser_parameters=1,
+        family="stable-diffusion",
         candidates=1,
         provenance={},
     )
@@ -130,14 +130,14 @@ def without_guarantee(options):
 
 def plain_training(options, seed, rate=1e-2):
     """Four steps of AdamW on the same batches: no hooks, no clipping, no noise."""
-    unet, scheduler, latents = tiny_unet(), tiny_scheduler(), tiny_latents(IMAGES)
+    unet, objective, latents = tiny_unet(), tiny_objective(), tiny_latents(IMAGES)
     run = read_record(options.plan, train.Plan).run
     parameters = trainable(unet, run, pd.read_csv(options.selection), 2, 4.0)
     optimizer = torch.optim.AdamW(parameters.values(), lr=rate, weight_decay=0.0)
     for step in range(4):
         batch = poisson_batch(IMAGES, 0.5, torch_generator(seed, "finetune", step, "batch"))
         pairs = draw_batch(latents, batch, 1, 1000, torch_generator(seed, "finetune", "pairs", step)).rows(0, len(batch), "cpu")
-        loss = denoising_loss(unet, scheduler, pairs.rows(0, len(pairs), "cpu")).sum() / 6  # the expected batch
+        loss = objective.loss(unet, pairs.rows(0, len(pairs), "cpu")).sum() / 6  # the expected batch
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -415,7 +415,7 @@ def test_weights_do_not_decay(options, monkeypatch):
 @pytest.mark.parametrize("wanted", [True, False])
 def test_activations_are_computed_again_only_if_asked_for(options, monkeypatch, wanted):
     unet = tiny_unet()
-    monkeypatch.setattr(train, "load_unet", lambda record, device: unet)
+    monkeypatch.setattr(TinyModel, "denoiser", lambda model, device: {"cpu": unet}[device])
     train.finetune(replace(options, gradient_checkpointing=wanted))
     assert unet.is_gradient_checkpointing == wanted
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
-from tests.tiny import tiny_scheduler, tiny_unet
+from tests.tiny import TinyModel
 
-train.load_unet = lambda record, device: tiny_unet()
-train.load_scheduler = lambda record: tiny_scheduler()
+train.load_model = TinyModel
 train.finetune(Finetune.model_validate_json(Path(sys.argv[1]).read_text()))

@@ -6,10 +6,10 @@ import torch
 import dpsapf
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.ghost_clipping import GhostClipping
-from dpsapf.public_models.latents import denoising_loss, draw_batch
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import tiny_latents, tiny_objective, tiny_unet
 
 IMAGES = 6
 FEW = (
@@ -39,7 +39,7 @@ def draws(multiplicity, broken=()):
 
 
 def losses(unet, pairs, start, stop):
-    return denoising_loss(unet, tiny_scheduler(), pairs.rows(start, stop, "cpu"))
+    return tiny_objective().loss(unet, pairs.rows(start, stop, "cpu"))
 
 
 def image_gradients(selection, multiplicity):

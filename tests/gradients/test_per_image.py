@@ -9,7 +9,6 @@ from dpsapf.bench.compare import OpacusGradients, _peak_mb
 from dpsapf.gradients import adapter_rows
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.gradients.per_image import WITHOUT_LAYERS, AdapterGradients, averaged, per_image_gradients
-from dpsapf.public_models.latents import denoising_loss
 from dpsapf.support.errors import UserError
 from tests.one_image import (
     ADAPTERS,
@@ -23,7 +22,7 @@ from tests.one_image import (
     prepared,
     row_gradients,
 )
-from tests.tiny import tiny_scheduler
+from tests.tiny import tiny_objective
 
 CONVOLUTIONS = ("conv_in", "down_blocks.0.resnets.0.conv1", "down_blocks.0.downsamplers.0.conv")
 FEED_FORWARD = tuple(f"down_blocks.0.attentions.0.transformer_blocks.0.ff.net.{part}" for part in ("0.proj", "2"))
@@ -46,7 +45,7 @@ def checkpointed(unet, parameters, adapter):
 
 def passed(engine, pairs, bound, clipping="flat", multiplicity=1):
     """One forward and backward pass, then the flat sum and the norms."""
-    losses = denoising_loss(engine.model, tiny_scheduler(), pairs)
+    losses = tiny_objective().loss(engine.model, pairs)
     sums, norms = engine.clipped_sum(losses, bound, clipping, multiplicity)
     return flat(sums), norms
 
@@ -170,7 +169,7 @@ def test_resting_parameters_count_for_nothing(kind, make):
     for position, part in enumerate(rows.split(sizes, dim=1)):
         part.mul_(position not in resting)
     bound = rows.norm(dim=1).median().item()
-    sums, norms = engine.clipped_sum(denoising_loss(engine.model, tiny_scheduler(), drawn(3)), bound, "flat", 3, resting)
+    sums, norms = engine.clipped_sum(tiny_objective().loss(engine.model, drawn(3)), bound, "flat", 3, resting)
     assert error(norms, rows.norm(dim=1)) < TOLERANCE and error(flat(sums), clipped_sum(rows, bound, "flat")) < TOLERANCE
     assert not any(sums[position].any() for position in resting)
 
@@ -200,7 +199,7 @@ def test_a_broken_image_contributes_nothing(kind, make):
 def test_sums_are_fp32_and_within_the_bound_after_a_pass_in_bf16(kind):
     bound, engine = 0.1 * median_norm(kind), built(kind)
     with torch.autocast("cpu", torch.bfloat16):
-        loss = denoising_loss(engine.model, tiny_scheduler(), drawn().rows(0, 1, "cpu"))
+        loss = tiny_objective().loss(engine.model, drawn().rows(0, 1, "cpu"))
     sums, norms = engine.clipped_sum(loss, bound, "flat")
     assert {total.dtype for total in sums} == {norms.dtype} == {torch.float32}
     assert bound * (1 - 2e-5) < flat(sums).double().norm().item() <= bound  # not to the 8 bits of the activations

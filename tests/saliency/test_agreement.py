@@ -10,7 +10,7 @@ from dpsapf.public_models.latents import draw_batch
 from dpsapf.saliency import agreement
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import write_record
-from tests.tiny import tiny_latents, tiny_scheduler
+from tests.tiny import TinyModel, tiny_latents
 
 M = 20
 
@@ -25,7 +25,15 @@ def options(tmp_path, dataset_record, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     write_record(tmp_path / "dataset.json", dataset_record)
-    facts = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
+    facts = {
+        "path": "x",
+        "vae_path": "x",
+        "resolution": 32,
+        "licence": "x",
+        "sha256": None,
+        "denoiser_parameters": 1,
+        "family": "stable-diffusion",
+    }
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=M, provenance={}, **facts))
     files = {name: tmp_path / f"{name}.json" for name in ("dataset", "model")}
     return CompareScores(
@@ -66,8 +74,7 @@ def test_squared_norms_come_from_the_saliency_pass(monkeypatch, options):
         yield torch.ones(len(pairs), len(names))
 
     monkeypatch.setattr(agreement, "squared_gradient_norms", norms)
-    monkeypatch.setattr(agreement, "load_unet", lambda record, device: None)
-    monkeypatch.setattr(agreement, "load_scheduler", lambda record: tiny_scheduler())
+    monkeypatch.setattr(agreement, "load_model", TinyModel)
     monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path, prompts: tiny_latents(7)))
     table = pd.DataFrame({MATRIX: list("abc")})
     assert agreement.squared_norms(options, table).shape == (7, 3)

@@ -11,11 +11,11 @@ from scipy import stats
 
 from dpsapf.experiment.columns import FRAGILITY, FRAGILITY_ERROR, FRAGILITY_SHRUNK, MATRIX
 from dpsapf.experiment.stages import MeasureFragility
-from dpsapf.public_models.prepare import candidate_table
+from dpsapf.public_models.families.stable_diffusion import NoiseObjective, StableDiffusion
 from dpsapf.saliency.fragility import lora_noise, measure_fragility, rises, shrunk
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import write_record
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
 
 
 def options(tmp_path, **changes):
@@ -27,21 +27,21 @@ def options(tmp_path, **changes):
 def test_the_model_is_left_as_it_was(tmp_path):
     unet = tiny_unet()
     before = {name: value.clone() for name, value in unet.state_dict().items()}
-    found = rises(unet, tiny_scheduler(), tiny_latents(), candidates(unet), options(tmp_path))
+    found = rises(unet, tiny_objective(), tiny_latents(), candidates(unet), options(tmp_path))
     assert found.shape == (3, len(candidates(unet))) and (found > 0).all()
     assert all(torch.equal(value, before[name]) for name, value in unet.state_dict().items())
 
 
 def test_micro_batches_change_nothing_but_rounding(tmp_path):
     unet, names = tiny_unet(), candidates(tiny_unet())[:3]
-    one, all_ = (rises(unet, tiny_scheduler(), tiny_latents(), names, options(tmp_path, micro_batch=size)) for size in (1, 12))
+    one, all_ = (rises(unet, tiny_objective(), tiny_latents(), names, options(tmp_path, micro_batch=size)) for size in (1, 12))
     np.testing.assert_allclose(one, all_, rtol=1e-3)
 
 
 def test_small_noise_costs_in_proportion_to_its_energy(tmp_path):
     unet, names = tiny_unet(), candidates(tiny_unet())[:4]
     small, half = (
-        rises(unet, tiny_scheduler(), tiny_latents(), names, options(tmp_path, deviation=size)) for size in (0.02, 0.01)
+        rises(unet, tiny_objective(), tiny_latents(), names, options(tmp_path, deviation=size)) for size in (0.02, 0.01)
     )
     np.testing.assert_allclose(small / half, 4.0, rtol=0.05)
 
@@ -69,7 +69,11 @@ def test_a_linear_models_rise_is_known(tmp_path):
     """E ||B A x||^2 / outputs = r s^2 (alpha/r)^2 E (a x)^2 = r s^2 ||x||^2 / (3 columns), mean over rows."""
     latents = tiny_latents(200)
     found = rises(
-        Doubling(), Still(), latents, ["layer"], options(tmp_path, draws=300, lora_rank=2, lora_alpha=2.0, micro_batch=200)
+        Doubling(),
+        NoiseObjective(Still()),
+        latents,
+        ["layer"],
+        options(tmp_path, draws=300, lora_rank=2, lora_alpha=2.0, micro_batch=200),
     )
     rows = latents.mean.double().square().sum(-1).mean()  # the posterior's deviation of 0.01 adds 4e-4
     assert found.mean() == pytest.approx(float(2 * 0.1**2 * rows / (3 * 4)), rel=4 * found.std() / found.mean() / math.sqrt(300))
@@ -116,7 +120,7 @@ def test_shrinking_brings_estimates_nearer_to_the_truth():
 def test_the_command_writes_every_candidate(tmp_path, two_digits, model_record):
     write_record(tmp_path / "dataset.json", two_digits)
     write_record(tmp_path / "model.json", model_record)
-    table, _ = candidate_table(Path(model_record.path))
+    table, _ = StableDiffusion.candidate_table(Path(model_record.path))
     table.to_csv(tmp_path / "candidates.csv", index=False)
     measure_fragility(options(tmp_path, samples=2, draws=2))
     written = pd.read_csv(tmp_path / "fragility.csv")

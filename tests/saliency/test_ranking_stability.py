@@ -10,7 +10,7 @@ from dpsapf.experiment.stages import CompareRankings
 from dpsapf.saliency import agreement, ranking_stability
 from dpsapf.support.checked import replace
 from dpsapf.support.records import write_record
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet
 
 M, N = 20, 400
 
@@ -34,7 +34,15 @@ def options(tmp_path, dataset_record, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     write_record(tmp_path / "dataset.json", dataset_record)
-    facts = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
+    facts = {
+        "path": "x",
+        "vae_path": "x",
+        "resolution": 32,
+        "licence": "x",
+        "sha256": None,
+        "denoiser_parameters": 1,
+        "family": "stable-diffusion",
+    }
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=M, provenance={}, **facts))
     files = {name: tmp_path / f"{name}.json" for name in ("dataset", "model")}
     files |= {
@@ -91,8 +99,7 @@ def test_draws_are_repeatable_and_differ(options, found):
 def test_a_real_pass_over_a_share_of_the_images(tmp_path, options, monkeypatch):
     """Each image counts once, the first ones at a share, and all scores come from the same draws."""
     monkeypatch.undo()
-    monkeypatch.setattr(agreement, "load_unet", lambda record, device: tiny_unet())
-    monkeypatch.setattr(agreement, "load_scheduler", lambda record: tiny_scheduler())
+    monkeypatch.setattr(agreement, "load_model", TinyModel)
     monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path, prompts: tiny_latents(6)))
     names = candidates(tiny_unet())
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})

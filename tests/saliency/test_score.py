@@ -13,7 +13,7 @@ from dpsapf.experiment.stages import PlanPrivacy, ScoreSaliency
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.mechanisms import Refused
 from dpsapf.privacy.meter import Meter
-from dpsapf.public_models.latents import denoising_loss, draw_batch
+from dpsapf.public_models.latents import draw_batch
 from dpsapf.saliency import score
 from dpsapf.saliency.plan import plan_privacy
 from dpsapf.saliency.score import saliency_scores
@@ -23,7 +23,7 @@ from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_unet, write_latents
 
 EVERYONE = torch.arange(12)
 
@@ -49,19 +49,19 @@ def options(**changes):
 def scores(batch=EVERYONE, latents=None, **changes):
     unet = tiny_unet()
     return saliency_scores(
-        unet, tiny_scheduler(), latents or tiny_latents(), batch, candidates(unet), options(**changes), Meter(12)
+        unet, tiny_objective(), latents or tiny_latents(), batch, candidates(unet), options(**changes), Meter(12)
     )
 
 
 def oracle(bound):
     """Batch-of-one backward passes with real weight gradients."""
-    unet, scheduler, latents = tiny_unet(), tiny_scheduler(), tiny_latents()
+    unet, objective, latents = tiny_unet(), tiny_objective(), tiny_latents()
     names = candidates(unet)
     weights = [unet.get_submodule(name).weight for name in names]
     pairs = draw_batch(latents, EVERYONE, 1, 1000, torch_generator(0, "saliency", "pairs")).rows(0, 12, "cpu")
     total = torch.zeros(len(names), dtype=torch.float64)
     for image in range(12):
-        loss = denoising_loss(unet, scheduler, pairs.rows(image, image + 1, "cpu")).sum()
+        loss = objective.loss(unet, pairs.rows(image, image + 1, "cpu")).sum()
         gradients = torch.autograd.grad(loss, weights)
         squared = torch.stack([gradient.double().square().sum() for gradient in gradients])
         total += squared * min(1.0, bound / squared.sum().sqrt().item()) ** 2
@@ -79,7 +79,7 @@ def test_another_seed_draws_other_pairs():
 
 def test_scores_are_summed_in_double_precision_and_leave_the_model_alone():
     unet, meter = tiny_unet(), Meter(12)
-    found = saliency_scores(unet, tiny_scheduler(), tiny_latents(), EVERYONE, candidates(unet), options(), meter)
+    found = saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), options(), meter)
     assert found.dtype == torch.float64
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -122,7 +122,7 @@ def test_neighbours_differ_by_at_most_the_sensitivity(name):
 def test_the_largest_contribution_of_an_image_is_measured(micro_batch):
     unet, meter = tiny_unet(), Meter(12)
     settings = options(clipping_norm=100.0, micro_batch=micro_batch)
-    saliency_scores(unet, tiny_scheduler(), tiny_latents(), EVERYONE, candidates(unet), settings, meter)
+    saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), settings, meter)
     sums = [scores(batch=EVERYONE[:count], clipping_norm=100.0) for count in range(13)]
     norms = [(after - before).norm().item() for before, after in itertools.pairwise(sums)]
     assert meter.measured(1.0).largest_contribution == pytest.approx(max(norms), rel=1e-4)  # fp32 passes in other batches
@@ -152,15 +152,22 @@ def test_an_empty_batch_scores_zero():
 def stage(tmp_path, dataset_record, monkeypatch):
     """Inputs of score-saliency and plan-privacy on the tiny UNet: a function that runs both and returns their records."""
     unet = tiny_unet()
-    monkeypatch.setattr(score, "load_unet", lambda record, device: {("tiny", "cpu"): unet}[record.name, device])
-    monkeypatch.setattr(score, "load_scheduler", lambda record: tiny_scheduler())
+    monkeypatch.setattr(score, "load_model", lambda record: {"tiny": TinyModel(record)}[record.name])
     monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda *_: 1.0)  # DP-SGD's noise is not looked at here, and slow to find
     names = candidates(unet)
     layers = [name.rpartition(".to_")[0] for name in names]
     table = pd.DataFrame({MATRIX: names, LAYER: layers, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     write_latents(tmp_path, tiny_latents(3500), dataset_record.id)
-    model = {"path": "x", "vae_path": "x", "resolution": 32, "licence": "x", "sha256": None, "unet_parameters": 1}
+    model = {
+        "path": "x",
+        "vae_path": "x",
+        "resolution": 32,
+        "licence": "x",
+        "sha256": None,
+        "denoiser_parameters": 1,
+        "family": "stable-diffusion",
+    }
     write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=len(names), provenance={}, **model))
     write_record(tmp_path / "dataset.json", dataset_record)
 
@@ -295,7 +302,7 @@ def test_a_refusal_is_accounted_and_not_drawn_again(stage, tmp_path, monkeypatch
     assert spend.release == plan.releases[0] and spend.digest == "" and not (tmp_path / "s.csv").exists()
     assert spend.private == sha256(tmp_path / "private.refused.json")
     monkeypatch.setattr("dpsapf.privacy.meter.add_laplace_noise", lambda value, scale, source: 1e9)
-    monkeypatch.setattr(score, "load_unet", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(score, "load_model", lambda *_: pytest.fail("computed again"))
     with pytest.raises(UserError, match=r"refused\.json.*refused before, and epsilon is spent.*--prior"):
         stage("ptr", "matrix", 0.3, 50000)
     assert not (tmp_path / "s.csv").exists()

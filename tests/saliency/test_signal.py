@@ -14,13 +14,14 @@ from dpsapf.experiment.columns import MATRIX
 from dpsapf.privacy.clipping import AUTOMATIC_STABILITY
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.meter import Meter
-from dpsapf.public_models.latents import Pairs, denoising_loss, draw_batch
+from dpsapf.public_models.families.stable_diffusion import NoiseObjective
+from dpsapf.public_models.latents import Pairs, draw_batch
 from dpsapf.saliency.scores import SCORES, SIGNAL_BOUND, Bounds
 from dpsapf.saliency.select import ranking
 from dpsapf.saliency.signal import signal_norms
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet
+from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
 
 IMAGES = 12
 OPTIONS = SimpleNamespace(micro_batch=5, device="cpu")
@@ -35,16 +36,16 @@ def pairs(latents=None):
 def norms(drawn, meter=None, micro_batch=5):
     unet = tiny_unet()
     options = SimpleNamespace(micro_batch=micro_batch, device="cpu")
-    return signal_norms(unet, tiny_scheduler(), drawn, candidates(unet), options, meter or Meter(IMAGES))
+    return signal_norms(unet, tiny_objective(), drawn, candidates(unet), options, meter or Meter(IMAGES))
 
 
 def oracle(drawn):
     """Batch-of-one backward passes with real weight gradients; returns norms and each image's clipped gradient."""
-    unet, scheduler = tiny_unet(), tiny_scheduler()
+    unet, objective = tiny_unet(), tiny_objective()
     weights = [unet.get_submodule(name).weight for name in candidates(unet)]
     clipped = []
     for image in range(len(drawn)):
-        loss = denoising_loss(unet, scheduler, drawn.rows(image, image + 1, "cpu")).sum()
+        loss = objective.loss(unet, drawn.rows(image, image + 1, "cpu")).sum()
         gradients = [gradient.double() for gradient in torch.autograd.grad(loss, weights)]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
         clipped.append([gradient * SIGNAL_BOUND / (norm + AUTOMATIC_STABILITY) for gradient in gradients])
@@ -116,7 +117,7 @@ def test_gradients_that_cancel_have_energy_and_no_signal():
     target = torch.full((4, 1, 1, 1), 100.0)
     zeros = torch.zeros(4, dtype=torch.int64)
     drawn = Pairs(signs, target, zeros, zeros, torch.zeros(1, 1, 1))
-    found = signal_norms(Opposed(), Plain(), drawn, ["agreed", "cancelled"], OPTIONS, Meter(4))
+    found = signal_norms(Opposed(), NoiseObjective(Plain()), drawn, ["agreed", "cancelled"], OPTIONS, Meter(4))
     assert found[0] == pytest.approx(4 / math.sqrt(2), rel=1e-3) and found[1] == pytest.approx(0, abs=1e-4)
 
 
@@ -130,5 +131,5 @@ def test_mechanisms_for_monotone_scores_are_refused(name):
 
 def test_no_hook_stays_on_the_model():
     unet = tiny_unet()
-    signal_norms(unet, tiny_scheduler(), pairs(), candidates(unet), OPTIONS, Meter(IMAGES))
+    signal_norms(unet, tiny_objective(), pairs(), candidates(unet), OPTIONS, Meter(IMAGES))
     assert not any(module._forward_hooks for module in unet.modules())

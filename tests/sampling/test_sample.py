@@ -13,7 +13,7 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.tiny import candidates, tiny_latents, tiny_scheduler, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet, write_latents
 
 
 def tiny_vae():
@@ -33,9 +33,8 @@ def tiny_vae():
 
 @pytest.fixture
 def options(tmp_path, plan, dataset_record, monkeypatch):
-    monkeypatch.setattr(stage, "load_unet", lambda record, device: tiny_unet())
-    monkeypatch.setattr("dpsapf.public_models.load.load_vae", lambda record, device: tiny_vae())
-    monkeypatch.setattr("dpsapf.public_models.load.load_scheduler", lambda record: tiny_scheduler())
+    monkeypatch.setattr(stage, "load_model", TinyModel)
+    monkeypatch.setattr(TinyModel, "vae", lambda model, device: tiny_vae())
     write_latents(tmp_path, tiny_latents())
     record = ModelRecord(
         name="tiny",
@@ -44,7 +43,8 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
         resolution=32,
         licence="x",
         sha256=None,
-        unet_parameters=1,
+        denoiser_parameters=1,
+        family="stable-diffusion",
         candidates=1,
         provenance={},
     )

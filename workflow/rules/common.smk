@@ -4,7 +4,12 @@ import sys
 from pathlib import Path
 
 from dpsapf.cli import warm
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry
+from dpsapf.experiment.registries import (
+    DatasetEntry,
+    ModelEntry,
+    ProtocolEntry,
+    load_registry,
+)
 from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_config
 from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, WALKING, method
@@ -76,6 +81,27 @@ wildcard_constraints:
     dataset="[^/]+?",
     public_model="[^/]+?",
     candidates="attention|attention\\+ffn|all-params",
+
+
+def dataset_inputs(wildcards):
+    """Whether the files of a published dataset are there; on a cluster they are fetched by the submitting host."""
+    fetched = load_registry(CONFIG.datasets_file, DatasetEntry)[
+        wildcards.dataset
+    ].downloads
+    return (
+        {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched.txt")} if fetched else {}
+    )
+
+
+def model_inputs(wildcards):
+    """Whether a model of the hub is in its cache; on a cluster it is fetched by the submitting host."""
+    models = load_registry(CONFIG.public_models_file, ModelEntry)
+    local = models[wildcards.public_model].path is not None
+    return (
+        {}
+        if local
+        else {"fetched": LAYOUT.model(wildcards.public_model, "fetched.txt")}
+    )
 
 
 def selection_inputs(wildcards):

@@ -1,5 +1,31 @@
+localrules:
+    fetch_dataset,
+
+
+rule fetch_dataset:
+    input:
+        registry=ancient(CONFIG.datasets_file),
+    output:
+        LAYOUT.dataset("{dataset}", "fetched.txt"),
+    log:
+        LAYOUT.log("fetch_dataset", "{dataset}"),
+    benchmark:
+        LAYOUT.benchmark("fetch_dataset", "{dataset}")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
+        code=code_digest("datasets"),
+    shell:
+        "python -m dpsapf fetch-dataset --name {wildcards.dataset} --registry {input.registry} --out {output} --log {log}"
+
+
 rule prepare_dataset:
     input:
+        unpack(dataset_inputs),
         registry=ancient(CONFIG.datasets_file),
     output:
         archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
