@@ -1,9 +1,9 @@
 """Time and memory of every stage that reads the whole dataset: does memory stay flat as the dataset grows?
 
-``python docs/scale.py --images 20000 300000 --folder /tmp/scale --out results/reference/scale.csv``
-draws images of 96 x 96 as PNG files, prepares and encodes them, and reads them as saliency and fine-tuning do. The VAE is a narrow one with random weights
-behind diffusers' own interface, so that the encoder's arithmetic does not hide the reading. Each stage is a process of its own,
-whose largest resident size is looked at every half second.
+``python docs/scale.py --images 20000 300000 --folder /tmp/scale --out results/reference/scale.csv`` draws PNG files of 96 x 96
+pixels, prepares and encodes them, and reads them as saliency and fine-tuning do. The VAE is a narrow one with random weights
+behind diffusers' own interface, so that the encoder's arithmetic does not hide the reading. Each stage is a process of its
+own, whose largest resident size is looked at every half second.
 """
 
 import argparse

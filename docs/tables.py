@@ -141,6 +141,32 @@ def bench(records: Records) -> str:
     return pipes(["", "time", "peak memory"], rows)
 
 
+def storage(records: Records) -> str:
+    """Lay out storage.csv: how long rows take from each kind of file, and what the process holds afterwards."""
+    rows = [
+        [row["kind"], f"{row['random_batch_ms']:.0f}", f"{row['in_order_rows_per_second']:,.0f}", f"{row['memory_mb']:.0f}"]
+        for _, row in records.table("storage.csv").iterrows()
+    ]
+    return pipes(["rows by", "4,096 random rows (ms)", "rows in order (per second)", "memory (MB)"], rows)
+
+
+def scale(records: Records) -> str:
+    """Lay out scale.csv: the peak memory and the speed of each stage by the number of images."""
+    table = records.table("scale.csv")
+    counts = sorted(table["images"].unique())
+    cells = table.set_index(["stage", "images"])
+    header = ["stage", *(f"{what}, {count:,}" for what in ("images/s", "peak memory (MB)") for count in counts)]
+    rows = [
+        [
+            stage,
+            *(f"{cells.loc[(stage, count), 'images_per_second']:,.0f}" for count in counts),
+            *(f"{cells.loc[(stage, count), 'peak_mb']:,.0f}" for count in counts),
+        ]
+        for stage in table["stage"].unique()
+    ]
+    return pipes(header, rows)
+
+
 def edge_factors(column: str, records: Records) -> str:
     """Lay out how many times larger a learning rate survives: ways and shares of three seeds down, panels across."""
     table = records.table("stability/figures/stability_edges.csv")
@@ -263,6 +289,8 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "selected-by-scores": selected_by_scores,
     "agreement": agreement,
     "bench": bench,
+    "storage": storage,
+    "scale": scale,
     "measured": measured,
 }
 

@@ -9,6 +9,7 @@ from dpsapf.support.checked import Checked
 MODULES: dict[type[Checked], str] = {
     stages.FetchDataset: "dpsapf.datasets.fetch",
     stages.PrepareDataset: "dpsapf.datasets.prepare",
+    stages.FetchPublicModel: "dpsapf.public_models.prepare",
     stages.PreparePublicModel: "dpsapf.public_models.prepare",
     stages.PretrainPublicModel: "dpsapf.pretraining.pretrain",
     stages.EncodeDataset: "dpsapf.public_models.encode",

@@ -69,6 +69,14 @@ class PrepareDataset(Checked):
     threads: int = Field(1, description="CPU threads that decode images [threads]", ge=1)
 
 
+class FetchPublicModel(Checked):
+    """Download a public model from the hub, or say where to put it."""
+
+    name: str = Field(description="key of the model in the registry")
+    registry: Path = source("registry of public models", Path("config/public_models.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
+
+
 class PreparePublicModel(Checked):
     """Resolve a public model, list its candidate matrices."""
 

@@ -1,4 +1,4 @@
-"""prepare-public-model: find or download a public model, check it, list its candidate matrices."""
+"""fetch-public-model, prepare-public-model: find or download a public model, check it, list its candidate matrices."""
 
 import logging
 import re
@@ -7,11 +7,11 @@ from pathlib import Path
 from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.registries import ModelEntry, entry
-from dpsapf.experiment.stages import PreparePublicModel
+from dpsapf.experiment.stages import FetchPublicModel, PreparePublicModel
 from dpsapf.public_models.check import check_is_folder, has_weights
 from dpsapf.public_models.families import find_family
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic, sha256
+from dpsapf.support.files import atomic, sha256, write_text
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import write_record
 
@@ -34,8 +34,7 @@ def prepare_public_model(options: PreparePublicModel) -> None:
             a download is not pinned or fails.
     """
     model = entry(options.registry, options.name, ModelEntry)
-    path = resolve(options.name, model.path, model.hub_id, model.revision, DOWNLOADED)
-    vae_path = path / "vae" if model.vae is None else _vae_path(options.name, model)
+    path, vae_path = _found(options.name, model)
     check_is_folder(f"{options.name}: path", path, "StableDiffusionPipeline")
     check_is_folder(f"{options.name}: vae", vae_path, "AutoencoderKL")
     family = find_family(options.name, path)
@@ -57,6 +56,26 @@ def prepare_public_model(options: PreparePublicModel) -> None:
         provenance=provenance(),
     )
     write_record(options.record, record)
+
+
+def fetch_public_model(options: FetchPublicModel) -> None:
+    """Download a model, and the VAE that replaces its own, to the hub's cache; what is there already stays.
+
+    An access token comes from the environment variable ``HF_TOKEN``. Nodes without network then find the model in the cache.
+
+    Raises:
+        UserError: see `resolve`.
+    """
+    there = _found(options.name, entry(options.registry, options.name, ModelEntry))
+    LOG.info("there: %s", ", ".join(map(str, there)))
+    if options.out:
+        write_text(options.out, "".join(f"{path}\n" for path in there))
+
+
+def _found(name: str, model: ModelEntry) -> tuple[Path, Path]:
+    """Return the folders of a model and of its VAE."""
+    path = resolve(name, model.path, model.hub_id, model.revision, DOWNLOADED)
+    return path, path / "vae" if model.vae is None else _vae_path(name, model)
 
 
 def resolve(name: str, path: str | None, hub_id: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
@@ -101,7 +120,11 @@ def _download(name: str, hub_id: str, revision: str, files: tuple[str, ...]) -> 
         return path if all(map(has_weights, weighed)) else snapshot()
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).split("\n")[0]
-        raise UserError(f"{name}: hub_id", hub_id, f"cannot be downloaded ({reason}); set path to a local copy") from error
+        raise UserError(
+            f"{name}: hub_id",
+            hub_id,
+            f"cannot be downloaded ({reason}); set path to a local copy, or run fetch-public-model where a network is",
+        ) from error
 
 
 def _vae_path(name: str, model: ModelEntry) -> Path:

@@ -49,11 +49,15 @@ def everybody(**changes):
     return electorate(**changes).vote(*clouds(SYNTHETIC, 1), 0)
 
 
-@pytest.mark.parametrize("entries", [2**24, 30, 1])
-def test_every_image_votes_for_the_nearest_of_its_class_whatever_the_chunks(monkeypatch, entries):
+@pytest.mark.parametrize(("entries", "sizes"), [(2**24, [1, 39]), (30, [1, *[2] * 19, 1]), (1, [1] * 40)])
+def test_every_image_votes_for_the_nearest_of_its_class_whatever_the_chunks(monkeypatch, entries, sizes):
+    """As many distances are held at once as ``ENTRIES`` says, and a row at least; the first voter is alone."""
+    seen = []
     monkeypatch.setattr(votes, "ENTRIES", entries)
+    monkeypatch.setattr(votes, "nearest", lambda points, *others: seen.append(len(points)) or nearest(points, *others))
     expected = oracle(*clouds(IMAGES, 0), *clouds(SYNTHETIC, 1))
     assert (counted() == expected).all() and expected.sum() == IMAGES and (expected == 0).any()
+    assert seen == sizes
 
 
 def test_of_several_nearest_the_first_gets_the_vote_and_another_class_never_does():
@@ -88,14 +92,26 @@ def test_each_user_is_one_of_their_images_and_each_of_them_as_often():
     assert abs(np.corrcoef(draws[:, 1], draws[:, 2])[0, 1]) < 0.15, "users are drawn independently"
 
 
-def test_a_round_of_users_draws_anew_and_counts_users():
-    voters, (features, labels) = electorate(users=np.arange(IMAGES) // 2), clouds(SYNTHETIC, 1)
-    seen = []
-    voters.__dict__["histogram"] = lambda chosen, *centres: seen.append(chosen) or torch.zeros(SYNTHETIC).double()
+def voters_of_rounds(monkeypatch, noise):
+    """Whose images stand for 20 users in two rounds."""
+    seen, voters = [], electorate(users=np.arange(IMAGES) // 2, noise=noise)
+    exact = Electorate.histogram
+    monkeypatch.setattr(
+        Electorate, "histogram", lambda self, chosen, *centres: seen.append(chosen) or exact(self, chosen, *centres)
+    )
     for step in range(2):
-        voters.vote(features, labels, step)
-    assert [len(chosen) for chosen in seen] == [20, 20] and (seen[0] != seen[1]).any()
-    assert all((chosen // 2 == torch.arange(20)).all() for chosen in seen)
+        voters.vote(*clouds(SYNTHETIC, 1), step)
+    return seen
+
+
+def test_a_round_of_users_draws_anew_and_each_of_them_votes(monkeypatch):
+    seen = voters_of_rounds(monkeypatch, "seed")
+    assert all((chosen // 2 == torch.arange(20)).all() for chosen in seen) and (seen[0] != seen[1]).any()
+
+
+def test_who_stands_for_a_user_is_secret_in_a_release(monkeypatch):
+    draws = [torch.cat(voters_of_rounds(monkeypatch, noise)) for noise in ("seed", "seed", "system", "system")]
+    assert (draws[0] == draws[1]).all() and (draws[2] != draws[3]).any() and (draws[0] != draws[2]).any()
 
 
 def test_what_is_released_is_the_exact_histogram_and_gaussian_noise_on_every_bin():
@@ -137,3 +153,4 @@ def test_without_a_vote_above_the_threshold_all_of_the_class_are_drawn_alike():
 def test_the_first_of_each_class_are_those_with_most_votes():
     noisy, labels = np.array([1.0, 7.0, 3.0, 3.0, -1.0, 8.0]), np.array([0, 1, 0, 0, 1, 0])
     assert first(noisy, labels, np.array([3, 1])).tolist() == [5, 2, 3, 1]
+    assert first(np.zeros(500), np.zeros(500), np.array([400])).tolist() == list(range(400)), "of equal ones the first"

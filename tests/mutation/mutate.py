@@ -28,6 +28,7 @@ FILES = (
     *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "parallel", "train")),
     *(f"saliency/{name}.py" for name in ("plan", "score", "scores", "signal")),
     "datasets/splits.py",  # whom the guarantee is for
+    "evolution/votes.py",
     "public_models/latents.py",  # what a unit's draw is
 )
 QUICK = (  # what a sample is drawn from: modules with quick tests that no mutant survives

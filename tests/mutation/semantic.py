@@ -83,6 +83,25 @@ SEMANTIC = tuple(
             'secret_generator(options.noise, options.seed, "saliency", "pairs")',
             'secret_generator("seed", options.seed, "saliency", "pairs")',
         ),
+        ("votes without noise", "evolution/votes.py", "return noisy.numpy()", "return counts.numpy()"),
+        (
+            "two votes of an image",
+            "evolution/votes.py",
+            "added = found.cpu().bincount(minlength=len(labels)).double()",
+            "added = 2 * found.cpu().bincount(minlength=len(labels)).double()",
+        ),
+        (
+            "threshold before the noise",
+            "evolution/votes.py",
+            "        return counts\n",
+            "        return torch.where(counts < 2, 0, counts)\n",
+        ),
+        (
+            "voters of a user from the public seed",
+            "evolution/votes.py",
+            'secret_generator(self.noise, self.seed, "evolve", step, "voters")',
+            'secret_generator("seed", self.seed, "evolve", step, "voters")',
+        ),
         (
             "too much amplification by subsampling",
             "privacy/accounting.py",

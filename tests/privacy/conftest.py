@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dpsapf.experiment.records import Measured, Plan, Release, Selection, Spend
+from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.meter import Meter
@@ -15,7 +16,8 @@ from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 
-NUMBERS = {"saliency": 40, "dp-sgd": 900}
+NUMBERS = {"saliency": 40, "dp-sgd": 900, "pe-histogram": 30}
+RELEASED = {"saliency": "scores.csv", "dp-sgd": "weights.safetensors", "pe-histogram": "population.safetensors"}
 
 
 def metered(release: Release, images: int, numbers: int, seed: int = 0) -> Meter:
@@ -51,6 +53,7 @@ class Run:
             self.path("scores.csv").write_text("scores")
         self.path("selection.csv").write_text("selection")
         self.path("weights.safetensors").write_text("weights")
+        self.path("population.safetensors").write_text("population")
         scores = sha256(self.path("scores.csv")) if "saliency" in names else None
         record = Selection(run=self.plan.run, scores=scores, digest=sha256(self.path("selection.csv")), provenance={})
         write_record(self.path("selection.json"), record)
@@ -61,21 +64,21 @@ class Run:
     def spend(self, release, seed=0):
         """Measure a release and write its two records."""
         saliency, numbers = release.name == "saliency", NUMBERS[release.name]
+        plan = {"plan": sha256(self.path("plan.json"))}
         meter = metered(release, self.plan.population, numbers, seed)
         write_record(self.path(f"{release.name}.private.json"), meter.measured(1.0))
         latents = {"latents": sha256(self.path("latents.safetensors")), "model": "m"}
-        trained = {"plan": sha256(self.path("plan.json")), "selection": sha256(self.path("selection.csv"))}
-        released = self.path("scores.csv" if saliency else "weights.safetensors")
+        trained = latents | plan | {"selection": sha256(self.path("selection.csv"))}
         spend = Spend(
             subject=self.plan.run.scores_id if saliency else self.plan.run.id,
             release=meter.release(release),
             unit=self.plan.unit,
             population=self.plan.population,
             dataset_id=self.plan.dataset_id,
-            made_from=latents if saliency else latents | trained,
-            digest=sha256(released),
+            made_from={"saliency": latents, "dp-sgd": trained, "pe-histogram": plan}[release.name],
+            digest=sha256(self.path(RELEASED[release.name])),
             numbers=numbers,
-            trainable_parameters=0 if saliency else numbers,
+            trainable_parameters=numbers if release.name == "dp-sgd" else 0,
             peak_memory_mb=1.0,
             private=sha256(self.path(f"{release.name}.private.json")),
             provenance={},
@@ -125,6 +128,8 @@ class Run:
         if "dp-sgd" in names:
             options |= {name: self.path(f"{name}.{end}") for name, end in (("selection", "csv"), ("weights", "safetensors"))}
             options["selection_record"] = self.path("selection.json")
+        if "pe-histogram" in names:
+            options["population"] = self.path("population.safetensors")
         return AuditPrivacy(**(options | changes))
 
     def audit(self, **changes):
@@ -136,3 +141,13 @@ class Run:
 def audited(tmp_path, plan):
     """A run that passes the audit."""
     return Run(tmp_path, plan).make()
+
+
+@pytest.fixture
+def evolved(tmp_path, plan):
+    """A run of Private Evolution that passes the audit."""
+    folder = tmp_path / "evolved"
+    folder.mkdir()
+    votes = Release(name="pe-histogram", noise_multiplier=1.1, sensitivity=1.0, sampling_rate=1.0, steps=3, noise="seed")
+    run = normalise(replace(plan.run, method="pe"))
+    return Run(folder, replace(plan, run=run, releases=(votes,), dp_sgd_noise_alone=None, selection_epsilon=None)).make()

@@ -136,6 +136,40 @@ def test_audit_refuses_by_name(audited, name):
     assert not audited.path("ledger.json").exists()
 
 
+def test_audit_passes_votes_and_names_their_population(evolved):
+    evolved.audit()
+    found = ledger(evolved)
+    assert found.releases == evolved.plan.releases and max(found.spent_epsilon[name] for name in ("pld", "prv")) <= 10
+    assert found.digests == {"population": sha256(evolved.path("population.safetensors"))}
+    assert found.weights_digest is None and found.released_digest == found.digests["population"]
+
+
+TAMPERED_VOTES = {
+    "population": (write("population.safetensors", "other"), "--population"),
+    "plan": (lambda run: write_record(run.path("plan.json"), replace(run.plan, delta=3.6e-5)), "--plan"),
+    "votes of another run": (lambda run: run.change("pe-histogram", subject="x"), r"pe-histogram\.json: subject"),
+    "a round less": (lambda run: run.change_release("pe-histogram", steps=2), "steps = 2: the plan has 3"),
+    "two votes": (lambda run: run.change_measures("pe-histogram", largest_contribution=2**0.5), "exceeds the sensitivity 1.0"),
+    "an absent voter": (lambda run: run.change_measures("pe-histogram", batches=(3500, 3499, 3500)), "rate 1 takes all 3500"),
+    "no noise": (lambda run: run.change_measures("pe-histogram", squares=0.0), "the noise was 0 times"),
+    "bins without noise": (lambda run: run.change_measures("pe-histogram", numbers=60), "numbers = 60.*must be 90"),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED_VOTES)
+def test_audit_refuses_tampered_votes_by_name(evolved, name):
+    tamper, message = TAMPERED_VOTES[name]
+    tamper(evolved)
+    with pytest.raises(UserError, match=message):
+        evolved.audit()
+    assert not evolved.path("ledger.json").exists()
+
+
+def test_audit_refuses_votes_without_their_population(evolved):
+    with pytest.raises(UserError, match="--population = None"):
+        evolved.audit(population=None)
+
+
 def sha(run, name):
     return sha256(run.path(name))
 

@@ -39,6 +39,14 @@ def test_other_scores_count(ledgers, tmp_path):
     assert len(composed(tmp_path, *ledgers).releases) == 4
 
 
+def test_votes_count_by_their_population(evolved, tmp_path):
+    evolved.audit()
+    first = read_record(evolved.path("ledger.json"), Ledger)
+    assert composed(tmp_path, evolved.path("ledger.json"), evolved.path("pe-histogram.json")).releases == first.releases
+    write_record(tmp_path / "second.json", replace(first, digests={"population": "0" * 64}))
+    assert composed(tmp_path, evolved.path("ledger.json"), tmp_path / "second.json").releases == 2 * first.releases
+
+
 def test_the_same_ledger_twice_counts_once(ledgers, tmp_path):
     assert composed(tmp_path, ledgers[0], ledgers[0]).releases == composed(tmp_path, ledgers[0]).releases
 

@@ -72,6 +72,25 @@ def test_clip_only_clips_and_no_dp_does_not(dataset_record, method, clipping, bo
     assert (plan.clipping, plan.releases[1].sensitivity, plan.target_epsilon, plan.planned_epsilon) == (clipping, bound, None, {})
 
 
+@pytest.mark.parametrize("method", ["pe", "aug-pe"])
+def test_votes_are_planned_with_the_noise_that_meets_the_target(dataset_record, method):
+    prior = Release(name="dp-sgd", noise_multiplier=3.0, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="seed")
+    options = settings(evolution={"iterations": 4}, noise="system")
+    plans = [make_plan(spec(method, epsilon=2.0), dataset_record, [], options, before) for before in ([], [prior])]
+    (votes,) = plans[0].releases
+    assert votes == Release(
+        name="pe-histogram",
+        noise_multiplier=votes.noise_multiplier,
+        sensitivity=1.0,
+        sampling_rate=1.0,
+        steps=4,
+        noise="system",
+    )
+    assert all(1.98 < plan.planned_epsilon["pld"] <= 2 - MARGIN for plan in plans)
+    assert plans[1].releases[0].noise_multiplier > votes.noise_multiplier, "what was released before counts"
+    assert [(plan.clipping, plan.dp_sgd_noise_alone, plan.selection_epsilon) for plan in plans] == [("none", None, None)] * 2
+
+
 def test_a_plan_calibrates_dp_sgd_beside_the_selection(dataset_record):
     plan = make_plan(spec(epsilon=2.0), dataset_record, [SALIENCY], settings())
     assert plan.releases[0] == SALIENCY

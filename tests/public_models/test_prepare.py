@@ -1,16 +1,27 @@
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, LORA_PARAMETERS, MATRIX, PARAMETERS, PROJECTION
 from dpsapf.experiment.registries import ModelEntry, load_registry
+from dpsapf.experiment.stages import FetchPublicModel
 from dpsapf.pretraining.architecture import build_unet
-from dpsapf.public_models.prepare import DOWNLOADED, DOWNLOADED_VAE, HALF, SKIPPED, resolve
+from dpsapf.public_models.prepare import (
+    DOWNLOADED,
+    DOWNLOADED_VAE,
+    HALF,
+    SKIPPED,
+    fetch_public_model,
+    resolve,
+)
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 
 COMMIT = "0123456789" * 4
+REGISTRY = Path(__file__).parents[2] / "config" / "public_models.yaml"
 
 
 def test_table_lists_every_weight_matrix_in_the_order_of_the_unet(prepare, mini):
@@ -193,3 +204,24 @@ def test_registry_pins_or_refuses_every_download(request):
         if entry.path is None and entry.revision is None:
             with pytest.raises(UserError, match="revision"):
                 resolve(name, entry.path, entry.hub_id, entry.revision, DOWNLOADED)
+
+
+def test_a_packaged_model_is_there(tmp_path):
+    fetch_public_model(FetchPublicModel(name="public-mini", registry=REGISTRY, out=tmp_path / "there.txt"))
+    folder, vae = map(Path, (tmp_path / "there.txt").read_text().splitlines())
+    assert (folder / "model_index.json").is_file() and vae == folder / "vae"
+
+
+def test_a_model_and_its_vae_are_fetched_at_their_commits(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda hub_id, **rest: asked.append((hub_id, rest["revision"])) or tmp_path
+    )
+    registry = tmp_path / "models.yaml"
+    pinned = {"hub_id": "a/b", "revision": COMMIT, "vae": "c/d", "vae_revision": "f" * 40, "resolution": 64, "licence": "x"}
+    registry.write_text(yaml.safe_dump({"mine": pinned}))
+    fetch_public_model(FetchPublicModel(name="mine", registry=registry))
+    assert set(asked) == {("a/b", COMMIT), ("c/d", "f" * 40)}
+    registry.write_text(yaml.safe_dump({"mine": pinned | {"revision": None}}))
+    with pytest.raises(UserError, match="mine: revision = None: must be a commit of a/b"):
+        fetch_public_model(FetchPublicModel(name="mine", registry=registry))

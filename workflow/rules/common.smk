@@ -93,6 +93,17 @@ def dataset_inputs(wildcards):
     )
 
 
+def model_inputs(wildcards):
+    """Whether a model of the hub is in its cache; on a cluster it is fetched by the submitting host."""
+    models = load_registry(CONFIG.public_models_file, ModelEntry)
+    local = models[wildcards.public_model].path is not None
+    return (
+        {}
+        if local
+        else {"fetched": LAYOUT.model(wildcards.public_model, "fetched.txt")}
+    )
+
+
 def selection_inputs(wildcards):
     """The plan, the candidates and what the run's method selects by."""
     return selection_files(LAYOUT, RUNS[wildcards.run])

@@ -1,3 +1,30 @@
+localrules:
+    fetch_public_model,
+
+
+rule fetch_public_model:
+    input:
+        registry=ancient(CONFIG.public_models_file),
+    output:
+        LAYOUT.model("{public_model}", "fetched.txt"),
+    log:
+        LAYOUT.log("fetch_public_model", "{public_model}"),
+    benchmark:
+        LAYOUT.benchmark("fetch_public_model", "{public_model}")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=500,
+    params:
+        entry=lambda w: entry_digest(
+            CONFIG.public_models_file, w.public_model, ModelEntry
+        ),
+        code=code_digest("public_models"),
+    shell:
+        "python -m dpsapf fetch-public-model --name {wildcards.public_model} --registry {input.registry} --out {output} --log {log}"
+
+
 rule pretrain_public_model:
     output:
         out=directory("results/pretrained/public-mini"),
@@ -20,6 +47,7 @@ rule pretrain_public_model:
 
 rule prepare_public_model:
     input:
+        unpack(model_inputs),
         registry=ancient(CONFIG.public_models_file),
     output:
         record=LAYOUT.model("{public_model}", "model.json"),
