@@ -44,7 +44,7 @@ WIDE = replace(WIDE, candidates=("attention", "attention+ffn"))
 
 
 def test_flags_leave_nulls_out():
-    assert flags(SamplingConfig(count=10)) == "--count 10 --steps 25 --guidance-scale 7.0"
+    assert flags(SamplingConfig(count=10)) == "--count 10 --steps 25 --sampler model --guidance-scale 7.0"
     text = flags(PrivacyConfig(steps=1, expected_batch_size=2), only=("steps", "delta"), prefix="x.")
     assert text == "--x.steps 1"
 
