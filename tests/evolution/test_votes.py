@@ -107,6 +107,8 @@ def voters_of_rounds(monkeypatch, noise):
 def test_a_round_of_users_draws_anew_and_each_of_them_votes(monkeypatch):
     seen = voters_of_rounds(monkeypatch, "seed")
     assert all((chosen // 2 == torch.arange(20)).all() for chosen in seen) and (seen[0] != seen[1]).any()
+    for step, chosen in enumerate(seen):
+        assert (chosen == one_image_each(np.arange(IMAGES) // 2, torch_generator(0, "evolve", step, "voters"))).all()
 
 
 def test_who_stands_for_a_user_is_secret_in_a_release(monkeypatch):

@@ -165,6 +165,15 @@ def test_audit_refuses_tampered_votes_by_name(evolved, name):
     assert not evolved.path("ledger.json").exists()
 
 
+@pytest.mark.parametrize(("name", "option"), [("plan.json", "--plan"), ("population.safetensors", "--population")])
+def test_audit_tells_which_file_stands_there_and_which_was_recorded(evolved, name, option):
+    path = evolved.path(name)
+    recorded = sha256(path)
+    path.write_text(path.read_text() + " ")
+    with pytest.raises(UserError, match=f"{option} = '{sha256(path)[:12]}': the records say {recorded[:12]}"):
+        evolved.audit()
+
+
 def test_audit_refuses_votes_without_their_population(evolved):
     with pytest.raises(UserError, match="--population = None"):
         evolved.audit(population=None)
