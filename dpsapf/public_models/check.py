@@ -1,7 +1,7 @@
 """What a model's folder must hold before any of it is loaded: every refusal is one line."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dpsapf.support.errors import UserError
@@ -58,6 +58,17 @@ def check_settings(name: str, part: str, config: Mapping[str, object], settings:
         if config.get(key) not in known:
             values = ", ".join(str(value) for value in known if value is not None) or "none"
             raise UserError(f"{name}: {part}: {key}", config[key], f"its family knows {values}: choose another model")
+
+
+def check_keys(name: str, part: str, config: Mapping[str, object], keys: Sequence[str]) -> None:
+    """Check that a part's config says what its family reads.
+
+    Raises:
+        UserError: names the first key that is missing.
+    """
+    for key in keys:
+        if config.get(key) is None:
+            raise UserError(f"{name}: {part}: {key}", None, "is not in its config: get the model again")
 
 
 def check_fits(name: str, key: str, value: object, needed: object, other: str) -> None:

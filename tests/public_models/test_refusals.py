@@ -39,6 +39,8 @@ REFUSED = [
     (SD, UNET, {"out_channels": 8}, "out_channels = 8: its VAE has 4"),
     (SD, VAE, {"latent_channels": 16}, r"in_channels = 4: its VAE has 16: give the VAE"),
     (SD, UNET, {"cross_attention_dim": 1024}, r"cross_attention_dim = 1024: its text encoder has 64"),
+    (SD, UNET, {"cross_attention_dim": None}, "unet: cross_attention_dim = None: is not in its config"),
+    (SD, INDEX, {"scheduler": [None, None]}, "scheduler = None: family stable-diffusion knows PNDM"),
     (SD, UNET, {"addition_embed_type": "text_time"}, r"addition_embed_type = 'text_time': its family knows none"),
     (SD, UNET, {"class_embed_type": "timestep"}, "class_embed_type = 'timestep'"),
     (SD, UNET, {"num_class_embeds": 10}, "num_class_embeds = 10"),
@@ -48,7 +50,7 @@ REFUSED = [
     (SD, VAE, {"latents_mean": [0.1] * 4}, "vae: latents_mean ="),
     (SD, VAE, {"latents_std": [2.0] * 4}, "vae: latents_std ="),
     (SD, TEXT, {"use_attention_mask": True}, "use_attention_mask = True"),
-    (SD, TOKENIZER, {"model_max_length": None}, r"model_max_length = None: must be at most 24"),
+    (SD, TOKENIZER, {"model_max_length": None}, "tokenizer: model_max_length = None: is not in its config"),
     (SD, TOKENIZER, {"model_max_length": 77}, r"model_max_length = 77: must be at most 24"),
     (Z, TRANSFORMER, {"_class_name": "FluxTransformer2DModel"}, r"transformer = 'FluxTransformer2DModel'.*family z-image"),
     (Z, TRANSFORMER, {"in_channels": 4}, "in_channels = 4: its VAE has 16"),
@@ -56,7 +58,7 @@ REFUSED = [
     (Z, TRANSFORMER, {"siglip_feat_dim": 1152}, "siglip_feat_dim = 1152"),
     (Z, TRANSFORMER, {"all_patch_size": [2, 4]}, r"all_patch_size = \[2, 4\]"),
     (Z, TRANSFORMER, {"all_f_patch_size": [2]}, r"all_f_patch_size = \[2\]"),
-    (Z, VAE, {"shift_factor": None}, "shift_factor = None: must be a number"),
+    (Z, VAE, {"shift_factor": None}, "vae: shift_factor = None: is not in its config"),
     (Z, VAE, {"latents_mean": [0.1] * 16}, "vae: latents_mean ="),
     (Z, INDEX, {"scheduler": ["diffusers", "EulerDiscreteScheduler"]}, "scheduler = 'EulerDiscreteScheduler'"),
     (Z, SCHEDULER, {"use_dynamic_shifting": True}, "use_dynamic_shifting = True"),
@@ -82,6 +84,15 @@ def test_what_a_family_does_not_know_is_named(prepare, changed, tmp_path, family
 @pytest.mark.parametrize("family", FAMILIES)
 def test_unchanged_copies_pass(prepare, changed, family):
     assert prepare(path=str(changed(family, INDEX)))[0].family == family
+
+
+def test_old_configs_that_leave_defaults_out_pass(prepare, changed):
+    """As SD v1-5's: neither scaling factor nor prediction type nor the keys that came later."""
+    changed(SD, VAE, scaling_factor=None, shift_factor=None, latents_mean=None, latents_std=None, force_upcast=None)
+    changed(SD, SCHEDULER, prediction_type=None, timestep_spacing=None)
+    folder = changed(SD, UNET, **dict.fromkeys(("addition_embed_type", "class_embed_type", "num_class_embeds")))
+    model = load_model(prepare(path=str(folder))[0])
+    assert model.vae().config.scaling_factor == 0.18215 and model.objective().scheduler.config.prediction_type == "epsilon"
 
 
 @pytest.mark.parametrize("pipeline", OTHER_PIPELINES)

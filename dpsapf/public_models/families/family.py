@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpsapf.experiment.methods import Sampler
 from dpsapf.experiment.records import ModelRecord
-from dpsapf.public_models.check import Settings, check_settings, check_weights, read_config
+from dpsapf.public_models.check import Settings, check_keys, check_settings, check_weights, read_config
 from dpsapf.public_models.load import load_part
 from dpsapf.support.errors import UserError
 
@@ -57,6 +57,7 @@ class Family(ABC):
         denoiser_part: folder of the denoiser.
         classes: the classes of each part that the family knows.
         settings: what it knows of each part's config.
+        keys: what each part's config must say.
     """
 
     record: ModelRecord
@@ -65,6 +66,7 @@ class Family(ABC):
     denoiser_part: typing.ClassVar[str]
     classes: typing.ClassVar[dict[str, tuple[str, ...]]]
     settings: typing.ClassVar[dict[str, Settings]]
+    keys: typing.ClassVar[dict[str, tuple[str, ...]]]
 
     @classmethod
     def check(cls, name: str, path: Path, vae_path: Path, resolution: int) -> None:
@@ -79,22 +81,22 @@ class Family(ABC):
         Raises:
             UserError: names the first part, key or file that is missing or unknown.
         """
+        index = read_config(name, path / "model_index.json")
         folders = {part: path / part for part in cls.classes} | {"vae": vae_path}
         configs = {part: read_config(name, folder / CONFIG_FILES.get(part, "config.json")) for part, folder in folders.items()}
-        index = read_config(name, path / "model_index.json")
         for part, known in cls.classes.items():
-            named = index.get(part) if folders[part] == path / part else None
-            found = {*(named[1:] if named else ()), configs[part].get("_class_name")} - {None}
-            cls._check_class(name, part, found, known)
+            published = [(index.get(part) or [None, None])[1]] if folders[part] == path / part else []
+            cls._check_class(name, part, [configs[part].get("_class_name", known[0]), *published], known)
             check_settings(name, part, configs[part], cls.settings.get(part, {}))
+            check_keys(name, part, configs[part], cls.keys.get(part, ()))
         cls.check_fit(name, configs, resolution)
         cls.check_tokenizer(name, path / "tokenizer", configs)
         for part in (cls.denoiser_part, "text_encoder", "vae"):
             check_weights(name, folders[part])
 
     @classmethod
-    def _check_class(cls, name: str, part: str, found: set[str], known: tuple[str, ...]) -> None:
-        strange = sorted(found - set(known)) or ([] if found else [None])
+    def _check_class(cls, name: str, part: str, found: list[str | None], known: tuple[str, ...]) -> None:
+        strange = [each for each in found if each not in known]
         if strange:
             remedy = (
                 f"family {cls.name} knows {', '.join(known)} there: choose another model, or add its family (CONTRIBUTING.md)"

@@ -90,6 +90,12 @@ class StableDiffusion(Family):
         "vae": {"shift_factor": (None, 0), "latents_mean": (None,), "latents_std": (None,)},  # the pipeline ignores them
         "text_encoder": {"use_attention_mask": (None, False)},
     }
+    keys: typing.ClassVar = {
+        "unet": ("in_channels", "out_channels", "cross_attention_dim"),
+        "vae": ("latent_channels", "block_out_channels"),
+        "text_encoder": ("hidden_size", "max_position_embeddings"),
+        "tokenizer": ("model_max_length",),
+    }
 
     @classmethod
     def check_fit(cls, name: str, configs: Configs, resolution: int) -> None:
@@ -110,8 +116,8 @@ class StableDiffusion(Family):
     def check_tokenizer(cls, name: str, folder: Path, configs: Configs) -> None:
         """See `Family`."""
         check_vocabulary(name, folder)
-        length, limit = configs["tokenizer"].get("model_max_length"), configs["text_encoder"]["max_position_embeddings"]
-        if length is None or length > limit:
+        length, limit = configs["tokenizer"]["model_max_length"], configs["text_encoder"]["max_position_embeddings"]
+        if length > limit:
             raise UserError(
                 f"{name}: tokenizer: model_max_length", length, f"must be at most {limit}, as the text encoder can read"
             )

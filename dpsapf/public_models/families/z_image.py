@@ -108,6 +108,11 @@ class ZImage(Family):
         | dict.fromkeys(OTHER_SCHEDULES, (None, False)),
         "vae": {"latents_mean": (None,), "latents_std": (None,)},
     }
+    keys: typing.ClassVar = {
+        "transformer": ("in_channels", "cap_feat_dim"),
+        "vae": ("latent_channels", "block_out_channels", "shift_factor"),
+        "text_encoder": ("hidden_size",),
+    }
 
     @classmethod
     def check_fit(cls, name: str, configs: Configs, resolution: int) -> None:
@@ -115,10 +120,6 @@ class ZImage(Family):
         transformer, vae, width = configs["transformer"], configs["vae"], configs["text_encoder"]["hidden_size"]
         check_fits(name, "transformer: in_channels", transformer["in_channels"], vae["latent_channels"], "VAE")
         check_fits(name, "transformer: cap_feat_dim", transformer["cap_feat_dim"], width, "text encoder")
-        if vae.get("shift_factor") is None:
-            raise UserError(
-                f"{name}: vae: shift_factor", None, "must be a number, which the pipeline adds: give the model's own VAE"
-            )
         check_resolution(name, resolution, PATCH * 2 ** (len(vae["block_out_channels"]) - 1))
 
     @classmethod
