@@ -105,9 +105,16 @@ def candidate_table(layers_per_block=3):
     return pd.DataFrame(rows)
 
 
+def with_the_rest(candidates):
+    """Add a matrix that only candidate set ``all-params`` has."""
+    rest = dict.fromkeys(("matrix", "layer", "block", "projection"), "conv_in")
+    rest |= {"candidates": "all-params", "parameters": 512, "lora_parameters_per_rank": 48}
+    return pd.concat([candidates, pd.DataFrame([rest])], ignore_index=True)
+
+
 def selection_of(run, candidates):
     """A selection: of the largest invented scores for methods that select, everything otherwise."""
-    table = candidates.copy()
+    table = with_the_rest(candidates) if run.released_from == "all-params" else candidates.copy()
     table["noisy_score"], table["selected"] = None, True
     if method(run.method).selects:
         scores = np.random.default_rng(run.seed + 5).exponential(100, len(table)) ** 1.5
@@ -197,7 +204,7 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         _write_selection(folder, run, releases[-1], candidates)
     if row.spends:
         _write_spend(folder, run, releases[-1], candidates)
-    candidates.to_csv(layout.root / "candidates.csv", index=False)
+    with_the_rest(candidates).to_csv(layout.root / "candidates.csv", index=False)
     return collect_options(layout, run, protocol)
 
 

@@ -32,7 +32,8 @@ def trained(unet, selection):
 
 
 def draws(multiplicity, broken=()):
-    pairs = draw_batch(tiny_latents(), torch.arange(IMAGES), multiplicity, 1000, torch_generator(0, "pairs"))
+    batch = draw_batch(tiny_latents(), torch.arange(IMAGES), multiplicity, 1000, torch_generator(0, "pairs"))
+    pairs = batch.rows(0, len(batch), "cpu")
     for image in broken:
         pairs.latents[image * multiplicity] = float("nan")
     return pairs
