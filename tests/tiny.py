@@ -3,6 +3,7 @@
 import torch
 from safetensors.torch import save_file
 
+from dpsapf.experiment.records import ModelRecord
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective, StableDiffusion
 from dpsapf.public_models.latents import Latents
 
@@ -24,6 +25,21 @@ def tiny_unet(seed=0):
             attention_head_dim=4,
             norm_num_groups=4,
         ).eval()
+
+
+def tiny_record():
+    return ModelRecord(
+        name="tiny",
+        family="stable-diffusion",
+        path="x",
+        vae_path="x",
+        resolution=32,
+        licence="x",
+        sha256=None,
+        denoiser_parameters=1,
+        candidates=1,
+        provenance={},
+    )
 
 
 def tiny_scheduler():

@@ -26,7 +26,7 @@ class Part:
 
     Attributes:
         labels: int64 [n], positions in the dataset's classes.
-        users: int64 [n], whom each image is of; None if images are nobody's.
+        users: int64 [n], whom each image is of, of the training images numbered from 0 without a gap; None if not told.
         positions: of its images in the file, int64 [n].
         stored: all images of the file.
     """

@@ -1,9 +1,7 @@
 """What the loaders of published datasets share: they read the files as their owners publish them, and check them."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
@@ -13,7 +11,7 @@ from dpsapf.datasets.images import check_digest
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import sha256
+from dpsapf.support.files import md5, sha256
 
 AGAIN = "it is truncated, damaged or another file: get it again from its owner"
 
@@ -41,7 +39,7 @@ def check_md5(name: str, file: BinaryIO, expected: str) -> None:
     Raises:
         UserError: the digests differ.
     """
-    found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+    found = md5(file)
     if found != expected:
         raise UserError(name, f"md5 {found}", f"must be {expected}: {AGAIN}")
 

@@ -1,5 +1,6 @@
 """encode-dataset and embed-prompts: VAE posteriors and prompt embeddings, computed once per dataset and model."""
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -36,7 +37,7 @@ def encode_dataset(options: EncodeDataset) -> None:
     dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
     if sha256(options.archive) != dataset.id:
         raise UserError("--archive", str(options.archive), f"is not the archive of {options.dataset}: run prepare-dataset again")
-    train, batches = read_part(options.archive, "train"), None
+    train = read_part(options.archive, "train")
     batches = posteriors(model, train, options)
     first = next(batches)
     shape = (len(train), *first[0].shape[1:])
@@ -46,10 +47,11 @@ def encode_dataset(options: EncodeDataset) -> None:
     with writing(options.out, layout, {"dataset_id": dataset.id, "salt": read_salt(options.archive).hex()}) as writer:
         writer.put("labels", 0, train.labels)
         if train.users is not None:
-            writer.put("users", 0, np.unique(train.users, return_inverse=True)[1])
-        for start in track(range(0, len(train), options.micro_batch), "encode", "batch"):
-            for name, values in zip(("mean", "std"), next(batches) if start else first, strict=True):
-                writer.put(name, start, in_fp16(values, name, options))
+            writer.put("users", 0, train.users)
+        total = -(-len(train) // options.micro_batch)
+        for number, batch in enumerate(track(itertools.chain([first], batches), "encode", "batch", total)):
+            for name, values in zip(("mean", "std"), batch, strict=True):
+                writer.put(name, number * options.micro_batch, in_fp16(values, name, options))
 
 
 def in_fp16(values: torch.Tensor, name: str, options: EncodeDataset) -> np.ndarray:

@@ -1,10 +1,8 @@
 """Downloads that resume, fall back on mirrors, and are kept only if size and digest are right."""
 
-import hashlib
 import logging
 import os
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 import requests
@@ -14,6 +12,7 @@ from urllib3.util import Retry
 
 from dpsapf.support.checked import Checked
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import md5
 from dpsapf.support.progress import track
 
 BLOCK = 2**20  # bytes that are read at a time
@@ -89,7 +88,7 @@ def check(path: Path, wanted: Download) -> None:
     if wanted.md5 is None:
         return
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        found = md5(file)
     if found != wanted.md5:
         raise UserError(str(path), f"md5 {found}", f"must be {wanted.md5}: delete it and get it again")
 

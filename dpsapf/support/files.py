@@ -1,7 +1,9 @@
 """Files that are never half-written, and their digests."""
 
+import functools
 import hashlib
 import os
+import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,11 @@ def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def md5(file: typing.BinaryIO) -> str:
+    """Return the MD5 hex digest of an open file, in which some owners publish their files' digests."""
+    return hashlib.file_digest(file, functools.partial(hashlib.md5, usedforsecurity=False)).hexdigest()
 
 
 def sha256(path: Path | str) -> str:

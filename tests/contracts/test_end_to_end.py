@@ -15,7 +15,6 @@ from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from safetensors.torch import load_file
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
-from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import Finetune, ScoreSaliency
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
@@ -23,7 +22,7 @@ from dpsapf.saliency import score
 from dpsapf.support.checked import replace
 from dpsapf.support.randomness import child_seed
 from dpsapf.support.records import write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_scheduler, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_scheduler, tiny_unet, write_latents
 
 # every image is clipped, and noise and signal are about as large: AdamW hardly notices the scale of either alone
 IMAGES, RATE, STEPS, SIGMA, BOUND, LEARNING_RATE, DECAY = 12, 0.5, 3, 0.3, 0.02, 1e-2, 0.5
@@ -38,16 +37,7 @@ def files(tmp_path, plan, monkeypatch):
     """Everything that both stages read, on the tiny UNet."""
     for stage in (train, score):
         monkeypatch.setattr(stage, "load_model", TinyModel)
-    model = {
-        "path": "x",
-        "vae_path": "x",
-        "resolution": 32,
-        "licence": "x",
-        "sha256": None,
-        "denoiser_parameters": 1,
-        "family": "stable-diffusion",
-    }
-    write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=1, provenance={}, **model))
+    write_record(tmp_path / "model.json", tiny_record())
     names = candidates(tiny_unet())
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)

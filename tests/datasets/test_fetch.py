@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dpsapf.datasets import celeba, octmnist
 from dpsapf.datasets.fetch import fetch_dataset
 from dpsapf.experiment.registries import DatasetEntry, load_registry
 from dpsapf.experiment.stages import FetchDataset
@@ -86,6 +87,12 @@ def test_a_damaged_archive_is_named_and_leaves_nothing(fetch, tmp_path):
 def test_an_entry_without_downloads_is_said():
     with pytest.raises(UserError, match="name = 'digits': its entry names no downloads"):
         fetch_dataset(FetchDataset(name="digits", registry=REGISTRY))
+
+
+def test_what_is_fetched_has_the_digests_that_the_loaders_check():
+    entries = load_registry(REGISTRY, DatasetEntry)
+    assert [download.md5 for download in entries["octmnist"].downloads] == [octmnist.MD5]
+    assert {Path(download.file).name: download.md5 for download in entries["celeba"].downloads} == celeba.MD5
 
 
 def test_the_published_datasets_say_where_they_are():

@@ -16,7 +16,9 @@ def script(name):
     """A script of docs/, which is no package."""
     spec = importlib.util.spec_from_file_location(f"docs_{name}", ROOT / "docs" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")  # as when it is called
+        spec.loader.exec_module(module)
     return module
 
 

@@ -4,13 +4,12 @@ import pytest
 import torch
 
 from dpsapf.experiment.columns import AGREEMENT_COLUMNS, BLOCK, CANDIDATES, LAYER, MATRIX
-from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import CompareScores
 from dpsapf.public_models.latents import draw_batch
 from dpsapf.saliency import agreement
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import write_record
-from tests.tiny import TinyModel, tiny_latents
+from tests.tiny import TinyModel, tiny_latents, tiny_record
 
 M = 20
 
@@ -25,16 +24,7 @@ def options(tmp_path, dataset_record, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     write_record(tmp_path / "dataset.json", dataset_record)
-    facts = {
-        "path": "x",
-        "vae_path": "x",
-        "resolution": 32,
-        "licence": "x",
-        "sha256": None,
-        "denoiser_parameters": 1,
-        "family": "stable-diffusion",
-    }
-    write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=M, provenance={}, **facts))
+    write_record(tmp_path / "model.json", tiny_record())
     files = {name: tmp_path / f"{name}.json" for name in ("dataset", "model")}
     return CompareScores(
         **files,

@@ -5,12 +5,11 @@ import pytest
 import torch
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, RANKING_COLUMNS
-from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import CompareRankings
 from dpsapf.saliency import agreement, ranking_stability
 from dpsapf.support.checked import replace
 from dpsapf.support.records import write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet
 
 M, N = 20, 400
 
@@ -34,16 +33,7 @@ def options(tmp_path, dataset_record, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     write_record(tmp_path / "dataset.json", dataset_record)
-    facts = {
-        "path": "x",
-        "vae_path": "x",
-        "resolution": 32,
-        "licence": "x",
-        "sha256": None,
-        "denoiser_parameters": 1,
-        "family": "stable-diffusion",
-    }
-    write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=M, provenance={}, **facts))
+    write_record(tmp_path / "model.json", tiny_record())
     files = {name: tmp_path / f"{name}.json" for name in ("dataset", "model")}
     files |= {
         "candidate_table": tmp_path / "candidates.csv",

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE
-from dpsapf.experiment.records import Measured, ModelRecord, Plan, Spend
+from dpsapf.experiment.records import Measured, Plan, Spend
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy, ScoreSaliency
 from dpsapf.privacy.evidence import check_measures
@@ -23,7 +23,7 @@ from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
 
 EVERYONE = torch.arange(12)
 
@@ -159,16 +159,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
     table = pd.DataFrame({MATRIX: names, LAYER: layers, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(tmp_path / "candidates.csv", index=False)
     write_latents(tmp_path, tiny_latents(3500), dataset_record.id)
-    model = {
-        "path": "x",
-        "vae_path": "x",
-        "resolution": 32,
-        "licence": "x",
-        "sha256": None,
-        "denoiser_parameters": 1,
-        "family": "stable-diffusion",
-    }
-    write_record(tmp_path / "model.json", ModelRecord(name="tiny", candidates=len(names), provenance={}, **model))
+    write_record(tmp_path / "model.json", tiny_record())
     write_record(tmp_path / "dataset.json", dataset_record)
 
     def scored(*inputs):

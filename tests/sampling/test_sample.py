@@ -5,7 +5,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from dpsapf.experiment.records import Ledger, ModelRecord, Timing
+from dpsapf.experiment.records import Ledger, Timing
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Sample
 from dpsapf.sampling import sample as stage
@@ -13,7 +13,7 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet, write_latents
 
 
 def tiny_vae():
@@ -36,19 +36,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_model", TinyModel)
     monkeypatch.setattr(TinyModel, "vae", lambda model, device: tiny_vae())
     write_latents(tmp_path, tiny_latents())
-    record = ModelRecord(
-        name="tiny",
-        path="x",
-        vae_path="x",
-        resolution=32,
-        licence="x",
-        sha256=None,
-        denoiser_parameters=1,
-        family="stable-diffusion",
-        candidates=1,
-        provenance={},
-    )
-    write_record(tmp_path / "model.json", record)
+    write_record(tmp_path / "model.json", tiny_record())
     write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8))
     write_record(tmp_path / "ledger.json", ledger(plan, None))
     names = {"ledger": "ledger.json", "dataset": "dataset.json", "model": "model.json", "prompts": "prompts.safetensors"}

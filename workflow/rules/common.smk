@@ -1,5 +1,6 @@
 """The checked config, its runs, and the functions that rules share."""
 
+import re
 import sys
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from dpsapf.experiment.registries import (
 )
 from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_config
 from dpsapf.support.errors import UserError
-from dpsapf.experiment.methods import AXES, WALKING, method
+from dpsapf.experiment.methods import AXES, MEMBERS, WALKING, method
 from dpsapf.experiment.layout import Layout
 from dpsapf.cli.rules import (
     audit_files,
@@ -80,7 +81,7 @@ wildcard_constraints:
     scores="[^/]+",
     dataset="[^/]+?",
     public_model="[^/]+?",
-    candidates="attention|attention\\+ffn|all-params",
+    candidates="|".join(map(re.escape, MEMBERS)),
 
 
 def dataset_inputs(wildcards):
