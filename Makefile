@@ -7,7 +7,7 @@ ALONE := flock --nonblock --conflict-exit-code 9 .venv/demo.lock
 # Snakemake looks for jobs anew once per timespan and finished job: at its default of 1 s that takes a sixth of a core
 CALM := --max-jobs-per-timespan 500/5s
 
-.PHONY: install demo figures report test coverage mutants lint format lock clean
+.PHONY: install demo figures report test test-all mutants lint format lock clean
 
 install: .venv/.installed ## create .venv from the hashed lock
 
@@ -27,11 +27,11 @@ figures: .venv/.installed ## redraw the demo's tables and figures
 report: .venv/.installed ## HTML report of the demo
 	$(BIN)/snakemake --report results/demo/report.html
 
-test: .venv/.installed ## every test
-	$(BIN)/python -m pytest -n auto --durations=10
+test: .venv/.installed ## every test but the slowest
+	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
-coverage: .venv/.installed ## every test, and which lines they reach
-	$(BIN)/python -m pytest -n auto --cov --cov-report=term
+test-all: .venv/.installed ## every test, and which lines they reach
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "" --cov --cov-report=term
 
 mutants: .venv/.installed ## break the privacy code one place at a time; every mutant must fail a test (long; goes on where it stopped)
 	$(BIN)/python -m tests.mutation.mutate --jobs 2 --results .mutants.json

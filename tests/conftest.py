@@ -6,6 +6,7 @@ import torch
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.pretraining.architecture import build, save_pipeline
+from dpsapf.privacy import accounting
 from tests.tiny_models import save_z_image
 
 PROMPTS = ["a handwritten digit 7", "a red circle on a blue background", "a photo of a cat", ""]
@@ -14,6 +15,25 @@ PROMPTS = ["a handwritten digit 7", "a red circle on a blue background", "a phot
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def calibrations():
+    """Noise multipliers that were found in this session."""
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def calibrated_once(monkeypatch, calibrations):
+    """Plans of the same releases look for their noise once; `accounting.calibrate` itself is left alone."""
+
+    def known(target, delta, build):
+        key = (target, delta, tuple(build(7.0)), accounting.MARGIN)
+        if key not in calibrations:
+            calibrations[key] = accounting.calibrate(target, delta, build)
+        return calibrations[key]
+
+    monkeypatch.setattr("dpsapf.privacy.plan.calibrate", known)
 
 
 @pytest.fixture

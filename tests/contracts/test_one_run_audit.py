@@ -54,11 +54,13 @@ def test_scores_give_away_what_they_may_and_no_more():
     assert 0.4 * target(SCORES) <= found.curve_bound() <= target(SCORES)
 
 
+@pytest.mark.slow
 def test_several_draws_of_an_image_give_away_no_more_than_one():
     found = attack_several_draws()
     assert target(FULL) / 2 <= found.curve_bound() <= target(FULL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MULTIPLE_FAULTS)
 def test_a_fault_of_several_draws_is_found(name):
     assert attack_several_draws(MULTIPLE_FAULTS[name]).bound() > target(FULL)
@@ -71,11 +73,13 @@ def test_the_signal_gives_away_what_it_may_and_no_more():
     assert 0.25 * target(SCORES) <= found.curve_bound() <= target(SCORES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SIGNAL_FAULTS)
 def test_a_fault_of_the_signal_is_found(name):
     assert attack_signal(SIGNAL_FAULTS[name]).curve_bound() > target(SCORES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "share"), [("exponential", 0.2), ("ptr", 0.5)])
 def test_rankings_give_away_what_they_may_and_no_more(name, share):
     """The exponential mechanism's epsilon is a bound by way of zero-concentrated DP: nobody reaches it."""
@@ -83,6 +87,7 @@ def test_rankings_give_away_what_they_may_and_no_more(name, share):
     assert share * planned <= attack_ranking(name) <= planned
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "fault"), [(name, fault) for name, faults in RANKINGS.items() for fault in faults])
 def test_a_fault_of_a_ranking_is_found(name, fault):
     assert attack_ranking(name, RANKINGS[name][fault]) > ranking_release(name)[1].epsilon

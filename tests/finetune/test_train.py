@@ -435,7 +435,7 @@ def test_another_seed_gives_other_weights(options, plan):
 def test_without_noise_and_clipping_loss_falls(options, plan):
     """Sanity of the optimisation itself: noiseless full training on a fixed batch reduces the loss."""
     record = train.read_record(options.plan, train.Plan)
-    release = replace(record.releases[1], noise_multiplier=1e-9, sampling_rate=1.0, steps=25)
+    release = replace(record.releases[1], noise_multiplier=1e-9, sampling_rate=1.0, steps=12)
     run = normalise(replace(record.run, method="dp-full"))
     write_record(options.plan, replace(record, run=run, releases=(release,)))
     train.finetune(replace(options, learning_rate_full=5e-3))

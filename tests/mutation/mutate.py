@@ -78,7 +78,8 @@ def chosen(every: list[AnyMutant], words: list[str], sample: int | None, seed: s
     some = [mutant for mutant in every if not words or any(word in mutant.where or word in mutant.id for word in words)]
     if sample is None:
         return some
-    quick = [mutant for mutant in some if mutant.file.startswith(QUICK) and mutant.id not in equivalents()]
+    left_out = equivalents()
+    quick = [mutant for mutant in some if mutant.file.startswith(QUICK) and mutant.id not in left_out]
     return sorted(quick, key=lambda mutant: run.digest(seed, mutant.id))[:sample]
 
 

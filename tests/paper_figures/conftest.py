@@ -7,16 +7,21 @@ from tests.fake_results import collapsing, demo_runs, stability_runs, write_resu
 
 
 @pytest.fixture(scope="session")
-def demo(tmp_path_factory):
-    """The demo's studies on two of its datasets, two seeds, with every table and figure drawn."""
-    root = write_results(tmp_path_factory.mktemp("results") / "demo", demo_runs(("mnist5k", "oct-mini"), seeds=(0, 1)))
-    draw_all(root, root / "figures")
-    return root
+def undrawn(tmp_path_factory):
+    """The demo's studies on two of its datasets, two seeds."""
+    return write_results(tmp_path_factory.mktemp("results") / "demo", demo_runs(("mnist5k", "oct-mini"), seeds=(0, 1)))
 
 
 @pytest.fixture(scope="session")
-def results(demo):
-    return load_results(demo)
+def demo(undrawn):
+    """The same with every table and figure drawn."""
+    draw_all(undrawn, undrawn / "figures")
+    return undrawn
+
+
+@pytest.fixture(scope="session")
+def results(undrawn):
+    return load_results(undrawn)
 
 
 @pytest.fixture(scope="session")
