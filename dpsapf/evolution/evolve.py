@@ -6,8 +6,9 @@ alone. So votes and images are one file, and its digest is what was spent on: th
 """
 
 import logging
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -54,11 +55,10 @@ def evolve(options: Evolve) -> None:
     def features(images: np.ndarray) -> np.ndarray:
         return extract_features(fitted(images, dataset.resolution, dataset.channels), protocol, options.device)
 
-    labels = np.sort(np.arange(options.count, dtype=np.int64) % len(dataset.classes))
+    labels = np.sort(np.arange(options.generation or options.count, dtype=np.int64) % len(dataset.classes))
     grow = _drawn_generations if method(plan.run.method).evolves == "drawn" else _first_generations
     votes, images = grow(api, electorate, features, labels, options)
-    images = fitted(images, dataset.resolution, dataset.channels)
-    _write(options, {"votes": ("F32", votes), "images": ("U8", images), "labels": ("I64", labels)})
+    _write(options, dataset, votes, enlarged(api, images, labels, options))
     write_record(options.private, electorate.meter.measured(time.monotonic() - start))
     write_record(options.spend, _spend(options, plan, electorate, votes.shape[1]))
 
@@ -74,8 +74,11 @@ def _planned(options: Evolve) -> tuple[Plan, Release]:
 def _check(plan: Plan, dataset: DatasetRecord, options: Evolve) -> None:
     if not sha256(options.archive) == dataset.id == plan.dataset_id:
         raise UserError("--archive", str(options.archive), "is not the archive of --dataset and --plan: run their stages again")
-    if options.count < len(dataset.classes):
-        raise UserError("count", options.count, f"{dataset.name} has {len(dataset.classes)} classes: make an image of each")
+    key, images = ("generation", options.generation) if options.generation else ("count", options.count)
+    if images < len(dataset.classes):
+        raise UserError(key, images, f"{dataset.name} has {len(dataset.classes)} classes: make an image of each")
+    if images > options.count:
+        raise UserError(key, images, f"must be at most the images that are published: {options.count}")
     degree = min(options.first_degree, options.last_degree)
     if int(options.steps * degree) < 1:
         remedy = f"of {options.steps} sampler steps it leaves none: must be at least {1 / options.steps:.3g}, or take more steps"
@@ -155,10 +158,31 @@ def _log(step: int, noisy: np.ndarray, degree: float) -> None:
     LOG.info("round %d: degree %.2f, most votes %.1f", step + 1, degree, noisy.max())
 
 
-def _write(options: Evolve, arrays: dict[str, tuple[str, np.ndarray]]) -> None:
-    with writing(options.population, {name: (dtype, values.shape) for name, (dtype, values) in arrays.items()}) as writer:
-        for name, (_, values) in arrays.items():
-            writer.put(name, 0, values)
+def enlarged(api: ImageApi, images: np.ndarray, labels: np.ndarray, options: Evolve) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Give the last generation, then variations of it until there are ``count``: no vote is cast (Lin et al. 2024).
+
+    Yields:
+        Images, uint8 [m, R, R, 3], and their classes, int64 [m]; over all, classes are as even as they can be.
+    """
+    sizes = np.bincount(labels)
+    wanted = np.bincount(np.arange(options.count) % len(sizes))
+    place = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels]
+    yield images, labels
+    for copy in range(1, math.ceil((wanted / sizes).max())):
+        rows = np.flatnonzero(copy * sizes[labels] + place < wanted[labels])
+        yield api.variations(images[rows], labels[rows], options.last_degree, "more", copy), labels[rows]
+
+
+def _write(options: Evolve, dataset: DatasetRecord, votes: np.ndarray, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
+    pixels = (options.count, dataset.resolution, dataset.resolution, 3)
+    arrays = {"votes": ("F32", votes.shape), "images": ("U8", pixels), "labels": ("I64", pixels[:1])}
+    start = 0
+    with writing(options.population, arrays) as writer:
+        writer.put("votes", 0, votes)
+        for images, labels in parts:
+            writer.put("images", start, fitted(images, dataset.resolution, dataset.channels))
+            writer.put("labels", start, labels)
+            start += len(labels)
 
 
 def _spend(options: Evolve, plan: Plan, electorate: Electorate, numbers: int) -> Spend:

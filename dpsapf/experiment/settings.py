@@ -95,6 +95,11 @@ class VariationConfig(Checked):
         description="H, taken off every noisy count, over the noise's standard deviation; below 0 counts as 0; method pe",
         ge=0,
     )
+    generation: int | None = Field(
+        None,
+        description="images that evolve; the last of them are varied until there are sampling.count; null: so many [images]",
+        ge=2,
+    )
     lookahead: int = Field(
         8, description="k, variations whose mean features stand for an image when votes are cast; 0: its own [images]", ge=0
     )

@@ -124,6 +124,7 @@ def test_it_ends_with_its_parent_and_leaves_no_file(tmp_path):
     wait_for(lambda: not path.parent.exists())
 
 
+@pytest.mark.slow
 def test_what_is_imported_beforehand_exists():
     code = "import importlib.util, sys; sys.exit(not all(map(importlib.util.find_spec, sys.argv[1:])))"
     assert subprocess.run([sys.executable, "-c", code, *warm.LAZY], check=False).returncode == 0

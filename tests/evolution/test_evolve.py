@@ -272,3 +272,22 @@ def test_a_missing_voter_passes_no_audit(folder, monkeypatch):
     evolve(evolving(folder))
     with pytest.raises(UserError, match="sampling_rate = 0.5: the plan has 1.0"):
         audit_privacy(auditing(folder))
+
+
+def test_a_small_generation_is_varied_until_there_are_enough(folder):
+    planned(folder)
+    evolve(evolving(folder, count=11, generation=4, first_degree=0.8))
+    population = load_file(folder / "population.safetensors")
+    assert population["votes"].shape == (2, 4) and population["images"].shape == (11, 28, 28, 3)
+    assert population["labels"].tolist() == [0, 0, 1, 1, 0, 0, 1, 1, 0, 0, 1], "six of class 0, five of class 1"
+    evolve(evolving(folder, count=4, first_degree=0.8))
+    last = load_file(folder / "population.safetensors")["images"]
+    assert (population["images"][:4] == last).all(), "the generation itself comes first"
+    assert len(np.unique(population["images"], axis=0)) == len(np.unique(last, axis=0)) + 7, "no two variations are equal"
+
+
+def test_a_generation_holds_no_more_than_is_published(folder):
+    planned(folder)
+    with pytest.raises(UserError, match="generation.*must be at most the images that are published: 6"):
+        evolve(evolving(folder, generation=12))
+    assert not (folder / "population.safetensors").exists()

@@ -335,6 +335,7 @@ def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, m
         assert len(seen) == 2 * steps and len(set(seen)) == (steps if mode == "seed" else 2 * steps), name
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(options, tmp_path):
     """The same settings under torchrun, on the same tiny model saved to a folder."""
     train.finetune(options)

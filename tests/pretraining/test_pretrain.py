@@ -113,6 +113,7 @@ def test_minutes_end_the_training_early(parts, data, options):
     assert len(log.losses) == 1
 
 
+@pytest.mark.slow
 def test_feature_network_learns(data, options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
