@@ -75,17 +75,10 @@ def storage(records: Records) -> str:
 def scale(records: Records) -> str:
     """Lay out scale.csv: the peak memory and the speed of each stage by the number of images."""
     table = records.table("scale.csv")
-    counts = sorted(table["images"].unique())
-    cells = table.set_index(["stage", "images"])
-    header = ["stage", *(f"{what}, {count:,}" for what in ("images/s", "peak memory (MB)") for count in counts)]
-    rows = [
-        [
-            stage,
-            *(f"{cells.loc[(stage, count), 'images_per_second']:,.0f}" for count in counts),
-            *(f"{cells.loc[(stage, count), 'peak_mb']:,.0f}" for count in counts),
-        ]
-        for stage in table["stage"].unique()
-    ]
+    columns = {"images_per_second": "images/s", "peak_mb": "peak memory (MB)"}
+    wide = table.pivot(index="stage", columns="images", values=list(columns)).loc[table["stage"].unique()]
+    header = ["stage", *(f"{columns[name]}, {count:,}" for name, count in wide)]
+    rows = [[stage, *("—" if math.isnan(value) else f"{value:,.0f}" for value in row)] for stage, row in wide.iterrows()]
     return pipes(header, rows)
 
 
