@@ -149,6 +149,7 @@ def test_other_figures_ignore_the_other_learning_rates(swept):
     assert sorted(ours["fid"]) == pytest.approx(sorted(runs.groupby("ratio")["fid"].mean()))
 
 
+@pytest.mark.slow
 def test_all_of_it_is_drawn(swept, tmp_path, monkeypatch):
     names = ["stability_map", "stability_map_accuracy", "stability_edges", "tuned_and_shared"]
     monkeypatch.setattr(draw, "ITEMS", [item for item in draw.ITEMS if item.name in names])
