@@ -118,7 +118,7 @@ def seen(api: ImageApi, features: Features, images: np.ndarray, labels: np.ndarr
 def _drawn_generations(
     api: ImageApi, electorate: Electorate, features: Features, labels: np.ndarray, options: Evolve
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let all images be drawn by votes and varied, round by round (Lin et al. 2024, Algorithm 1).
+    """Let all images be drawn by votes and varied, round by round (Lin et al. 2024).
 
     Returns:
         Noisy votes, float64 [T, n]; and images, uint8 [n, R, R, 3].
@@ -137,7 +137,7 @@ def _drawn_generations(
 def _first_generations(
     api: ImageApi, electorate: Electorate, features: Features, labels: np.ndarray, options: Evolve
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let the first by votes stay, with L - 1 variations of each, round by round (Xie et al. 2024, Algorithm 1).
+    """Let the first by votes stay, with L - 1 variations of each, round by round (Xie et al. 2024).
 
     Returns:
         Noisy votes, float64 [T, L n]; and the images that the last of them put first, uint8 [n, R, R, 3].

@@ -1,7 +1,7 @@
 """Private images vote for the nearest synthetic ones; all that leaves them are noisy histograms. Then who is chosen.
 
-Lin et al. 2024 (arXiv 2305.15560), Algorithm 2, class by class; choosing the first by rank is Xie et al. 2024
-(arXiv 2403.01749), Algorithm 1.
+Lin et al. 2024 (arXiv 2305.15560), DP nearest-neighbour histogram, class by class; choosing the first by rank is Xie et al. 2024
+(arXiv 2403.01749).
 """
 
 from dataclasses import dataclass

@@ -65,7 +65,7 @@ MODELS = (  # as long to import as the rest, and needed by tests of whole models
     "transformers.models.clip.modeling_clip",
     "peft",
 )
-OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=line")
+OPTIONS = ("-x", "-q", "--assert=plain", "-p", "no:cacheprovider", "-p", "no:unraisableexception", "--tb=line", "-m", "")
 GENEROUS = 20.0  # seconds of a core that a mutant's tests may take beyond four times what they take without it
 
 
