@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,11 +17,12 @@ import torch
 from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.features import extract_features, feature_batches
 from dpsapf.evolution.api import ImageApi, image_api
+from dpsapf.evolution.checkpoint import Evolution, load_checkpoint, save_checkpoint
 from dpsapf.evolution.votes import Electorate, drawn, first
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import Evolve
+from dpsapf.experiment.stages import Evolve, identity
 from dpsapf.privacy.meter import Meter
 from dpsapf.sampling.sample import fitted
 from dpsapf.support.arrays import writing
@@ -37,6 +39,8 @@ Features = Callable[[np.ndarray], np.ndarray]
 
 def evolve(options: Evolve) -> None:
     """Write the population with the votes that made it, the spend record of the votes, and their private measures.
+
+    The checkpoint, private too, stands beside the population until it is written.
 
     Raises:
         UserError: the plan has no votes; the archive is another than the plan's; there is a class without an image; or the
@@ -56,11 +60,39 @@ def evolve(options: Evolve) -> None:
         return extract_features(fitted(images, dataset.resolution, dataset.channels), protocol, options.device)
 
     labels = np.sort(np.arange(options.generation or options.count, dtype=np.int64) % len(dataset.classes))
-    grow = _drawn_generations if method(plan.run.method).evolves == "drawn" else _first_generations
-    votes, images = grow(api, electorate, features, labels, options)
-    _write(options, dataset, votes, enlarged(api, images, labels, options))
-    write_record(options.private, electorate.meter.measured(time.monotonic() - start))
-    write_record(options.spend, _spend(options, plan, electorate, votes.shape[1]))
+    advance = _next_drawn if method(plan.run.method).evolves == "drawn" else _next_first
+    state = _evolved(advance, api, electorate, features, labels, start)
+    _write(options, dataset, np.stack(state.votes), enlarged(api, state.images, labels, options))
+    write_record(options.private, electorate.meter.measured(time.monotonic() - state.started))
+    write_record(options.spend, _spend(options, plan, electorate, len(state.votes[0])))
+    _checkpoint(options).unlink()
+
+
+def _checkpoint(options: Evolve) -> Path:
+    return options.population.with_name("private.checkpoint.safetensors")
+
+
+def _evolved(
+    advance: Callable[..., tuple[np.ndarray, np.ndarray]],
+    api: ImageApi,
+    electorate: Electorate,
+    features: Features,
+    labels: np.ndarray,
+    start: float,
+) -> Evolution:
+    """Go through all rounds, from where a killed run of the same settings was."""
+    options, rounds, made_of = api.options, electorate.release.steps, identity(api.options)
+    state = load_checkpoint(_checkpoint(options), electorate.meter, made_of, start)
+    if state is None:
+        state = Evolution(api.images(labels), electorate.meter, start)
+    else:
+        LOG.info("goes on after round %d, %s", len(state.votes), _checkpoint(options))
+    for degree in degrees(rounds, options)[len(state.votes) :]:
+        state.images, votes = advance(api, electorate, features, state.images, labels, degree, len(state.votes))
+        state.votes.append(votes)
+        save_checkpoint(_checkpoint(options), state, made_of)
+        LOG.info("round %d: degree %.2f, most votes %.1f", len(state.votes), degree, votes.max())
+    return state
 
 
 def _planned(options: Evolve) -> tuple[Plan, Release]:
@@ -115,47 +147,46 @@ def seen(api: ImageApi, features: Features, images: np.ndarray, labels: np.ndarr
     return torch.from_numpy(sum(ahead) / count if count else features(images)).float()
 
 
-def _drawn_generations(
-    api: ImageApi, electorate: Electorate, features: Features, labels: np.ndarray, options: Evolve
+def _next_drawn(
+    api: ImageApi,
+    electorate: Electorate,
+    features: Features,
+    images: np.ndarray,
+    labels: np.ndarray,
+    degree: float,
+    step: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let all images be drawn by votes and varied, round by round (Lin et al. 2024).
+    """Let all images be drawn by votes and varied (Lin et al. 2024).
 
     Returns:
-        Noisy votes, float64 [T, n]; and images, uint8 [n, R, R, 3].
+        Images of the next round, uint8 [n, R, R, 3]; and noisy votes, float64 [n].
     """
-    images, counts, votes = api.images(labels), np.bincount(labels), []
-    threshold = options.threshold * electorate.release.noise_multiplier * electorate.release.sensitivity
-    for step, degree in enumerate(degrees(electorate.release.steps, options)):
-        shown = seen(api, features, images, labels, degree, step)
-        votes.append(electorate.vote(shown, torch.from_numpy(labels), step))
-        draw = numpy_generator(api.seed, "evolve", step, "draw")
-        images = api.variations(images[drawn(votes[-1], labels, counts, threshold, draw)], labels, degree, step, "vary")
-        _log(step, votes[-1], degree)
-    return np.stack(votes), images
+    release = electorate.release
+    votes = electorate.vote(seen(api, features, images, labels, degree, step), torch.from_numpy(labels), step)
+    threshold = api.options.threshold * release.noise_multiplier * release.sensitivity
+    chosen = drawn(votes, labels, np.bincount(labels), threshold, numpy_generator(api.seed, "evolve", step, "draw"))
+    return api.variations(images[chosen], labels, degree, step, "vary"), votes
 
 
-def _first_generations(
-    api: ImageApi, electorate: Electorate, features: Features, labels: np.ndarray, options: Evolve
+def _next_first(
+    api: ImageApi,
+    electorate: Electorate,
+    features: Features,
+    images: np.ndarray,
+    labels: np.ndarray,
+    degree: float,
+    step: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Let the first by votes stay, with L - 1 variations of each, round by round (Xie et al. 2024).
+    """Let the first by votes stay, of the images and L - 1 variations of each (Xie et al. 2024).
 
     Returns:
-        Noisy votes, float64 [T, L n]; and the images that the last of them put first, uint8 [n, R, R, 3].
+        Images of the next round, uint8 [n, R, R, 3]; and noisy votes, float64 [L n].
     """
-    images, counts, votes = api.images(labels), np.bincount(labels), []
-    everyones = np.tile(labels, options.variants)
-    for step, degree in enumerate(degrees(electorate.release.steps, options)):
-        more = [api.variations(images, labels, degree, step, "vary", place) for place in range(1, options.variants)]
-        images = np.concatenate([images, *more])
-        shown = seen(api, features, images, everyones, degree, step)
-        votes.append(electorate.vote(shown, torch.from_numpy(everyones), step))
-        images = images[first(votes[-1], everyones, counts)]
-        _log(step, votes[-1], degree)
-    return np.stack(votes), images
-
-
-def _log(step: int, noisy: np.ndarray, degree: float) -> None:
-    LOG.info("round %d: degree %.2f, most votes %.1f", step + 1, degree, noisy.max())
+    variants = api.options.variants
+    more = [api.variations(images, labels, degree, step, "vary", place) for place in range(1, variants)]
+    images, everyones = np.concatenate([images, *more]), np.tile(labels, variants)
+    votes = electorate.vote(seen(api, features, images, everyones, degree, step), torch.from_numpy(everyones), step)
+    return images[first(votes, everyones, np.bincount(labels))], votes
 
 
 def enlarged(api: ImageApi, images: np.ndarray, labels: np.ndarray, options: Evolve) -> Iterator[tuple[np.ndarray, np.ndarray]]:

@@ -1,5 +1,7 @@
 """The options of every stage, without a heavy import: what it reads, what sets it, what it writes."""
 
+import hashlib
+import json
 import typing
 from pathlib import Path
 
@@ -28,6 +30,8 @@ from dpsapf.experiment.settings import (
     VariationConfig,
 )
 from dpsapf.support.checked import Checked
+from dpsapf.support.files import sha256
+from dpsapf.support.records import as_json
 
 READS, WRITES = {"role": "reads"}, {"role": "writes"}
 
@@ -48,6 +52,15 @@ def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:
         name: getattr(options, name) for name, field in type(options).model_fields.items() if field.json_schema_extra == role
     }
     return {name: list(value) if isinstance(value, tuple) else [value] for name, value in named.items() if value is not None}
+
+
+def identity(options: Checked) -> str:
+    """Digest what a stage's result depends on: the contents of what it reads and its settings, not where files stand."""
+    settings = as_json(options)
+    settings |= {name: [sha256(file) for file in files] for name, files in paths(options, READS).items()}
+    for name in paths(options, WRITES):
+        del settings[name]
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 class FetchDataset(Checked):

@@ -1,7 +1,5 @@
 """finetune: train a run's parameters with DP-SGD, exactly as its plan says."""
 
-import hashlib
-import json
 import logging
 import time
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from safetensors.torch import save_file
 
 from dpsapf.experiment.columns import SELECTED
 from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
-from dpsapf.experiment.stages import READS, WRITES, Finetune, paths
+from dpsapf.experiment.stages import Finetune, identity
 from dpsapf.finetune.adapters import resting, trainable
 from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
@@ -32,7 +30,7 @@ from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
-from dpsapf.support.records import as_json, read_record, write_record
+from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
 
@@ -71,14 +69,14 @@ def finetune(options: Finetune) -> None:
 
 def _train(training: Training, state: TrainingState) -> None:
     options, plan, steps = training.options, training.plan, training.release.steps
-    checkpoint, identity = options.weights.with_name("private.checkpoint.safetensors"), _identity(options)
-    if load_checkpoint(checkpoint, state, identity):
+    checkpoint, made_of = options.weights.with_name("private.checkpoint.safetensors"), identity(options)
+    if load_checkpoint(checkpoint, state, made_of):
         LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, steps)
     training.processes.check_equal(state.step, "step that a process resumes at")
     for _ in track(range(state.step, steps), plan.run.id, "step", steps, state.step):
         train_step(training, state)
         if training.processes.leads and state.step % options.checkpoint_every == 0:
-            save_checkpoint(checkpoint, state, identity)
+            save_checkpoint(checkpoint, state, made_of)
     if training.processes.leads:
         _write(training, state)
         checkpoint.unlink(missing_ok=True)
@@ -189,15 +187,6 @@ def _row(state: TrainingState, report: StepReport, rate: float, seconds: float) 
         "learning_rate": rate,
         "seconds": round(seconds, 4),
     }
-
-
-def _identity(options: Finetune) -> str:
-    """Digest what the result depends on: the contents of the inputs and the settings, not their paths."""
-    settings = as_json(options)
-    settings |= {name: [sha256(file) for file in files] for name, files in paths(options, READS).items()}
-    for name in paths(options, WRITES):
-        del settings[name]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
 def _write(training: Training, state: TrainingState) -> None:

@@ -291,3 +291,46 @@ def test_a_generation_holds_no_more_than_is_published(folder):
     with pytest.raises(UserError, match="generation.*must be at most the images that are published: 6"):
         evolve(evolving(folder, generation=12))
     assert not (folder / "population.safetensors").exists()
+
+
+def killed(monkeypatch, options, rounds):
+    """Evolve, and be killed in the next round after these; the numbers of the rounds that are voted on from then on."""
+    voted, right = [], votes.Electorate.vote
+
+    def vote(self, features, labels, step):
+        if step == rounds:
+            raise KeyboardInterrupt
+        return right(self, features, labels, step)
+
+    monkeypatch.setattr(votes.Electorate, "vote", vote)
+    with pytest.raises(KeyboardInterrupt):
+        evolve(options)
+    monkeypatch.setattr(votes.Electorate, "vote", lambda self, *given: voted.append(given[-1]) or right(self, *given))
+    return voted
+
+
+@pytest.mark.parametrize("method", ["pe", "aug-pe"])
+def test_a_killed_run_goes_on_from_its_last_round(folder, monkeypatch, method):
+    planned(folder, method, evolution={"iterations": 3})
+    evolve(evolving(folder))
+    expected, measured = load_file(folder / "population.safetensors"), read_record(folder / "private.json", Measured)
+    (folder / "population.safetensors").unlink()
+    voted = killed(monkeypatch, evolving(folder), 2)
+    assert not (folder / "population.safetensors").exists()
+    evolve(evolving(folder))
+    assert voted == [2]
+    found = load_file(folder / "population.safetensors")
+    assert all((found[name] == expected[name]).all() for name in expected)
+    again = read_record(folder / "private.json", Measured)
+    assert replace(again, salt=measured.salt, seconds=measured.seconds) == measured
+    assert not list(folder.glob("private.checkpoint*"))
+    audit_privacy(auditing(folder))
+
+
+def test_a_checkpoint_of_other_settings_is_not_used(folder, monkeypatch):
+    planned(folder)
+    evolve(evolving(folder))
+    expected = sha256(folder / "population.safetensors")
+    voted = killed(monkeypatch, evolving(folder, threshold=0.0), 1)
+    evolve(evolving(folder))
+    assert voted == [0, 1] and sha256(folder / "population.safetensors") == expected
