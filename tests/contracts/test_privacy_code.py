@@ -71,6 +71,7 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "finetune/dp_sgd.py",
         "finetune/train.py",
         "finetune/checkpoint.py",
+        "evolution/checkpoint.py",
         "evolution/votes.py",
         "evolution/evolve.py",
     }
