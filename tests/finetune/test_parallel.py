@@ -90,7 +90,6 @@ def two(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 
-@pytest.mark.slow
 def test_torchruns_variables_say_who_a_process_is(two):
     assert [(result["rank"], result["count"], result["leads"]) for result in two] == [(0, 2, True), (1, 2, False)]
 
