@@ -9,6 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,33 @@ from dpsapf.support.randomness import numpy_generator
 from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
-Features = Callable[[np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Contest:
+    """Who makes images, and who votes on them.
+
+    Attributes:
+        api: makes and varies images.
+        electorate: the private images.
+        features: what voters compare: of images uint8 [n, R, R, 3], fp32 [n, D].
+        labels: classes of a generation, int64 [n], ascending.
+    """
+
+    api: ImageApi
+    electorate: Electorate
+    features: Callable[[np.ndarray], np.ndarray]
+    labels: np.ndarray
+
+    def seen(self, images: np.ndarray, labels: np.ndarray, degree: float, step: int) -> torch.Tensor:
+        """Compute what voters see of each image: the mean features of k variations (lookahead), or its own if k is 0.
+
+        Returns:
+            fp32 [n, D].
+        """
+        count = self.api.options.lookahead
+        varied = (self.api.variations(images, labels, degree, step, "lookahead", place) for place in range(count))
+        return torch.from_numpy(sum(map(self.features, varied)) / count if count else self.features(images)).float()
 
 
 def evolve(options: Evolve) -> None:
@@ -61,7 +88,7 @@ def evolve(options: Evolve) -> None:
 
     labels = np.sort(np.arange(options.generation or options.count, dtype=np.int64) % len(dataset.classes))
     advance = _next_drawn if method(plan.run.method).evolves == "drawn" else _next_first
-    state = _evolved(advance, api, electorate, features, labels, start)
+    state = _evolved(advance, Contest(api, electorate, features, labels), start)
     _write(options, dataset, np.stack(state.votes), enlarged(api, state.images, labels, options))
     write_record(options.private, electorate.meter.measured(time.monotonic() - state.started))
     write_record(options.spend, _spend(options, plan, electorate, len(state.votes[0])))
@@ -72,23 +99,17 @@ def _checkpoint(options: Evolve) -> Path:
     return options.population.with_name("private.checkpoint.safetensors")
 
 
-def _evolved(
-    advance: Callable[..., tuple[np.ndarray, np.ndarray]],
-    api: ImageApi,
-    electorate: Electorate,
-    features: Features,
-    labels: np.ndarray,
-    start: float,
-) -> Evolution:
+def _evolved(advance: Callable[..., tuple[np.ndarray, np.ndarray]], contest: Contest, start: float) -> Evolution:
     """Go through all rounds, from where a killed run of the same settings was."""
+    api, electorate = contest.api, contest.electorate
     options, rounds, made_of = api.options, electorate.release.steps, identity(api.options)
     state = load_checkpoint(_checkpoint(options), electorate.meter, made_of, start)
     if state is None:
-        state = Evolution(api.images(labels), electorate.meter, start)
+        state = Evolution(api.images(contest.labels), electorate.meter, start)
     else:
         LOG.info("goes on after round %d, %s", len(state.votes), _checkpoint(options))
     for degree in degrees(rounds, options)[len(state.votes) :]:
-        state.images, votes = advance(api, electorate, features, state.images, labels, degree, len(state.votes))
+        state.images, votes = advance(contest, state.images, degree, len(state.votes))
         state.votes.append(votes)
         save_checkpoint(_checkpoint(options), state, made_of)
         LOG.info("round %d: degree %.2f, most votes %.1f", len(state.votes), degree, votes.max())
@@ -136,56 +157,29 @@ def degrees(rounds: int, options: Evolve) -> np.ndarray:
     return np.linspace(options.first_degree, options.last_degree, rounds)
 
 
-def seen(api: ImageApi, features: Features, images: np.ndarray, labels: np.ndarray, degree: float, step: int) -> torch.Tensor:
-    """Compute what voters see of each image: the mean features of k variations (lookahead), or its own if k is 0.
-
-    Returns:
-        fp32 [n, D].
-    """
-    count = api.options.lookahead
-    ahead = (features(api.variations(images, labels, degree, step, "lookahead", place)) for place in range(count))
-    return torch.from_numpy(sum(ahead) / count if count else features(images)).float()
-
-
-def _next_drawn(
-    api: ImageApi,
-    electorate: Electorate,
-    features: Features,
-    images: np.ndarray,
-    labels: np.ndarray,
-    degree: float,
-    step: int,
-) -> tuple[np.ndarray, np.ndarray]:
+def _next_drawn(contest: Contest, images: np.ndarray, degree: float, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Let all images be drawn by votes and varied (Lin et al. 2024).
 
     Returns:
         Images of the next round, uint8 [n, R, R, 3]; and noisy votes, float64 [n].
     """
-    release = electorate.release
-    votes = electorate.vote(seen(api, features, images, labels, degree, step), torch.from_numpy(labels), step)
+    api, labels, release = contest.api, contest.labels, contest.electorate.release
+    votes = contest.electorate.vote(contest.seen(images, labels, degree, step), torch.from_numpy(labels), step)
     threshold = api.options.threshold * release.noise_multiplier * release.sensitivity
     chosen = drawn(votes, labels, np.bincount(labels), threshold, numpy_generator(api.seed, "evolve", step, "draw"))
     return api.variations(images[chosen], labels, degree, step, "vary"), votes
 
 
-def _next_first(
-    api: ImageApi,
-    electorate: Electorate,
-    features: Features,
-    images: np.ndarray,
-    labels: np.ndarray,
-    degree: float,
-    step: int,
-) -> tuple[np.ndarray, np.ndarray]:
+def _next_first(contest: Contest, images: np.ndarray, degree: float, step: int) -> tuple[np.ndarray, np.ndarray]:
     """Let the first by votes stay, of the images and L - 1 variations of each (Xie et al. 2024).
 
     Returns:
         Images of the next round, uint8 [n, R, R, 3]; and noisy votes, float64 [L n].
     """
-    variants = api.options.variants
+    api, labels, variants = contest.api, contest.labels, contest.api.options.variants
     more = [api.variations(images, labels, degree, step, "vary", place) for place in range(1, variants)]
     images, everyones = np.concatenate([images, *more]), np.tile(labels, variants)
-    votes = electorate.vote(seen(api, features, images, everyones, degree, step), torch.from_numpy(everyones), step)
+    votes = contest.electorate.vote(contest.seen(images, everyones, degree, step), torch.from_numpy(everyones), step)
     return images[first(votes, everyones, np.bincount(labels))], votes
 
 
