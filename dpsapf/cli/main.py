@@ -17,6 +17,7 @@ from dpsapf.experiment.stages import READS, WRITES, paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text
+from dpsapf.support.interruption import AGAIN, Interrupted, listening
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import as_json
 
@@ -25,14 +26,22 @@ Flag = typing.Annotated[bool, Parameter(negative=())]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one sub-command; return 0, or 2 after an error on standard error, a line for every mistake."""
+    """Run one sub-command.
+
+    Returns:
+        0; 2 after an error, told on standard error with a line for every mistake; or `AGAIN` if a signal asked it to end.
+    """
     words = sys.argv[1:] if arguments is None else arguments
-    try:
-        return application()(words, exit_on_error=False, print_error=False) or 0
-    except CycloptsError as error:
-        print(_prefixed(words, str(_told(words, error))), file=sys.stderr)
-    except UserError as error:
-        LOG.error("%s", _prefixed(words, str(error)))
+    with listening():
+        try:
+            return application()(words, exit_on_error=False, print_error=False) or 0
+        except CycloptsError as error:
+            print(_prefixed(words, str(_told(words, error))), file=sys.stderr)
+        except UserError as error:
+            LOG.error("%s", _prefixed(words, str(error)))
+        except Interrupted as ended:
+            LOG.warning("%s", _prefixed(words, str(ended)))
+            return AGAIN
     return 2
 
 

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,15 +17,16 @@ import torch
 from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.features import extract_features, feature_batches
 from dpsapf.evolution.api import ImageApi, image_api
-from dpsapf.evolution.checkpoint import Evolution, load_checkpoint, save_checkpoint
+from dpsapf.evolution.checkpoint import Evolution, contents, restored
 from dpsapf.evolution.votes import Electorate, drawn, first
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import Evolve, identity
+from dpsapf.experiment.stages import Evolve, settings
 from dpsapf.privacy.meter import Meter
 from dpsapf.sampling.sample import fitted
 from dpsapf.support.arrays import writing
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -88,30 +88,28 @@ def evolve(options: Evolve) -> None:
 
     labels = np.sort(np.arange(options.generation or options.count, dtype=np.int64) % len(dataset.classes))
     advance = _next_drawn if method(plan.run.method).evolves == "drawn" else _next_first
-    state = _evolved(advance, Contest(api, electorate, features, labels), start)
+    checkpoint = Checkpoint.beside(options.population, settings(options), options.checkpoint_minutes)
+    state = _evolved(advance, Contest(api, electorate, features, labels), checkpoint, start)
     _write(options, dataset, np.stack(state.votes), enlarged(api, state.images, labels, options))
     write_record(options.private, electorate.meter.measured(time.monotonic() - state.started))
     write_record(options.spend, _spend(options, plan, electorate, len(state.votes[0])))
-    _checkpoint(options).unlink()
+    checkpoint.remove()
 
 
-def _checkpoint(options: Evolve) -> Path:
-    return options.population.with_name("private.checkpoint.safetensors")
-
-
-def _evolved(advance: Callable[..., tuple[np.ndarray, np.ndarray]], contest: Contest, start: float) -> Evolution:
-    """Go through all rounds, from where a killed run of the same settings was."""
+def _evolved(
+    advance: Callable[..., tuple[np.ndarray, np.ndarray]], contest: Contest, checkpoint: Checkpoint, start: float
+) -> Evolution:
+    """Go through all rounds, from where an interrupted run of the same settings was."""
     api, electorate = contest.api, contest.electorate
-    options, rounds, made_of = api.options, electorate.release.steps, identity(api.options)
-    state = load_checkpoint(_checkpoint(options), electorate.meter, made_of, start)
-    if state is None:
+    if (saved := checkpoint.load()) is None:
         state = Evolution(api.images(contest.labels), electorate.meter, start)
     else:
-        LOG.info("goes on after round %d, %s", len(state.votes), _checkpoint(options))
-    for degree in degrees(rounds, options)[len(state.votes) :]:
+        state = restored(electorate.meter, start, *saved)
+        LOG.info("goes on after round %d, %s", len(state.votes), checkpoint.path)
+    for degree in degrees(electorate.release.steps, api.options)[len(state.votes) :]:
         state.images, votes = advance(contest, state.images, degree, len(state.votes))
         state.votes.append(votes)
-        save_checkpoint(_checkpoint(options), state, made_of)
+        checkpoint.save(*contents(state))
         LOG.info("round %d: degree %.2f, most votes %.1f", len(state.votes), degree, votes.max())
     return state
 

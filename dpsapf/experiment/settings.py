@@ -139,6 +139,7 @@ class ComputeConfig(Checked):
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
     micro_batch: int = Field(64, description="images per forward pass; memory grows with it [images]", ge=1)
     threads: int = Field(1, description="CPU threads of a torch process [threads]", ge=1)
+    checkpoint_minutes: float = Field(10.0, description="between checkpoints of a long stage, at most [minutes]", gt=0)
 
 
 class ResourcesConfig(Checked):

@@ -1,7 +1,5 @@
 """The options of every stage, without a heavy import: what it reads, what sets it, what it writes."""
 
-import hashlib
-import json
 import typing
 from pathlib import Path
 
@@ -34,6 +32,7 @@ from dpsapf.support.files import sha256
 from dpsapf.support.records import as_json
 
 READS, WRITES = {"role": "reads"}, {"role": "writes"}
+ROUNDING = {*ComputeConfig.model_fields, "checkpoint_every", "gradient_checkpointing"}
 
 
 def source(help: str, default: object = ...) -> typing.Any:  # noqa: ANN401 - a field takes the type of its annotation
@@ -54,13 +53,16 @@ def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:
     return {name: list(value) if isinstance(value, tuple) else [value] for name, value in named.items() if value is not None}
 
 
-def identity(options: Checked) -> str:
-    """Digest what a stage's result depends on: the contents of what it reads and its settings, not where files stand."""
-    settings = as_json(options)
-    settings |= {name: [sha256(file) for file in files] for name, files in paths(options, READS).items()}
+def settings(options: Checked) -> dict[str, object]:
+    """Say what a stage's result depends on: the contents of what it reads, and its settings.
+
+    Left out is where files stand, and what may change the result by rounding only, on another device also by other draws of
+    the same law.
+    """
+    told = {name: value for name, value in as_json(options).items() if name not in ROUNDING}
     for name in paths(options, WRITES):
-        del settings[name]
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        del told[name]
+    return told | {name: [f"digest {sha256(file)}" for file in files] for name, files in paths(options, READS).items()}
 
 
 class FetchDataset(Checked):

@@ -1,15 +1,11 @@
-"""Checkpoints that a killed run continues from: safetensors, written atomically, bound to their settings; private."""
+"""What changes while training, and how a checkpoint keeps it."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from dpsapf.privacy.meter import Meter
-from dpsapf.support.files import atomic
+from dpsapf.support.checkpoint import State
 
 
 @dataclass
@@ -38,14 +34,8 @@ class TrainingState:
     seconds: float = 0.0
 
 
-def save_checkpoint(path: Path, state: TrainingState, identity: str) -> None:
-    """Write a checkpoint.
-
-    Args:
-        path: file to replace.
-        state: what to keep.
-        identity: digest of everything that the run depends on.
-    """
+def contents(state: TrainingState) -> State:
+    """Give everything that a checkpoint keeps of a state."""
     tensors = {f"parameter/{name}": value.detach() for name, value in state.parameters.items()}
     tensors |= {f"average/{name}": value for name, value in (state.average or {}).items()}
     for name, parameter in state.parameters.items():
@@ -53,25 +43,14 @@ def save_checkpoint(path: Path, state: TrainingState, identity: str) -> None:
         tensors |= {f"optimizer/{key}/{name}": torch.as_tensor(value) for key, value in values.items()}
     measured, measures = state.meter.state()
     tensors |= {f"meter/{name}": value for name, value in measures.items()}
-    facts = {"identity": identity, "step": state.step, "log": state.log, "seconds": state.seconds, "measured": measured}
-    with atomic(path) as temporary:
-        copies = {name: value.clone().contiguous() for name, value in tensors.items()}  # 8-bit moments share their code book
-        save_file(copies, temporary, {"facts": json.dumps(facts)})
+    return {"step": state.step, "log": state.log, "seconds": state.seconds, "measured": measured}, tensors
 
 
-def load_checkpoint(path: Path, state: TrainingState, identity: str) -> bool:
-    """Restore a checkpoint of the same identity into ``state``; return False if there is none."""
-    if not path.exists():
-        return False
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-        if facts["identity"] != identity:
-            return False
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+def restore(state: TrainingState, facts: dict, tensors: dict[str, torch.Tensor]) -> None:
+    """Put what `contents` gave into a state of the same run."""
     _restore_tensors(state, tensors)
     state.meter.restore(facts["measured"], _named(tensors, "meter/"))
     state.step, state.log, state.seconds = facts["step"], facts["log"], facts["seconds"]
-    return True
 
 
 def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -44,6 +44,14 @@ class Processes:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def any(self, flag: bool) -> bool:
+        """Say whether a flag is up in one of the processes."""
+        if self.count == 1:
+            return flag
+        flags = torch.tensor(float(flag), device=_talks_on())
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        return bool(flags)
+
     def check_equal(self, number: int, what: str) -> None:
         """Check that a number is the same in all processes.
 
@@ -52,8 +60,7 @@ class Processes:
         """
         largest, least = torch.tensor(number), torch.tensor(number)
         if self.count > 1:
-            place = "cuda" if dist.get_backend() == "nccl" else "cpu"
-            largest, least = largest.to(place), least.to(place)
+            largest, least = largest.to(_talks_on()), least.to(_talks_on())
             dist.all_reduce(largest, dist.ReduceOp.MAX)
             dist.all_reduce(least, dist.ReduceOp.MIN)
         if largest != least:
@@ -66,6 +73,10 @@ class Processes:
         state = generator.get_state().to(device)
         self.agree([state])
         return generator.set_state(state.cpu())
+
+
+def _talks_on() -> str:
+    return "cuda" if dist.get_backend() == "nccl" else "cpu"
 
 
 ALONE = Processes()

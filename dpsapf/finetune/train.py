@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 
 from dpsapf.experiment.columns import SELECTED
 from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
-from dpsapf.experiment.stages import Finetune, identity
+from dpsapf.experiment.stages import Finetune, settings
 from dpsapf.finetune.adapters import resting, trainable
-from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from dpsapf.finetune.checkpoint import TrainingState, contents, restore
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
 from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
@@ -24,6 +24,7 @@ from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, draw_batch
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -68,18 +69,18 @@ def finetune(options: Finetune) -> None:
 
 
 def _train(training: Training, state: TrainingState) -> None:
-    options, plan, steps = training.options, training.plan, training.release.steps
-    checkpoint, made_of = options.weights.with_name("private.checkpoint.safetensors"), identity(options)
-    if load_checkpoint(checkpoint, state, made_of):
+    options, plan, steps, joined = training.options, training.plan, training.release.steps, training.processes
+    checkpoint = Checkpoint.beside(options.weights, settings(options), options.checkpoint_minutes, options.checkpoint_every)
+    if (saved := checkpoint.load()) is not None:
+        restore(state, *saved)
         LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, steps)
-    training.processes.check_equal(state.step, "step that a process resumes at")
-    for _ in track(range(state.step, steps), plan.run.id, "step", steps, state.step):
+    joined.check_equal(state.step, "step that a process resumes at")
+    left = track(range(state.step, steps), plan.run.id, "step", steps, state.step)
+    for _ in checkpoint.kept(left, lambda: contents(state), joined.any, joined.leads):
         train_step(training, state)
-        if training.processes.leads and state.step % options.checkpoint_every == 0:
-            save_checkpoint(checkpoint, state, made_of)
-    if training.processes.leads:
+    if joined.leads:
         _write(training, state)
-        checkpoint.unlink(missing_ok=True)
+        checkpoint.remove()
 
 
 def _planned(options: Finetune) -> tuple[Plan, Release]:

@@ -327,10 +327,9 @@ def test_a_killed_run_goes_on_from_its_last_round(folder, monkeypatch, method):
     audit_privacy(auditing(folder))
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(folder, monkeypatch):
+def test_a_checkpoint_of_other_settings_is_refused_by_name(folder, monkeypatch):
     planned(folder)
-    evolve(evolving(folder))
-    expected = sha256(folder / "population.safetensors")
     voted = killed(monkeypatch, evolving(folder, threshold=0.0), 1)
-    evolve(evolving(folder))
-    assert voted == [0, 1] and sha256(folder / "population.safetensors") == expected
+    with pytest.raises(UserError, match="--threshold.*was made with 0.0"):
+        evolve(evolving(folder))
+    assert voted == [] and not (folder / "population.safetensors").exists()

@@ -1,17 +1,23 @@
-import json
 import math
 
 import pytest
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 
 from dpsapf.finetune import checkpoint
-from dpsapf.finetune.checkpoint import TrainingState, load_checkpoint, save_checkpoint
+from dpsapf.finetune.checkpoint import TrainingState, restore
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.support.checkpoint import Checkpoint
 
 NAMES = ("block.0.lora_A.default.weight", "block.0.lora_B.default.weight", "bias")
+
+
+def save(path, state):
+    Checkpoint(path, {}, 10).save(*checkpoint.contents(state))
+
+
+def load(path, state):
+    restore(state, *Checkpoint(path, {}, 10).load())
 
 
 def fresh(average=True, seed=0, optimizer=torch.optim.AdamW):
@@ -51,49 +57,29 @@ def contents(state):
 @pytest.mark.parametrize("average", [True, False])
 @pytest.mark.parametrize("step", [0, 1, 4])
 def test_going_on_equals_never_having_stopped(tmp_path, step, average):
-    save_checkpoint(tmp_path / "c.safetensors", train(fresh(average), step), "same")
+    save(tmp_path / "c.safetensors", train(fresh(average), step))
     restored = fresh(average, seed=1)  # other initial values: all of them must be replaced
-    assert load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    load(tmp_path / "c.safetensors", restored)
     assert restored.step == step and (restored.average is None) != average
     assert contents(train(restored, 5 - step)) == contents(train(fresh(average), 5))  # bit-equal
 
 
 @pytest.mark.parametrize("part", ["parameter/", "average/", "optimizer/exp_avg/", "optimizer/exp_avg_sq/", "optimizer/step/"])
-def test_every_part_that_is_kept_matters(tmp_path, part):
-    """A checkpoint with one kind of its tensors changed goes on to other weights or another average."""
-    path = tmp_path / "c.safetensors"
-    save_checkpoint(path, train(fresh(), 3), "same")
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-    tensors = load_file(path)
+def test_every_part_that_is_kept_matters(part):
+    """A state with one kind of its tensors changed goes on to other weights or another average."""
+    facts, tensors = checkpoint.contents(train(fresh(), 3))
     assert sum(name.startswith(part) for name in tensors) == 3
-    save_file({name: value + 1.0 if name.startswith(part) else value for name, value in tensors.items()}, path, facts)
     restored = fresh()
-    assert load_checkpoint(path, restored, "same")
+    restore(restored, facts, {name: value + 1.0 if name.startswith(part) else value for name, value in tensors.items()})
     assert contents(train(restored, 2))[0] != contents(train(fresh(), 5))[0]
-
-
-@pytest.mark.parametrize("identity", ["other", ""])
-def test_a_checkpoint_of_another_run_is_left_alone(tmp_path, identity):
-    save_checkpoint(tmp_path / "c.safetensors", train(fresh(), 3), "same")
-    untouched = fresh(seed=1)
-    before = contents(untouched)
-    assert not load_checkpoint(tmp_path / "c.safetensors", untouched, identity)
-    assert contents(untouched) == before and untouched.step == 0
-
-
-def test_no_checkpoint_no_change(tmp_path):
-    untouched = fresh()
-    assert not load_checkpoint(tmp_path / "none.safetensors", untouched, "same")
-    assert contents(untouched) == contents(fresh())
 
 
 def test_the_optimizer_still_trains_the_same_parameters(tmp_path):
     """Values are copied into the parameters that the model has: new ones would train beside it."""
-    save_checkpoint(tmp_path / "c.safetensors", train(fresh(), 2), "same")
+    save(tmp_path / "c.safetensors", train(fresh(), 2))
     state = fresh(seed=1)
     held = list(state.parameters.values())
-    load_checkpoint(tmp_path / "c.safetensors", state, "same")
+    load(tmp_path / "c.safetensors", state)
     assert all(parameter is other for parameter, other in zip(held, state.parameters.values(), strict=True))
     assert all(parameter.requires_grad and parameter.is_leaf for parameter in held)
     before = [parameter.detach().clone() for parameter in held]
@@ -104,45 +90,19 @@ def test_the_optimizer_still_trains_the_same_parameters(tmp_path):
 def test_values_in_another_order_of_memory_are_kept(tmp_path):
     state, restored = fresh(), fresh(seed=1)
     state.average[NAMES[0]] = torch.arange(10.0).reshape(5, 2).T
-    save_checkpoint(tmp_path / "c.safetensors", state, "same")
-    load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    save(tmp_path / "c.safetensors", state)
+    load(tmp_path / "c.safetensors", restored)
     assert contents(restored) == contents(state)
 
 
 def test_the_log_survives_empty_batches(tmp_path):
     state = train(fresh(), 2)
     state.log[1]["loss"] = math.nan
-    save_checkpoint(tmp_path / "c.safetensors", state, "same")
+    save(tmp_path / "c.safetensors", state)
     restored = fresh()
-    load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    load(tmp_path / "c.safetensors", restored)
     assert restored.log[0] == {"step": 1, "loss": 1.0} and math.isnan(restored.log[1]["loss"])
     assert restored.seconds == 1.0
-
-
-def test_later_checkpoints_replace_earlier_ones(tmp_path):
-    state, path = fresh(), tmp_path / "folder" / "c.safetensors"
-    for _ in range(3):
-        save_checkpoint(path, train(state, 1), "same")
-    with safe_open(path, "pt") as file:
-        facts = json.loads(file.metadata()["facts"])
-    assert facts["step"] == 3 and facts["identity"] == "same" and len(facts["log"]) == 3
-    assert [file.name for file in path.parent.iterdir()] == ["c.safetensors"]
-
-
-def test_a_kill_while_writing_leaves_the_checkpoint_before(tmp_path, monkeypatch):
-    path, state = tmp_path / "c.safetensors", train(fresh(), 2)
-    save_checkpoint(path, state, "same")
-
-    def killed(tensors, file, facts):
-        file.write_bytes(b"half")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save_file", killed)
-    with pytest.raises(KeyboardInterrupt):
-        save_checkpoint(path, train(state, 1), "same")
-    restored = fresh()
-    assert load_checkpoint(path, restored, "same") and restored.step == 2
-    assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 class EightBitLike(torch.optim.SGD):
@@ -160,9 +120,9 @@ class EightBitLike(torch.optim.SGD):
 
 
 def test_integer_counters_bytes_and_shared_code_books_keep_their_types(tmp_path):
-    save_checkpoint(tmp_path / "c.safetensors", train(fresh(optimizer=EightBitLike), 3), "same")
+    save(tmp_path / "c.safetensors", train(fresh(optimizer=EightBitLike), 3))
     restored = fresh(optimizer=EightBitLike)
-    assert load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    load(tmp_path / "c.safetensors", restored)
     for parameter in restored.parameters.values():
         values = restored.optimizer.state[parameter]
         assert type(values["step"]) is int and values["step"] == 3
@@ -172,9 +132,9 @@ def test_integer_counters_bytes_and_shared_code_books_keep_their_types(tmp_path)
 
 
 def test_torchs_counters_stay_tensors(tmp_path):
-    save_checkpoint(tmp_path / "c.safetensors", train(fresh(), 3), "same")
+    save(tmp_path / "c.safetensors", train(fresh(), 3))
     restored = fresh()
-    load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    load(tmp_path / "c.safetensors", restored)
     counters = [restored.optimizer.state[parameter]["step"] for parameter in restored.parameters.values()]
     assert [type(counter) for counter in counters] == [torch.Tensor] * 3 and [int(counter) for counter in counters] == [3] * 3
 
@@ -188,7 +148,7 @@ def test_transposed_parameters_are_restored(tmp_path):
         return TrainingState(parameters, torch.optim.AdamW(parameters.values()), None, Meter(7))
 
     assert not state(values).parameters["w"].is_contiguous()
-    save_checkpoint(tmp_path / "c.safetensors", state(values), "same")
+    save(tmp_path / "c.safetensors", state(values))
     restored = state(torch.zeros(2, 3).T)
-    assert load_checkpoint(tmp_path / "c.safetensors", restored, "same")
+    load(tmp_path / "c.safetensors", restored)
     assert torch.equal(restored.parameters["w"], values)

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
 import types
@@ -29,6 +30,7 @@ from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
+from dpsapf.support.interruption import Interrupted, listening
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import as_json, read_record, write_record
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
@@ -186,7 +188,7 @@ def test_progress_is_shown_from_the_step_that_a_run_goes_on_at(options, monkeypa
     assert shown == [(read_record(options.plan, train.Plan).run.id, "step", 4, 2)]
 
 
-def test_a_moved_run_goes_on_and_one_of_other_contents_starts_anew(options, monkeypatch, tmp_path):
+def test_a_moved_run_goes_on_and_one_of_other_contents_is_refused(options, monkeypatch, tmp_path):
     """A checkpoint is of what was read, wherever that stands."""
     done = interrupted(options, monkeypatch, 2)
     shutil.copytree(tmp_path, tmp_path / "elsewhere")
@@ -194,11 +196,10 @@ def test_a_moved_run_goes_on_and_one_of_other_contents_starts_anew(options, monk
     moved = {name: tmp_path / "elsewhere" / path for name, path in files.items()}
     train.finetune(Finetune(**(dict(options) | moved)))
     assert done == [2, 3]
-    done.clear()
     table = pd.read_csv(options.selection)
     table.assign(**{SELECTED: table[SELECTED].iloc[::-1].to_numpy()}).to_csv(options.selection, index=False)
-    train.finetune(options)
-    assert done == [0, 1, 2, 3]
+    with pytest.raises(UserError, match="--selection.*checkpoint.safetensors was made with.*delete the file"):
+        train.finetune(options)
 
 
 def test_a_process_that_does_not_lead_takes_its_share_and_writes_nothing(options, monkeypatch):
@@ -242,15 +243,45 @@ def test_resume_from_every_step_equals_an_uninterrupted_run(options, monkeypatch
     assert all(torch.equal(value, expected[name]) for name, value in weights(again).items())  # bit-equal
 
 
-def test_a_checkpoint_of_other_settings_is_not_used(options, monkeypatch):
+def test_a_checkpoint_of_other_settings_is_refused_by_name(options, monkeypatch):
+    done = interrupted(options, monkeypatch, 2)
+    with pytest.raises(UserError, match=r"--learning-rate-lora = 0.05: .*was made with 0.01"):
+        train.finetune(replace(options, learning_rate_lora=5e-2))
+    assert done == [] and not options.weights.exists()
+
+
+def test_a_run_goes_on_with_what_changes_it_by_rounding_only(options, monkeypatch):
+    """What one edits after running out of memory or time."""
     train.finetune(options)
     expected = weights(options)
-    monkeypatch.setattr(pathlib.Path, "unlink", lambda path, missing_ok=False: None)
-    checkpoint = options.weights.with_name("private.checkpoint.safetensors")
-    train.finetune(replace(options, learning_rate_lora=5e-2))
-    assert checkpoint.exists()
+    options.weights.unlink()
+    done = interrupted(options, monkeypatch, 2)
+    edited = {"micro_batch": 3, "threads": 2, "checkpoint_every": 7, "checkpoint_minutes": 1.0, "gradient_checkpointing": True}
+    train.finetune(replace(options, **edited))
+    assert done == [2, 3]
+    for name, value in weights(options).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-5)  # sums in another order, through Adam
+
+
+def test_a_signal_ends_after_its_step_and_the_next_start_goes_on(options, monkeypatch):
     train.finetune(options)
-    assert all(torch.equal(value, expected[name]) for name, value in weights(options).items())
+    expected = weights(options)
+    options.weights.unlink()
+    settings, original, done = replace(options, checkpoint_every=100), train.train_step, []
+
+    def asked(training, state):
+        done.append(state.step)
+        if state.step == 1 and len(done) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        original(training, state)
+
+    monkeypatch.setattr(train, "train_step", asked)
+    with listening(), pytest.raises(Interrupted, match="asked to end by SIGTERM: the same command goes on from .*checkpoint"):
+        train.finetune(settings)
+    assert done == [0, 1] and not settings.weights.exists()
+    train.finetune(settings)
+    assert done == [0, 1, 2, 3]
+    assert all(torch.equal(value, expected[name]) for name, value in weights(settings).items())  # bit-equal
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
