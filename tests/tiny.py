@@ -52,11 +52,29 @@ def tiny_objective():
     return NoiseObjective(tiny_scheduler())
 
 
+def tiny_vae():
+    from diffusers import AutoencoderKL
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(4, 4),
+            latent_channels=4,
+            norm_num_groups=2,
+            sample_size=8,
+        ).eval()
+
+
 class TinyModel(StableDiffusion):
     """The tiny parts as a public model, whatever its record says."""
 
     def denoiser(self, device="cpu"):
         return tiny_unet()
+
+    def vae(self, device="cpu"):
+        return tiny_vae()
 
     def scheduler(self, sampler):
         return tiny_scheduler()

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 
 from dpsapf.experiment.records import Release
-from dpsapf.finetune.parallel import ALONE, Processes
 from dpsapf.gradients.per_image import PerImageGradients
 from dpsapf.privacy.clipping import Clipping
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.privacy.noise import NoiseSource
 from dpsapf.public_models.latents import Batch, Pairs
+from dpsapf.support.parallel import ALONE, Processes
 
 LossFunction = Callable[[Pairs], torch.Tensor]
 

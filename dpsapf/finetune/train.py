@@ -14,7 +14,6 @@ from dpsapf.experiment.stages import Finetune, settings
 from dpsapf.finetune.adapters import resting, trainable
 from dpsapf.finetune.checkpoint import TrainingState, contents, restore
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
-from dpsapf.finetune.parallel import Processes, processes
 from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
 from dpsapf.optimization.noise_walk import noise_deviation, noise_walk
 from dpsapf.optimization.optimizers import build_optimizer
@@ -28,6 +27,7 @@ from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
+from dpsapf.support.parallel import Processes, processes
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
@@ -76,7 +76,7 @@ def _train(training: Training, state: TrainingState) -> None:
         LOG.info("%s: resuming at step %d of %d", plan.run.id, state.step, steps)
     joined.check_equal(state.step, "step that a process resumes at")
     left = track(range(state.step, steps), plan.run.id, "step", steps, state.step)
-    for _ in checkpoint.kept(left, lambda: contents(state), joined.any, joined.leads):
+    for _ in checkpoint.kept(left, lambda: contents(state), joined):
         train_step(training, state)
     if joined.leads:
         _write(training, state)

@@ -52,6 +52,10 @@ class Meter:
         self._participation[drawn.numpy()] += 1
         return drawn
 
+    def participants(self) -> torch.Tensor:
+        """Return who was in a batch so far, ascending, int64 [B]: the batch itself if there was one."""
+        return torch.from_numpy(np.flatnonzero(self._participation))
+
     def contribution(self, norm: float) -> None:
         """Note the L2 norm that one unit added to a sum; what is not finite counts as the largest number."""
         norm = norm if math.isfinite(norm) else sys.float_info.max

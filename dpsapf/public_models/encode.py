@@ -1,8 +1,5 @@
 """encode-dataset and embed-prompts: VAE posteriors and prompt embeddings, computed once per dataset and model."""
 
-import itertools
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -10,10 +7,11 @@ from safetensors.torch import save_file
 from dpsapf.datasets.images import resize
 from dpsapf.datasets.prepared import Part, read_part, read_salt
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
-from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
+from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset, settings
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
-from dpsapf.support.arrays import writing
+from dpsapf.support.arrays import Partial
+from dpsapf.support.checkpoint import Checkpoint, State
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.progress import track
@@ -37,21 +35,36 @@ def encode_dataset(options: EncodeDataset) -> None:
     dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
     if sha256(options.archive) != dataset.id:
         raise UserError("--archive", str(options.archive), f"is not the archive of {options.dataset}: run prepare-dataset again")
-    train = read_part(options.archive, "train")
-    batches = posteriors(model, train, options)
-    first = next(batches)
-    shape = (len(train), *first[0].shape[1:])
-    layout = {"mean": ("F16", shape), "std": ("F16", shape), "labels": ("I64", shape[:1])}
-    if train.users is not None:
-        layout["users"] = ("I64", shape[:1])
-    with writing(options.out, layout, {"dataset_id": dataset.id, "salt": read_salt(options.archive).hex()}) as writer:
-        writer.put("labels", 0, train.labels)
-        if train.users is not None:
-            writer.put("users", 0, train.users)
-        total = -(-len(train) // options.micro_batch)
-        for number, batch in enumerate(track(itertools.chain([first], batches), "encode", "batch", total)):
+    train, vae = read_part(options.archive, "train"), model.vae(options.device)
+    partial = _partial(options, dataset, train, posterior(model, vae, train[:1])[0].shape[1:])
+    checkpoint = Checkpoint.beside(options.out, settings(options), options.checkpoint_minutes)
+    saved = checkpoint.load()
+    done = saved[0]["images"] if saved and partial.exists else 0
+    if not done:
+        partial.create()
+    with partial.open() as writer:
+        for name in partial.layout.keys() & {"labels", "users"}:
+            writer.put(name, 0, getattr(train, name))
+
+        def state() -> State:
+            writer.flush()
+            return {"images": min(start + options.micro_batch, len(train))}, {}
+
+        starts = track(range(done, len(train), options.micro_batch), "encode", "batch")
+        for start in checkpoint.kept(starts, state):
+            batch = posterior(model, vae, train[start : start + options.micro_batch])
             for name, values in zip(("mean", "std"), batch, strict=True):
-                writer.put(name, number * options.micro_batch, in_fp16(values, name, options))
+                writer.put(name, start, in_fp16(values, name, options))
+    partial.finish(options.out)
+    checkpoint.remove()
+
+
+def _partial(options: EncodeDataset, dataset: DatasetRecord, train: Part, shape: torch.Size) -> Partial:
+    count = len(train)
+    layout = {"mean": ("F16", (count, *shape)), "std": ("F16", (count, *shape)), "labels": ("I64", (count,))}
+    if train.users is not None:
+        layout["users"] = ("I64", (count,))
+    return Partial.beside(options.out, layout, {"dataset_id": dataset.id, "salt": read_salt(options.archive).hex()})
 
 
 def in_fp16(values: torch.Tensor, name: str, options: EncodeDataset) -> np.ndarray:
@@ -67,18 +80,15 @@ def in_fp16(values: torch.Tensor, name: str, options: EncodeDataset) -> np.ndarr
 
 
 @torch.inference_mode()
-def posteriors(model: Family, images: Part, options: EncodeDataset) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Encode images at the model's resolution, a micro-batch at a time.
+def posterior(model: Family, vae: torch.nn.Module, images: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    """Encode images, uint8 [b, R, R, 3], at the model's resolution.
 
-    Yields:
+    Returns:
         Posterior means and standard deviations [b, C, h, w], shifted and scaled as the denoiser sees them, fp32 on the CPU.
     """
-    vae = model.vae(options.device)
-    for start in range(0, len(images), options.micro_batch):
-        pixels = torch.from_numpy(resize(images[start : start + options.micro_batch], model.record.resolution))
-        pixels = pixels.permute(0, 3, 1, 2).to(options.device).float() / 127.5 - 1
-        posterior = vae.encode(pixels).latent_dist
-        yield model.scaled(vae, posterior.mean.cpu(), posterior.std.cpu())
+    pixels = torch.from_numpy(resize(images, model.record.resolution)).permute(0, 3, 1, 2)
+    encoded = vae.encode(pixels.to(vae.device).float() / 127.5 - 1).latent_dist
+    return model.scaled(vae, encoded.mean.cpu(), encoded.std.cpu())
 
 
 def embed_prompts(options: EmbedPrompts) -> None:

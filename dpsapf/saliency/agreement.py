@@ -17,6 +17,7 @@ from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, draw_batch
+from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
@@ -55,8 +56,8 @@ def exact_scores(options: CompareScores, table: pd.DataFrame) -> dict[str, np.nd
 def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFrame, share: float = 1.0) -> np.ndarray:
     """Compute score ``signal`` without noise from a share of the images, the first in a random order, float64 [M]. Private."""
     denoiser, objective, batch = _inputs(options, share)
-    meter = Meter(len(batch))
-    return signal_norms(denoiser, objective, batch, table[MATRIX].tolist(), options, meter).cpu().numpy()
+    progress = Progress(Meter(len(batch)))
+    return signal_norms(denoiser, objective, batch, table[MATRIX].tolist(), options, progress).cpu().numpy()
 
 
 def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -12,7 +12,7 @@ import torch
 from dpsapf.experiment.columns import MATRIX, SCORE
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Release, Spend
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.experiment.stages import CompareScores, ScoreSaliency
+from dpsapf.experiment.stages import CompareScores, ScoreSaliency, settings
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.privacy.meter import Meter
@@ -22,13 +22,15 @@ from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
 from dpsapf.saliency.plan import saliency_release
+from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.saliency.signal import signal_norms
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
-from dpsapf.support.progress import track
+from dpsapf.support.parallel import processes
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
@@ -49,12 +51,32 @@ def score_saliency(options: ScoreSaliency) -> None:
     torch.set_num_threads(options.threads)
     model = load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
-    latents, identity = Latents.load(options.latents, options.prompts, options.unit), dataset_id(options.latents)
+    latents = Latents.load(options.latents, options.prompts, options.unit)
     units, release = _planned(options, table, len(latents))
-    meter = Meter(len(latents))
-    batch = meter.batch(release.sampling_rate, secret_generator(options.noise, options.seed, "saliency", "batch"))
-    denoiser, objective = model.denoiser(options.device), model.objective()
-    exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, meter)
+    checkpoint = Checkpoint.beside(options.scores, settings(options), options.checkpoint_minutes)
+    with processes(options.device) as joined:
+        progress = Progress.resumed(Meter(len(latents)), checkpoint, joined, options.device)
+        batch = _batch(options, release, progress)
+        denoiser, objective = model.denoiser(options.device), model.objective()
+        exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, progress)
+    if joined.leads:
+        _release(options, exact, table, units, release, progress.meter, start)
+        checkpoint.remove()
+
+
+def _batch(options: ScoreSaliency, release: Release, progress: Progress) -> torch.Tensor:
+    """Draw who takes part, the same in every process; or say who does, if some rows are scored already."""
+    if progress.rows:
+        LOG.info("goes on after %d %ss, %s", progress.rows, options.unit, progress.checkpoint.path)
+        return progress.meter.participants()
+    who = secret_generator(options.noise, options.seed, "saliency", "batch")
+    return progress.meter.batch(release.sampling_rate, progress.joined.agree_on_generator(who, options.device))
+
+
+def _release(
+    options: ScoreSaliency, exact: torch.Tensor, table: pd.DataFrame, units: Ranking, release: Release, meter: Meter, start: float
+) -> None:
+    identity = dataset_id(options.latents)
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
     try:
         released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)
@@ -128,7 +150,7 @@ def saliency_scores(
     batch: torch.Tensor,
     names: list[str],
     options: ScoreSaliency,
-    meter: Meter,
+    progress: Progress,
 ) -> torch.Tensor:
     """Compute every candidate's score over a batch: contributions, summed, or `signal_norms`. NOT private before a release.
 
@@ -139,22 +161,24 @@ def saliency_scores(
         batch: units that take part, int64 [B]: images, or users, each of whom is scored by one image drawn from theirs.
         names: candidate matrices, M names of linear layers or convolutions.
         options: score, bounds, micro-batch and seed.
-        meter: of the release; it sees what every unit contributes.
+        progress: rows that are scored already, and the meter of the release, which sees what every unit contributes.
 
     Returns:
         Scores, float64 [M].
     """
     contributions, limits = score(options.score).contributions, bounds(options)
     draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
+    draws = progress.joined.agree_on_generator(draws, options.device)
     drawn = draw_batch(latents, batch, 1, objective.timesteps, draws)
     if contributions is None:
-        return signal_norms(denoiser, objective, drawn, names, options, meter)
-    scores = torch.zeros(len(names), dtype=torch.float64, device=options.device)
-    for squared in squared_gradient_norms(denoiser, objective, drawn, names, options):
+        return signal_norms(denoiser, objective, drawn, names, options, progress)
+    progress.begin([torch.zeros(len(names), dtype=torch.float64, device=options.device)])
+    parts = progress.parts(len(drawn), options.micro_batch)
+    for squared in squared_gradient_norms(denoiser, objective, drawn, names, options, parts):
         added = contributions(squared, limits)
-        meter.contribution(float(added.norm(dim=1).max()))
-        scores += added.sum(0)
-    return scores
+        progress.contribution(added.norm(dim=1))
+        progress.add([added.sum(0)])
+    return progress.total()[0]
 
 
 def squared_gradient_norms(
@@ -163,6 +187,7 @@ def squared_gradient_norms(
     batch: Batch,
     names: list[str],
     options: ScoreSaliency | CompareScores,
+    parts: Iterable[range] | None = None,
 ) -> Iterator[torch.Tensor]:
     """Yield ||g_im||^2 of each image i of a micro-batch and each candidate m, fp32 [b, M]. Private.
 
@@ -172,10 +197,11 @@ def squared_gradient_norms(
         batch: one timestep and noise for each image, at which the gradient of its denoising loss is taken.
         names: candidate matrices.
         options: micro-batch and device.
+        parts: rows of each micro-batch, maybe none; all in turn if omitted.
     """
     denoiser.requires_grad_(False)
     with GhostNorms(denoiser, names) as norms:
-        for start in track(range(0, len(batch), options.micro_batch), "saliency", "batch"):
-            rows = batch.rows(start, start + options.micro_batch, options.device)
-            objective.loss(denoiser, rows).sum().backward()
-            yield norms.take()
+        for part in parts or Progress(Meter(0)).parts(len(batch), options.micro_batch):
+            if part:
+                objective.loss(denoiser, batch.rows(part.start, part.stop, options.device)).sum().backward()
+            yield norms.take() if part else torch.zeros(0, len(names), device=options.device)

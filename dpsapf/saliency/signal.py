@@ -13,11 +13,11 @@ import typing
 import torch
 
 from dpsapf.gradients.ghost_clipping import GhostClipping
-from dpsapf.privacy.meter import Meter, first_alone, joint_norm
+from dpsapf.privacy.meter import first_alone, joint_norm
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch
+from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.scores import SIGNAL_BOUND
-from dpsapf.support.progress import track
 
 if typing.TYPE_CHECKING:
     from dpsapf.experiment.stages import CompareScores, ScoreSaliency
@@ -29,7 +29,7 @@ def signal_norms(
     batch: Batch,
     names: list[str],
     options: "ScoreSaliency | CompareScores",
-    meter: Meter,
+    progress: Progress,
 ) -> torch.Tensor:
     """Sum clipped gradients over images, and take each matrix' norm; NOT private before a mechanism releases it.
 
@@ -41,19 +41,23 @@ def signal_norms(
         batch: one timestep and noise for each unit.
         names: candidate matrices, M names of linear layers or convolutions.
         options: micro-batch and device.
-        meter: of the release; the first unit is processed alone, and what it adds is measured.
+        progress: rows that are summed already, and the meter of the release; in the first round a process' first unit is
+            processed alone, and what it adds is measured.
 
     Returns:
         Norms, float64 [M].
     """
     weights = {f"{name}.weight": denoiser.get_submodule(name).weight for name in names}
-    sums = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()]
+    progress.begin([torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()])
     gradients = GhostClipping(denoiser, weights)
-    for chunk in track(first_alone(torch.arange(len(batch)), options.micro_batch), "saliency", "batch"):
-        loss = objective.loss(denoiser, batch.units(chunk, 1, options.device))
-        clipped, _ = gradients.clipped_sum(loss, SIGNAL_BOUND, "automatic")
-        if len(chunk) == 1:
-            meter.contribution(joint_norm(clipped))
-        torch._foreach_add_(sums, clipped)
+    for part in progress.parts(len(batch), options.micro_batch):
+        rows, begins, alone = torch.arange(part.start, part.stop), progress.rows == 0, []
+        for chunk in first_alone(rows, options.micro_batch) if begins else [rows] * bool(part):
+            loss = objective.loss(denoiser, batch.units(chunk, 1, options.device))
+            clipped, _ = gradients.clipped_sum(loss, SIGNAL_BOUND, "automatic")
+            alone += [joint_norm(clipped)] * (len(chunk) == 1)
+            progress.add(clipped)
+        if begins:
+            progress.contribution(torch.tensor(alone))
     gradients.close()
-    return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in sums])
+    return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in progress.total()])

@@ -1,8 +1,10 @@
 """sample: draw synthetic images from an audited run with diffusers' own pipeline of the public model."""
 
+import functools
 import logging
 import time
 import typing
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -14,14 +16,17 @@ from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, resize
 from dpsapf.datasets.preview import contact_sheet
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
-from dpsapf.experiment.stages import PublishPopulation, Sample
+from dpsapf.experiment.stages import PublishPopulation, Sample, settings
 from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
 from dpsapf.public_models.latents import load_prompts
+from dpsapf.support.arrays import Partial
+from dpsapf.support.checkpoint import Checkpoint, State
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
+from dpsapf.support.parallel import Processes, processes
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
@@ -44,11 +49,42 @@ def sample(options: Sample) -> None:
     check_weights(ledger, options)
     dataset = read_record(options.dataset, DatasetRecord)
     model = load_model(read_record(options.model, ModelRecord))
-    pipeline = build_pipeline(model, ledger, options)
     labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
     labels.sort()
-    images = draw_images(model, pipeline, labels, ledger, dataset, options)
-    write_samples(images, labels, ledger, dataset, options, options.device, start)
+    with processes(options.device) as joined:
+        pipeline = build_pipeline(model, ledger, options)
+        drawn = Drawing(model, pipeline, labels, ledger, dataset, options)
+        images = draw_images(drawn, joined)
+        if joined.leads:
+            write_samples(images.memory("images"), labels, ledger, dataset, options, options.device, start)
+            images.path.unlink()
+            drawn.checkpoint.remove()
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What images are drawn with.
+
+    Attributes:
+        model: the public model.
+        pipeline: its text-to-image pipeline, with the run's parameters.
+        labels: class of each image, int64 [N].
+        ledger: of the audited run.
+        dataset: the sensitive dataset's record.
+        options: of the stage.
+    """
+
+    model: Family
+    pipeline: "DiffusionPipeline"
+    labels: np.ndarray
+    ledger: Ledger
+    dataset: DatasetRecord
+    options: Sample
+
+    @functools.cached_property
+    def checkpoint(self) -> Checkpoint:
+        """How many images are drawn; nothing in it is private."""
+        return Checkpoint.beside(self.options.archive, settings(self.options), self.options.checkpoint_minutes)
 
 
 def write_samples(
@@ -112,33 +148,49 @@ def _merge(denoiser: torch.nn.Module) -> None:
             module.merge()
 
 
-def draw_images(
-    model: Family,
-    pipeline: "DiffusionPipeline",
-    labels: np.ndarray,
-    ledger: Ledger,
-    dataset: DatasetRecord,
-    options: Sample,
-) -> np.ndarray:
-    """Sample one image per label; each has its own seed, so the batch size cannot change it.
+def draw_images(drawing: Drawing, joined: Processes) -> Partial:
+    """Sample one image per label, from where an interrupted run was; each has its own seed, whatever batch it is drawn in.
 
     Returns:
-        uint8 [N, H, W, 3] at the dataset's resolution; the three channels are equal for a grey dataset.
+        ``images`` uint8 [N, H, W, 3], at the dataset's resolution; the three channels are equal for a grey dataset.
     """
+    options, labels, side = drawing.options, drawing.labels, drawing.dataset.resolution
+    images = Partial.beside(options.archive, {"images": ("U8", (len(labels), side, side, 3))})
+    saved, done = drawing.checkpoint.load(), 0
+    if saved is not None and images.exists:
+        done = saved[0]["images"]
+        LOG.info("%s: goes on after image %d of %d", drawing.ledger.run.id, done, len(labels))
+    elif joined.leads:
+        images.create()
+    joined.check_equal(done, "images that a process goes on after")
     prompts = load_prompts(options.prompts)
-    images = []
-    for start in track(range(0, len(labels), options.micro_batch), ledger.run.id, "batch"):
-        rows = range(start, min(start + options.micro_batch, len(labels)))
-        batch = model.generate(
-            pipeline,
-            prompts["classes"][labels[rows]],
-            prompts["null"],
-            guidance_scale=options.guidance_scale,
-            steps=options.steps,
-            generators=[torch_generator(ledger.run.seed, "sample", row) for row in rows],
-        )
-        images.append(quantise(batch, dataset.resolution, dataset.channels))
-    return np.concatenate(images)
+    starts = joined.rounds(done, len(labels), options.micro_batch)
+    with images.open() as writer:
+
+        def state() -> State:
+            writer.flush()
+            return {"images": min(start + starts.step, len(labels))}, {}
+
+        for start in drawing.checkpoint.kept(track(starts, drawing.ledger.run.id, "batch"), state, joined):
+            rows = joined.rows(start, len(labels), options.micro_batch)
+            writer.put("images", rows.start, _drawn(drawing, prompts, rows))
+    return images
+
+
+def _drawn(drawing: Drawing, prompts: dict[str, torch.Tensor], rows: range) -> np.ndarray:
+    """Sample the images of some rows, uint8 [b, H, W, 3]."""
+    options, side = drawing.options, drawing.dataset.resolution
+    if not rows:
+        return np.empty((0, side, side, 3), np.uint8)
+    batch = drawing.model.generate(
+        drawing.pipeline,
+        prompts["classes"][drawing.labels[rows]],
+        prompts["null"],
+        guidance_scale=options.guidance_scale,
+        steps=options.steps,
+        generators=[torch_generator(drawing.ledger.run.seed, "sample", row) for row in rows],
+    )
+    return quantise(batch, side, drawing.dataset.channels)
 
 
 def quantise(images: np.ndarray, resolution: int, channels: int) -> np.ndarray:

@@ -9,7 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -113,7 +113,7 @@ def _rows(path: Path, start: int, described: dict) -> Rows:
 
 
 class Writer:
-    """A file under way; see `writing`."""
+    """A file under way; see `writing` and `Partial`."""
 
     def __init__(self, file: int, rows: dict[str, Rows]) -> None:
         self._file, self._rows = file, rows
@@ -132,6 +132,10 @@ class Writer:
         while done < len(data):
             done += os.pwrite(self._file, data[done:], position + done)
 
+    def flush(self) -> None:
+        """Wait until everything that was put is on the disk."""
+        os.fsync(self._file)
+
 
 @contextmanager
 def writing(path: Path, layout: Layout, facts: Mapping[str, str] | None = None) -> Iterator[Writer]:
@@ -142,15 +146,78 @@ def writing(path: Path, layout: Layout, facts: Mapping[str, str] | None = None) 
         layout: of its arrays; entries that are never put are 0.
         facts: metadata.
     """
-    header, end = {"__metadata__": dict(facts)} if facts else {}, 0
-    for name, (dtype, shape) in layout.items():
-        start, end = end, end + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # so that the arrays are aligned
-    with atomic(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        file.flush()
-        os.ftruncate(file.fileno(), 8 + len(text) + end)
-        rows = {name: _rows(temporary, 8 + len(text), header[name]) for name in layout}
-        yield Writer(file.fileno(), rows)
+    with atomic(path) as temporary:
+        partial = Partial(temporary, layout, facts or {})
+        partial.create()
+        with partial.open() as writer:
+            yield writer
+
+
+@dataclass(frozen=True)
+class Partial:
+    """A file of arrays that may be written over several starts of a command, and by several processes.
+
+    Attributes:
+        path: where it stands until it is whole.
+        layout: of its arrays; entries that are never put are 0.
+        facts: metadata.
+    """
+
+    path: Path
+    layout: Layout
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def beside(cls, target: Path, layout: Layout, facts: Mapping[str, str] | None = None) -> "Partial":
+        """Put it into the folder of the file that it is to become, or to be turned into."""
+        return cls(target.with_name(f"private.partial.{target.stem}.safetensors"), layout, facts or {})
+
+    @property
+    def exists(self) -> bool:
+        """Whether an earlier start left a file of this layout."""
+        head, size = self._head()
+        if not self.path.exists() or self.path.stat().st_size != size:
+            return False
+        with self.path.open("rb") as file:
+            return file.read(len(head)) == head
+
+    def create(self) -> None:
+        """Make the file, with nothing but zeros in it."""
+        head, size = self._head()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with self.path.open("wb") as file:
+                file.write(head)
+                os.posix_fallocate(file.fileno(), 0, size)  # so that a disk that is too small is told now
+        except OSError:
+            self.path.unlink()
+            raise
+
+    @contextmanager
+    def open(self) -> Iterator[Writer]:
+        """Give a writer of the file that is there; a mistake in the input leaves no file."""
+        try:
+            with self.path.open("r+b") as file:
+                yield Writer(file.fileno(), open_arrays(self.path)[0])
+        except UserError:
+            self.path.unlink(missing_ok=True)
+            raise
+
+    def memory(self, name: str) -> np.ndarray:
+        """Map an array, for reading."""
+        rows = open_arrays(self.path)[0][name]
+        return np.memmap(self.path, rows.dtype, "r", rows.offset, rows.shape)
+
+    def finish(self, target: Path) -> None:
+        """Give the whole file its name."""
+        self.path.replace(target)
+
+    def _head(self) -> tuple[bytes, int]:
+        """Return the bytes before the arrays, and the size of the file."""
+        header, end = {"__metadata__": dict(self.facts)} if self.facts else {}, 0
+        for name, (dtype, shape) in self.layout.items():
+            start, end = end, end + math.prod(shape) * np.dtype(DTYPES[dtype]).itemsize
+            header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)  # so that the arrays are aligned
+        return len(text).to_bytes(8, "little") + text, 8 + len(text) + end

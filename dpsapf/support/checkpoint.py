@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
 from dpsapf.support.interruption import Interrupted, postponed
+from dpsapf.support.parallel import ALONE, Processes
 
 LOG = logging.getLogger(__name__)
 State = tuple[dict, dict[str, torch.Tensor]]
@@ -40,8 +41,8 @@ class Checkpoint:
 
     @classmethod
     def beside(cls, output: Path, settings: Mapping[str, object], minutes: float, every: int | None = None) -> "Checkpoint":
-        """Put the file into the folder of an output."""
-        return cls(output.with_name("private.checkpoint.safetensors"), settings, minutes, every)
+        """Put the file into the folder of an output, under a name of its own."""
+        return cls(output.with_name(f"private.checkpoint.{output.stem}.safetensors"), settings, minutes, every)
 
     def load(self) -> State | None:
         """Return what was kept last, None if nothing was; a file that cannot be read is set aside.
@@ -76,16 +77,14 @@ class Checkpoint:
         self,
         items: Iterable,
         state: Callable[[], State],
-        agreed: Callable[[bool], bool] = bool,
-        leads: bool = True,
+        joined: Processes = ALONE,
     ) -> Iterator:
         """Give items one by one; keep the state after some of them, and after the one in which the process is asked to end.
 
         Args:
             items: what is iterated over.
-            state: gives what `load` is to return, as it is after the item that was given last.
-            agreed: makes one answer of those of several processes, so that all stop after the same item.
-            leads: whether this process writes.
+            state: gives what `load` is to return, as it is after the item that was given last; all processes call it at once.
+            joined: processes that give the same number of items: all stop after the same one, and one of them writes.
 
         Raises:
             Interrupted: the process was asked to end; what it has is kept.
@@ -93,9 +92,11 @@ class Checkpoint:
         with postponed() as asked:
             for number, item in enumerate(items, 1):
                 yield item
-                ends = agreed(asked())
-                if leads and (ends or self._due(number)):
-                    self.save(*state())
+                ends = joined.any(asked())
+                if ends or joined.any(joined.leads and self._due(number)):
+                    facts, tensors = state()
+                    if joined.leads:
+                        self.save(facts, tensors)
                 if ends:
                     raise Interrupted(f"the same command goes on from {self.path}")
 

@@ -31,7 +31,6 @@ from dpsapf.experiment.records import Release
 from dpsapf.experiment.stages import ScoreSaliency
 from dpsapf.finetune import train
 from dpsapf.finetune.checkpoint import TrainingState
-from dpsapf.finetune.parallel import ALONE
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy import clipping, meter, noise
@@ -41,6 +40,7 @@ from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
 from dpsapf.support.errors import UserError
+from dpsapf.support.parallel import ALONE
 from dpsapf.support.randomness import numpy_generator, torch_generator
 from tests.tiny import tiny_objective
 
@@ -61,6 +61,7 @@ def planted_saliency(model: torch.nn.Module | None, **replaced: Callable) -> Abs
     replaced |= {
         "load_model": lambda _: SimpleNamespace(denoiser=lambda device: model, objective=tiny_objective),
         "read_record": lambda *_: SimpleNamespace(name="canaries"),
+        "settings": lambda _: {},
     }
     for name, value in replaced.items():
         stack.enter_context(patch.object(saliency, name, value))
@@ -425,7 +426,7 @@ def _own_signal(latents, batch, multiplicity, timesteps, generator):
     return Pairs(torch.zeros_like(planted), planted, torch.zeros_like(who), who, torch.eye(SIGNALLED)[:, None])
 
 
-def _own_matrix(denoiser, objective, pairs, names, options):
+def _own_matrix(denoiser, objective, pairs, names, options, parts):
     for who in pairs.latents.labels[pairs.images].split(256):
         squared = torch.zeros(len(who), len(names))
         yield squared.scatter_(1, who[:, None], (STRETCH * SCORES.sensitivity) ** 2)

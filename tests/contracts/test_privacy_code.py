@@ -67,7 +67,7 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "saliency/score.py",
         "saliency/agreement.py",
         "saliency/ranking_stability.py",
-        "saliency/signal.py",
+        "saliency/progress.py",
         "finetune/dp_sgd.py",
         "finetune/train.py",
         "finetune/checkpoint.py",

@@ -1,12 +1,9 @@
 import contextlib
 import functools
 import itertools
-import json
-import os
 import pathlib
 import shutil
 import signal
-import subprocess
 import sys
 import types
 
@@ -22,7 +19,6 @@ from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
-from dpsapf.finetune.parallel import Processes
 from dpsapf.optimization.noise_walk import squared_walk
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.poisson import poisson_batch
@@ -31,13 +27,13 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.interruption import Interrupted, listening
+from dpsapf.support.parallel import Processes
 from dpsapf.support.randomness import torch_generator
-from dpsapf.support.records import as_json, read_record, write_record
+from dpsapf.support.records import read_record, write_record
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
 
 IMAGES = 12
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPT = pathlib.Path(__file__).with_name("under_torchrun.py")
 
 
 @pytest.fixture
@@ -88,7 +84,7 @@ def test_trains_what_the_plan_says_and_records_it(options):
     check_measures(spend, measured, options.private)
     assert 0.4 < measured.largest_contribution <= 1, "C g/(g + 0.01) of gradients near 0.01"
     assert any(value.abs().max() > 0 for name, value in weights(options).items() if "lora_B" in name)
-    assert not options.weights.with_name("private.checkpoint.safetensors").exists()
+    assert not options.weights.with_name("private.checkpoint.weights.safetensors").exists()
 
 
 def drawn_first(batch):
@@ -198,7 +194,7 @@ def test_a_moved_run_goes_on_and_one_of_other_contents_is_refused(options, monke
     assert done == [2, 3]
     table = pd.read_csv(options.selection)
     table.assign(**{SELECTED: table[SELECTED].iloc[::-1].to_numpy()}).to_csv(options.selection, index=False)
-    with pytest.raises(UserError, match="--selection.*checkpoint.safetensors was made with.*delete the file"):
+    with pytest.raises(UserError, match="--selection.*checkpoint.weights.safetensors was made with.*delete the file"):
         train.finetune(options)
 
 
@@ -364,22 +360,6 @@ def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, m
     steps = record.releases[1].steps
     for name, seen in states.items():
         assert len(seen) == 2 * steps and len(set(seen)) == (steps if mode == "seed" else 2 * steps), name
-
-
-@pytest.mark.slow
-def test_two_processes_equal_one(options, tmp_path):
-    """The same settings under torchrun, on the same tiny model saved to a folder."""
-    train.finetune(options)
-    expected, report = weights(options), pd.read_csv(options.training_log)
-    words = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(SCRIPT)]
-    again = replace(options, weights=tmp_path / "two" / "weights.safetensors", training_log=tmp_path / "two.csv")
-    (tmp_path / "options.json").write_text(json.dumps(as_json(again)))
-    subprocess.run(
-        [sys.executable, *words, str(tmp_path / "options.json")], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": "."}
-    )
-    for name, value in weights(again).items():
-        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-6)  # fp32 sums in another order
-    assert pd.read_csv(again.training_log)["units"].tolist() == report["units"].tolist()
 
 
 def test_seeds_share_no_draw(options, monkeypatch):

@@ -25,10 +25,11 @@ EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 FOLDERS = ("privacy", "gradients")
 FILES = (
     *sorted(f"{folder}/{path.name}" for folder in FOLDERS for path in (SOURCE / folder).glob("*.py")),
-    *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "parallel", "train")),
-    *(f"saliency/{name}.py" for name in ("plan", "score", "scores", "signal")),
+    *(f"finetune/{name}.py" for name in ("checkpoint", "dp_sgd", "train")),
+    *(f"saliency/{name}.py" for name in ("plan", "progress", "score", "scores", "signal")),
     "datasets/splits.py",  # whom the guarantee is for
     "evolution/votes.py",
+    "support/parallel.py",
     "public_models/latents.py",  # what a unit's draw is
 )
 QUICK = (  # what a sample is drawn from: modules with quick tests that no mutant survives
@@ -51,9 +52,9 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "privacy/noise.py": ("privacy/test_mechanisms.py", "finetune/test_train.py"),
     "saliency/scores.py": ("saliency/test_plan.py", "saliency/test_score.py"),
     "saliency/score.py": ("saliency/test_agreement.py",),
-    "finetune/dp_sgd.py": ("finetune/test_train.py", "finetune/test_parallel.py"),
+    "finetune/dp_sgd.py": ("finetune/test_train.py", "support/test_parallel.py"),
 }
-FORKED = ("finetune/parallel.py",)  # reached in processes that a test forks, where nothing is measured
+FORKED = ("support/parallel.py",)  # reached in processes that a test forks, where nothing is measured
 
 
 def made() -> list[AnyMutant]:

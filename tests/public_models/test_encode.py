@@ -1,15 +1,19 @@
+import signal
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
+from dpsapf.public_models import encode
 from dpsapf.public_models.encode import ROUNDING, SMALLEST, embed_prompts, encode_dataset, in_fp16
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.latents import Latents, dataset_id, load_prompts
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
+from dpsapf.support.interruption import Interrupted, listening
 from dpsapf.support.records import write_record
 from tests.prepared_dataset import write_dataset
 
@@ -132,3 +136,46 @@ def test_users_go_along_with_their_images(options, two_digits):
     encode_dataset(options)
     assert loaded(options, "user").users.tolist() == [0, 0, 1, 2, 1]
     assert len(loaded(options, "user")) == 3 and len(loaded(options)) == 5
+
+
+def interrupted(options, monkeypatch, batches):
+    """A signal comes while a batch is encoded; returns the sizes of all that are, the first image alone for its shape."""
+    sizes, right = [], encode.posterior
+
+    def encoded(model, vae, images):
+        sizes.append(len(images))
+        if len(sizes) == batches + 1:
+            signal.raise_signal(signal.SIGTERM)
+        return right(model, vae, images)
+
+    monkeypatch.setattr(encode, "posterior", encoded)
+    with listening(), pytest.raises(Interrupted):
+        encode_dataset(options)
+    assert not options.out.exists()
+    return sizes
+
+
+@pytest.mark.parametrize(("after", "sizes"), [(1, [1, 2, 1, 2, 1]), (3, [1, 2, 2, 1, 1])])
+def test_an_interrupted_stage_goes_on_to_the_same_latents(options, monkeypatch, after, sizes):
+    encode_dataset(options)
+    expected = options.out.read_bytes()
+    options.out.unlink()
+    seen = interrupted(options, monkeypatch, after)
+    encode_dataset(options)
+    assert seen == sizes and options.out.read_bytes() == expected
+    assert not list(options.out.parent.glob("private.*"))
+
+
+def test_without_what_was_written_it_starts_anew(options, monkeypatch):
+    seen = interrupted(options, monkeypatch, 1)
+    (partial,) = options.out.parent.glob("private.partial.*")
+    partial.unlink()
+    encode_dataset(options)
+    assert seen == [1, 2, 1, 2, 2, 1] and len(loaded(options).labels) == 5
+
+
+def test_latents_beyond_fp16_leave_nothing(options, monkeypatch):
+    monkeypatch.setattr(encode, "posterior", lambda model, vae, images: (torch.full((len(images), 4, 4, 4), 1e6),) * 2)
+    with pytest.raises(UserError, match="beyond fp16"):
+        encode_dataset(options)
+    assert not list(options.out.parent.glob("*latents*"))

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import signal
 from types import SimpleNamespace
 
 import pandas as pd
@@ -16,11 +17,15 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.public_models.latents import draw_batch
 from dpsapf.saliency import score
 from dpsapf.saliency.plan import plan_privacy
+from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.score import saliency_scores
 from dpsapf.saliency.scores import SCORES, Bounds
 from dpsapf.saliency.select import top_units
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
+from dpsapf.support.interruption import Interrupted, listening
+from dpsapf.support.parallel import ALONE
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
@@ -49,7 +54,7 @@ def options(**changes):
 def scores(batch=EVERYONE, latents=None, **changes):
     unet = tiny_unet()
     return saliency_scores(
-        unet, tiny_objective(), latents or tiny_latents(), batch, candidates(unet), options(**changes), Meter(12)
+        unet, tiny_objective(), latents or tiny_latents(), batch, candidates(unet), options(**changes), Progress(Meter(12))
     )
 
 
@@ -79,7 +84,7 @@ def test_another_seed_draws_other_pairs():
 
 def test_scores_are_summed_in_double_precision_and_leave_the_model_alone():
     unet, meter = tiny_unet(), Meter(12)
-    found = saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), options(), meter)
+    found = saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), options(), Progress(meter))
     assert found.dtype == torch.float64
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -122,7 +127,7 @@ def test_neighbours_differ_by_at_most_the_sensitivity(name):
 def test_the_largest_contribution_of_an_image_is_measured(micro_batch):
     unet, meter = tiny_unet(), Meter(12)
     settings = options(clipping_norm=100.0, micro_batch=micro_batch)
-    saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), settings, meter)
+    saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), settings, Progress(meter))
     sums = [scores(batch=EVERYONE[:count], clipping_norm=100.0) for count in range(13)]
     norms = [(after - before).norm().item() for before, after in itertools.pairwise(sums)]
     assert meter.measured(1.0).largest_contribution == pytest.approx(max(norms), rel=1e-4)  # fp32 passes in other batches
@@ -163,7 +168,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
     write_record(tmp_path / "dataset.json", dataset_record)
 
     def scored(*inputs):
-        inputs[-1].contribution(0.5)
+        inputs[-1].meter.contribution(0.5)
         return torch.arange(len(names), dtype=torch.float64) * 100
 
     monkeypatch.setattr(score, "saliency_scores", scored)
@@ -250,6 +255,65 @@ def test_the_stage_releases_the_scores_of_its_batch(stage, monkeypatch):
     batch = Meter(3500).batch(spend.release.sampling_rate, torch_generator(0, "saliency", "batch"))
     expected = scores(batch, tiny_latents(3500), score="share", mechanism=None)
     assert 3 < len(batch) < 30 and released[SCORE].tolist() == pytest.approx(expected.tolist(), rel=1e-4)
+
+
+@pytest.mark.parametrize("noise", ["seed", "system"])
+@pytest.mark.parametrize("name", ["energy", "signal"])
+@pytest.mark.parametrize("micro_batch", [1, 5])
+def test_an_interrupted_pass_goes_on_to_the_same_scores(tmp_path, monkeypatch, name, noise, micro_batch):
+    """Who is in the batch is kept, whatever the noise is drawn from; each image is counted once."""
+    drawn = [draw_batch(tiny_latents(), EVERYONE, 1, 1000, torch_generator(0, "pairs"))] * 3
+    monkeypatch.setattr(score, "draw_batch", lambda *_: drawn.pop())  # the same pairs for both, also from secret draws
+    settings, inputs, names = options(score=name, noise=noise), (tiny_objective(), tiny_latents()), candidates(tiny_unet())
+    whole = Progress(Meter(12))
+    expected = saliency_scores(tiny_unet(), *inputs, EVERYONE, names, settings, whole)
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {}, 10)
+    progress, seen = Progress(Meter(12), checkpoint), []
+    batch = progress.meter.batch(1.0, torch.Generator())
+    right = progress.add
+
+    def asked(parts):
+        right(parts)
+        seen.append(progress.rows)
+        if len(seen) == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    progress.add = asked
+    with listening(), pytest.raises(Interrupted):
+        saliency_scores(tiny_unet(), *inputs, batch, names, settings, progress)
+    again = Progress.resumed(Meter(12), checkpoint, ALONE, "cpu")
+    assert again.rows == (5 if name == "signal" else 10) and torch.equal(again.meter.participants(), EVERYONE)
+    settings.micro_batch = micro_batch
+    found = saliency_scores(tiny_unet(), *inputs, EVERYONE, names, settings, again)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-9)  # fp32 passes in other micro-batches
+    measured = [dict(one.meter.measured(0.0)) for one in (whole, again)]
+    largest = [one["largest_contribution"] for one in measured]
+    assert all(0 < one <= 1 for one in largest) and (name == "signal" or largest[1] == pytest.approx(largest[0], rel=1e-3))
+    assert again.rows == 12 and measured[1]["batches"] == (12,) and measured[1]["participation"] == (0, 12)
+
+
+@pytest.mark.parametrize("noise", ["seed", "system"])
+def test_an_interrupted_stage_keeps_its_batch_and_leaves_no_checkpoint(stage, tmp_path, monkeypatch, noise):
+    batches, scored = [], score.saliency_scores
+
+    def ended(*inputs):
+        batches.append(inputs[3].tolist())
+        if len(batches) == 1:
+            progress = inputs[-1]
+            progress.rows, progress.sums = 1, [torch.ones(2, dtype=torch.float64)]
+            progress.checkpoint.save(*progress.state())
+            raise Interrupted
+        return scored(*inputs)
+
+    monkeypatch.setattr(score, "saliency_scores", ended)
+    with pytest.raises(Interrupted):
+        stage("gaussian", "matrix", 0.3, 700, noise=noise)
+    assert not (tmp_path / "spend.json").exists() and (tmp_path / "private.checkpoint.s.safetensors").exists()
+    _, spend, _ = stage("gaussian", "matrix", 0.3, 700, noise=noise)
+    measured = read_record(tmp_path / "private.json", Measured)
+    assert batches[0] == batches[1] and measured.batches == (len(batches[0]),), "the batch that was drawn first, counted once"
+    check_measures(spend, measured, tmp_path / "private.json")
+    assert not list(tmp_path.glob("private.checkpoint*"))
 
 
 def test_threads_and_time_are_as_told(stage, tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective
 from dpsapf.public_models.latents import Pairs, draw_batch
+from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.scores import SCORES, SIGNAL_BOUND, Bounds
 from dpsapf.saliency.select import ranking
 from dpsapf.saliency.signal import signal_norms
@@ -36,7 +37,7 @@ def pairs(latents=None):
 def norms(drawn, meter=None, micro_batch=5):
     unet = tiny_unet()
     options = SimpleNamespace(micro_batch=micro_batch, device="cpu")
-    return signal_norms(unet, tiny_objective(), drawn, candidates(unet), options, meter or Meter(IMAGES))
+    return signal_norms(unet, tiny_objective(), drawn, candidates(unet), options, Progress(meter or Meter(IMAGES)))
 
 
 def oracle(drawn):
@@ -117,7 +118,7 @@ def test_gradients_that_cancel_have_energy_and_no_signal():
     target = torch.full((4, 1, 1, 1), 100.0)
     zeros = torch.zeros(4, dtype=torch.int64)
     drawn = Pairs(signs, target, zeros, zeros, torch.zeros(1, 1, 1))
-    found = signal_norms(Opposed(), NoiseObjective(Plain()), drawn, ["agreed", "cancelled"], OPTIONS, Meter(4))
+    found = signal_norms(Opposed(), NoiseObjective(Plain()), drawn, ["agreed", "cancelled"], OPTIONS, Progress(Meter(4)))
     assert found[0] == pytest.approx(4 / math.sqrt(2), rel=1e-3) and found[1] == pytest.approx(0, abs=1e-4)
 
 
@@ -131,5 +132,5 @@ def test_mechanisms_for_monotone_scores_are_refused(name):
 
 def test_no_hook_stays_on_the_model():
     unet = tiny_unet()
-    signal_norms(unet, tiny_objective(), pairs(), candidates(unet), OPTIONS, Meter(IMAGES))
+    signal_norms(unet, tiny_objective(), pairs(), candidates(unet), OPTIONS, Progress(Meter(IMAGES)))
     assert not any(module._forward_hooks for module in unet.modules())

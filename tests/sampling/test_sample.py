@@ -1,8 +1,11 @@
+import contextlib
 import hashlib
+import signal
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
 from dpsapf.experiment.records import Ledger, Timing
@@ -12,29 +15,15 @@ from dpsapf.sampling import sample as stage
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
+from dpsapf.support.interruption import Interrupted, listening
+from dpsapf.support.parallel import Processes
 from dpsapf.support.records import read_record, write_record
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet, write_latents
-
-
-def tiny_vae():
-    from diffusers import AutoencoderKL
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return AutoencoderKL(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(4, 4),
-            latent_channels=4,
-            norm_num_groups=2,
-            sample_size=8,
-        ).eval()
 
 
 @pytest.fixture
 def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_model", TinyModel)
-    monkeypatch.setattr(TinyModel, "vae", lambda model, device: tiny_vae())
     write_latents(tmp_path, tiny_latents())
     write_record(tmp_path / "model.json", tiny_record())
     write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8))
@@ -123,3 +112,85 @@ def test_trained_weights_change_the_images(options, tmp_path, plan):
     (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
     stage.sample(replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv"))
     assert (images(options)[0] != expected).any()
+
+
+def asked_to_end_after(monkeypatch, batches):
+    """A signal comes while a batch is drawn; returns the sizes of all batches that are drawn."""
+    sizes, right = [], stage._drawn
+
+    def drawn(drawing, prompts, rows):
+        sizes.append(len(rows))
+        if len(sizes) == batches:
+            signal.raise_signal(signal.SIGTERM)
+        return right(drawing, prompts, rows)
+
+    monkeypatch.setattr(stage, "_drawn", drawn)
+    return sizes
+
+
+def test_an_interrupted_stage_goes_on_to_the_same_images(options, monkeypatch):
+    stage.sample(options)
+    expected = options.archive.read_bytes()
+    options.archive.unlink()
+    options.timing.unlink()
+    sizes = asked_to_end_after(monkeypatch, 1)
+    with listening(), pytest.raises(Interrupted, match="the same command goes on from"):
+        stage.sample(options)
+    assert not options.archive.exists() and not options.timing.exists()
+    stage.sample(options)
+    assert sizes == [4, 2] and options.archive.read_bytes() == expected
+    assert not list(options.archive.parent.glob("private.*"))
+
+
+def test_it_goes_on_with_another_micro_batch(options, monkeypatch):
+    sizes = asked_to_end_after(monkeypatch, 2)
+    with listening(), pytest.raises(Interrupted):
+        stage.sample(replace(options, micro_batch=2))
+    stage.sample(replace(options, micro_batch=1))
+    assert sizes == [2, 2, 1, 1] and len(images(options)[0]) == 6
+
+
+@pytest.mark.parametrize("left", ["nothing", "another number of images"])
+def test_without_its_images_a_checkpoint_is_not_believed(options, monkeypatch, left):
+    sizes = asked_to_end_after(monkeypatch, 1)
+    with listening(), pytest.raises(Interrupted):
+        stage.sample(options)
+    (partial,) = options.archive.parent.glob("private.partial.*")
+    partial.unlink() if left == "nothing" else partial.write_bytes(partial.read_bytes()[:-1])
+    stage.sample(options)
+    assert sizes == [4, 4, 2]
+
+
+def test_images_of_other_settings_are_refused(options, monkeypatch):
+    asked_to_end_after(monkeypatch, 1)
+    with listening(), pytest.raises(Interrupted):
+        stage.sample(options)
+    with pytest.raises(UserError, match=r"--guidance-scale = 7.0: .* was made with 2.0"):
+        stage.sample(replace(options, guidance_scale=7.0))
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_several_processes_draw_what_one_does(options, monkeypatch, count):
+    """One after the other here; how they wait for each other is tested under torchrun."""
+    stage.sample(options)
+    expected = options.archive.read_bytes()
+
+    class Beside(Processes):
+        def largest(self, number):
+            return number
+
+        def check_equal(self, number, what):
+            assert (number, what) == (0, "images that a process goes on after")
+
+    for rank in range(count):
+        joined = Beside(rank, count)
+        monkeypatch.setattr(stage, "processes", lambda device, joined=joined: contextlib.nullcontext(joined))
+        if rank == 0:
+            monkeypatch.setattr(stage, "write_samples", lambda *_: None)
+            monkeypatch.setattr(type(options.archive), "unlink", lambda *_, **__: None)
+        stage.sample(replace(options, micro_batch=1))
+    monkeypatch.undo()
+    (partial,) = options.archive.parent.glob("private.partial.*")
+    with np.load(options.archive) as archive:
+        assert np.abs(load_file(partial)["images"].astype(int) - archive["images"]).max() <= 1  # as above
+    assert expected == options.archive.read_bytes()

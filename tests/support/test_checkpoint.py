@@ -7,6 +7,7 @@ from dpsapf.support import checkpoint
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.interruption import Interrupted, listening
+from dpsapf.support.parallel import Processes
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ def test_what_is_kept_comes_back(kept):
     for step in (1, 2, 3):
         kept.save(*state(step))
     assert equal(kept.load(), state(3))
-    assert files(kept) == ["private.checkpoint.before.safetensors", "private.checkpoint.safetensors"]
+    assert files(kept) == ["private.checkpoint.weights.before.safetensors", "private.checkpoint.weights.safetensors"]
     assert kept.path.stat().st_mode & 0o077 == 0, "for its owner's eyes"
     kept.remove()
     assert files(kept) == []
@@ -76,7 +77,7 @@ def test_a_file_that_cannot_be_read_is_set_aside_for_the_one_before(kept, damage
     kept.save(*state(2))
     kept.path.write_bytes(damage(kept.path))
     assert equal(kept.load(), state(1))
-    assert "private.checkpoint.unreadable" in files(kept) and "cannot be read" in caplog.text
+    assert "private.checkpoint.weights.unreadable" in files(kept) and "cannot be read" in caplog.text
     kept.save(*state(3))
     assert equal(kept.load(), state(3))
 
@@ -99,7 +100,7 @@ def test_a_kill_while_writing_leaves_the_one_before(kept, monkeypatch):
     monkeypatch.setattr(checkpoint, "save_file", killed)
     with pytest.raises(KeyboardInterrupt):
         kept.save(*state(2))
-    assert equal(kept.load(), state(1)) and files(kept) == ["private.checkpoint.safetensors"]
+    assert equal(kept.load(), state(1)) and files(kept) == ["private.checkpoint.weights.safetensors"]
 
 
 def test_a_kill_between_the_two_names_leaves_the_one_before(kept, monkeypatch):
@@ -154,9 +155,20 @@ def test_a_signal_lets_the_item_end_and_keeps_it(kept):
     assert seen == [0, 1, 2] and equal(kept.load(), state(3))
 
 
-def test_all_processes_end_after_the_same_item_and_one_writes(kept):
-    """Another process was asked: this one was not."""
-    answers = iter([False, True])
+class Follower(Processes):
+    """One of two processes; the other says what is in ``others``."""
+
+    def largest(self, number):
+        return max(number, self.others.pop(0))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_end_after_the_same_item_and_one_writes(kept, rank):
+    """Another process was asked: this one was not. Before that, another one's file was due."""
+    joined, told = Follower(rank, 2), []
+    object.__setattr__(joined, "others", [0, 0, 0, 1, 1])  # asked, due; asked, due; asked
     with pytest.raises(Interrupted):
-        done(kept, range(5), agreed=lambda asked: next(answers), leads=False)
-    assert not kept.path.exists() and next(answers, None) is None
+        for _ in kept.kept(range(5), lambda: told.append(len(joined.others)) or state(1), joined):
+            pass
+    assert told == [1, 0], "all processes give their state at once: it may be summed over them"
+    assert joined.others == [] and kept.path.exists() == (rank == 0)

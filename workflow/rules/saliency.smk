@@ -32,11 +32,12 @@ rule score_saliency:
     params:
         files=lambda w, input: given(input),
         run=lambda w: score_flags(SCORES[w.scores]),
+        launch=LAUNCH,
         options=flags(CONFIG.saliency, CONFIG.compute),
         privacy=flags(CONFIG.privacy, only=("delta", "unit", "noise")),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf score-saliency {params.files} {params.run} {params.options} {params.privacy}"
+        "{params.launch} dpsapf score-saliency {params.files} {params.run} {params.options} {params.privacy}"
         " --scores {output.scores} --spend {output.spend} --private {output.private} --log {log}"
 
 

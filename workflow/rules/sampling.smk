@@ -19,8 +19,9 @@ rule sample:
     params:
         files=lambda w, input: given(input),
         options=flags(CONFIG.sampling, CONFIG.compute),
+        launch=LAUNCH,
         lora=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
         code=code_digest("sampling"),
     shell:
-        "python -m dpsapf sample {params.files} {params.options} {params.lora} --archive {output.archive}"
+        "{params.launch} dpsapf sample {params.files} {params.options} {params.lora} --archive {output.archive}"
         " --contact-sheet {output.contact_sheet} --timing {output.timing} --log {log}"

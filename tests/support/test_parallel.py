@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 
 from dpsapf.experiment.records import Release
 from dpsapf.finetune.dp_sgd import private_gradient
-from dpsapf.finetune.parallel import ALONE, Processes, processes
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise, secret_generator
 from dpsapf.public_models.latents import Pairs
 from dpsapf.support.errors import UserError
+from dpsapf.support.parallel import ALONE, Processes, processes
 from dpsapf.support.randomness import torch_generator
 
 IMAGES = 7  # one process gets one more than the other

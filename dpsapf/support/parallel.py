@@ -1,4 +1,4 @@
-"""Data parallel training under torchrun: one Poisson batch over the union of processes, noise drawn once."""
+"""Processes that torchrun started, which share a stage's work: a batch's units, rows, images; noise is drawn once."""
 
 import os
 from collections.abc import Iterator
@@ -32,11 +32,28 @@ class Processes:
         """Return this process' positions in a batch of ``units``, int64; the shards partition the batch."""
         return torch.arange(units)[self.rank :: self.count]
 
+    def rows(self, start: int, stop: int, size: int) -> range:
+        """Return this process' rows of a round, in which each takes ``size`` from ``start`` on; none from ``stop`` on."""
+        first = min(start + self.rank * size, stop)
+        return range(first, min(first + size, stop))
+
+    def rounds(self, start: int, stop: int, size: int) -> range:
+        """Return where rounds over the rows from ``start`` to ``stop`` begin; each process takes ``size`` rows in a round."""
+        return range(start, stop, size * self.count)
+
     def add(self, tensors: list[torch.Tensor]) -> None:
         """Sum tensors over processes, in place."""
         if self.count > 1:
             for tensor in tensors:
                 dist.all_reduce(tensor)
+
+    def largest(self, number: float) -> float:
+        """Return the largest of the processes' numbers."""
+        if self.count == 1:
+            return number
+        value = torch.tensor(number, dtype=torch.float64, device=_talks_on())
+        dist.all_reduce(value, dist.ReduceOp.MAX)
+        return value.item()
 
     def agree(self, tensors: list[torch.Tensor]) -> None:
         """Replace tensors by those of the leading process, in place."""
@@ -45,12 +62,8 @@ class Processes:
                 dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
-        """Say whether a flag is up in one of the processes."""
-        if self.count == 1:
-            return flag
-        flags = torch.tensor(float(flag), device=_talks_on())
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+        """Say whether a flag is up in one of the processes; none goes on before all have come here."""
+        return bool(self.largest(float(flag)))
 
     def check_equal(self, number: int, what: str) -> None:
         """Check that a number is the same in all processes.
