@@ -4,6 +4,7 @@ import importlib
 import json
 import logging
 import sys
+import time
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 import dpsapf
 from dpsapf.cli.commands import COMMANDS, Command
+from dpsapf.cli.nodes import check_device, leads, run
 from dpsapf.experiment.stages import READS, WRITES, paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
@@ -29,7 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one sub-command.
 
     Returns:
-        0; 2 after an error, told on standard error with a line for every mistake; or `AGAIN` if a signal asked it to end.
+        0; 2 after an error, told on standard error with a line for every mistake; `AGAIN` if a signal asked it to end; or 1
+        after a defect, told with its traceback.
     """
     words = sys.argv[1:] if arguments is None else arguments
     with listening():
@@ -42,6 +45,9 @@ def main(arguments: list[str] | None = None) -> int:
         except Interrupted as ended:
             LOG.warning("%s", _prefixed(words, str(ended)))
             return AGAIN
+        except Exception:
+            LOG.exception("%s", _prefixed(words, "unexpected: a defect, please report it with what follows"))
+            return 1
     return 2
 
 
@@ -70,8 +76,10 @@ def _entry(command: Command) -> Callable[..., int]:
         if dry_run:
             print(_describe(command, options))
             return 0
-        getattr(importlib.import_module(command.module), command.name.replace("-", "_"))(options)
-        _save_options(command, options)
+        check_device(options)
+        run(getattr(importlib.import_module(command.module), command.name.replace("-", "_")), options)
+        if leads():
+            _save_options(command, options)
         return 0
 
     entry.__annotations__["options"] = typing.Annotated[command.options, Parameter(name="*")]
@@ -116,8 +124,11 @@ def _save_options(command: Command, options: Checked) -> None:
 
 
 def _start_log(file: Path | None, quiet: bool) -> None:
-    handlers: list[logging.Handler] = [logging.StreamHandler()]
-    if file:
+    """Log to standard error and to the end of a file; of several processes, one says what all do."""
+    quiet, handlers = quiet or not leads(), [logging.StreamHandler()]
+    if file and leads():
         file.parent.mkdir(parents=True, exist_ok=True)
-        handlers.append(logging.FileHandler(file, mode="w"))
+        handlers.append(logging.FileHandler(file))
     logging.basicConfig(level=logging.WARNING if quiet else logging.INFO, format="%(message)s", handlers=handlers, force=True)
+    if file and leads() and file.stat().st_size:
+        LOG.info("--- again, %s", time.strftime("%Y-%m-%d %H:%M:%S"))

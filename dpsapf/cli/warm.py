@@ -4,7 +4,8 @@ Importing torch and diffusers takes longer than many of the demo's stages.
 
 The Snakefile starts it where stages run on this machine's CPU (`start`), and names its socket in ``DPSAPF_WARM``;
 ``python -m dpsapf`` then hands its words, its folder and its outputs over and waits (`ask`). Without the variable, or without an
-answer, a stage imports for itself. Every stage has a process of its own, which is killed when its client is gone.
+answer, a stage imports for itself. Every stage has a process of its own, which gets its client's signals, and is killed when its
+client is gone.
 """
 
 import array
@@ -24,6 +25,8 @@ import time
 import traceback
 import typing
 from pathlib import Path
+
+from dpsapf.support.interruption import SIGNALS
 
 SOCKET = "DPSAPF_WARM"
 LAZY = (
@@ -70,6 +73,7 @@ def ask(words: list[str]) -> int | None:
             connection.connect(path)
         except OSError:
             return None
+        passed_on = {number: signal.signal(number, lambda came, _: connection.send(bytes([came]))) for number in SIGNALS}
         message = json.dumps({"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
         outputs = array.array("i", [1, 2])
         connection.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, outputs)])
@@ -78,6 +82,9 @@ def ask(words: list[str]) -> int | None:
             answer = connection.recv(1)
         except OSError:
             answer = b""
+        finally:
+            for number, handler in passed_on.items():
+                signal.signal(number, handler)
     if not answer:
         print(f"{path} = 'ended': the warm process was killed or ran out of memory; run the workflow again", file=sys.stderr)
     return answer[0] if answer else 1
@@ -90,6 +97,8 @@ def serve(path: str) -> None:
         path: of the socket, in a folder that only this user may enter; both are removed at the end.
     """
     parent = os.getppid()
+    for number in SIGNALS:  # they are for the stages; the process itself ends with its parent
+        signal.signal(number, signal.SIG_IGN)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(64)
@@ -121,8 +130,10 @@ def _loop(listener: socket.socket, parent: int) -> None:
                     if pid:
                         children[pid] = connection
                         selector.register(connection, selectors.EVENT_READ)
-                else:  # a client says nothing after its request: it has gone
-                    os.kill(next(pid for pid, served in children.items() if served is key.fileobj), signal.SIGKILL)
+                else:  # a client says after its request what signals it gets, and nothing when it has gone
+                    said = key.fileobj.recv(1)
+                    child = next(pid for pid, served in children.items() if served is key.fileobj)
+                    os.kill(child, said[0] if said else signal.SIGKILL)
             for pid, code in _ended(children):
                 connection = children.pop(pid)
                 selector.unregister(connection)

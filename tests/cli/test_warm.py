@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -81,6 +82,36 @@ def test_a_killed_client_takes_its_stage_along(server, tmp_path):
     ran.send_signal(signal.SIGKILL)
     wait_for(lambda: children(process) == [])
     assert process.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_client_passes_its_signals_on_and_waits(server, tmp_path, number):
+    path, process = server
+    ran = pretraining(path, tmp_path, stderr=subprocess.PIPE)
+    wait_for(lambda: children(process))
+    wait_for(lambda: listens(children(process)[0]))
+    ran.send_signal(number)
+    _, error = ran.communicate(timeout=60)
+    assert ran.returncode == 75 and "asked to end by" in error and "Traceback" not in error
+    assert children(process) == [] and process.poll() is None
+
+
+def listens(pid):
+    """Whether a process handles SIGTERM by code of its own."""
+    caught = re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text())[1]
+    return int(caught, 16) >> (signal.SIGTERM - 1) & 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_ends_the_stages_and_leaves_the_warm_process_to_its_parent(server, tmp_path, number):
+    """Ctrl-C, or a cluster that ends a job."""
+    path, process = server
+    ran = pretraining(path, tmp_path, stderr=subprocess.PIPE)
+    wait_for(lambda: children(process))
+    wait_for(lambda: listens(children(process)[0]))
+    for pid in (int(children(process)[0]), process.pid, ran.pid):
+        os.kill(pid, number)
+    assert ran.wait(timeout=60) == 75 and process.poll() is None
 
 
 def test_a_killed_stage_is_a_failure(server, tmp_path):

@@ -1,0 +1,139 @@
+"""What goes wrong on a node and is nobody's mistake, or the job's: memory, disks, GPUs, files. Each is told in one line."""
+
+import errno
+import gc
+import importlib
+import logging
+import os
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+from dpsapf.experiment.stages import READS, WRITES, paths
+from dpsapf.support.checked import Checked, replace
+from dpsapf.support.errors import UserError
+
+LOG = logging.getLogger("dpsapf")
+FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not grow so large"}
+REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.EREMOTEIO}
+NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT}
+
+
+def leads() -> bool:
+    """Say whether this process writes and tells, of those that torchrun started; one that it did not start does."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_device(options: Checked) -> None:
+    """Check that there is the GPU that a stage asks for.
+
+    Raises:
+        UserError: there is none.
+    """
+    if getattr(options, "device", None) != "cuda":
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        remedy = "torch sees no GPU here: let the job ask for one (resources: gpus), load the node's driver, or take --device cpu"
+        raise UserError("--device", "cuda", remedy)
+
+
+def run(stage: Callable[[Checked], None], options: Checked) -> None:
+    """Run a stage, with half of its micro-batch whenever memory runs out: it goes on from its checkpoint, to the same result.
+
+    Raises:
+        UserError: something went wrong on the node; says what to do.
+    """
+    while True:
+        try:
+            return stage(options)
+        except UserError:
+            raise
+        except Exception as error:
+            smaller = _smaller(options) if _out_of_memory(error) else None
+            if smaller is None:
+                told = _told(error, options)
+                if told is None:
+                    raise
+                raise told from error
+        LOG.warning("out of memory with --micro-batch %d: goes on with %d", options.micro_batch, smaller.micro_batch)
+        options = smaller
+        _free()
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Recognise torch's errors of its GPU and CPU allocators, and Python's."""
+    name, text = type(error).__name__, str(error)
+    return name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text
+
+
+def _smaller(options: Checked) -> Checked | None:
+    """Halve the micro-batch; None if it is 1, or processes beside this one would wait for a batch that never comes."""
+    size = getattr(options, "micro_batch", 1)
+    return replace(options, micro_batch=size // 2) if size > 1 and os.environ.get("WORLD_SIZE", "1") == "1" else None
+
+
+def _free() -> None:
+    gc.collect()
+    torch = importlib.import_module("torch")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _told(error: Exception, options: Checked) -> UserError | None:
+    """Say what went wrong and what to do; None if it is not known here."""
+    if _out_of_memory(error):
+        size = getattr(options, "micro_batch", None)
+        remedy = "does not fit into memory: take less, a node with more (resources: memory_mb), or gradient_checkpointing"
+        return UserError("--micro-batch", size, remedy)
+    if isinstance(error, OSError) and error.errno:
+        return _told_system(error, options)
+    if (broken := _unreadable(options)) is not None:
+        return UserError("file", str(broken), f"cannot be read ({_first_line(error)}): delete it and run its stage again")
+    if isinstance(error, ImportError):
+        return UserError(
+            "package", error.name, f"cannot be imported here ({_first_line(error)}): install the locked requirements"
+        )
+    if any(word in str(error) for word in ("CUDA", "cuDNN", "NCCL", "cuBLAS")):
+        remedy = "the GPU or its driver failed: run the same command again, on another node if it fails there once more"
+        return UserError("--device", getattr(options, "device", None), f"{remedy} ({_first_line(error)})")
+    return None
+
+
+def _told_system(error: OSError, options: Checked) -> UserError | None:
+    """Say what the operating system refused."""
+    file = error.filename or next((str(file.parent) for files in paths(options, WRITES).values() for file in files), "")
+    if error.errno in FULL:
+        remedy = f"{FULL[error.errno]}: make room, then run the same command; nothing half-written is left"
+        return UserError("folder", str(file), remedy)
+    if error.errno in REFUSED:
+        return UserError("file", str(file), "may not be read or written here: give this user the right, or take another folder")
+    if error.errno in BROKEN:
+        return UserError("file", str(file), f"its file system fails ({error.strerror}): run the same command again, elsewhere")
+    if error.errno in NETWORK or isinstance(error, ConnectionError):
+        remedy = "this node has no network: fetch what is missing on one that has (fetch-dataset, fetch-public-model)"
+        return UserError("network", error.strerror, remedy)
+    return None
+
+
+def _unreadable(options: Checked) -> Path | None:
+    """Find the first file that a stage reads and that is no safetensors file or archive, though it is called so."""
+    from safetensors import SafetensorError, safe_open
+
+    for files in paths(options, READS).values():
+        for file in files:
+            try:
+                if file.suffix == ".safetensors":
+                    with safe_open(file, "np") as opened:
+                        opened.keys()
+                elif file.suffix == ".npz":
+                    zipfile.ZipFile(file).close()
+            except (SafetensorError, OSError, zipfile.BadZipFile):
+                return file
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
