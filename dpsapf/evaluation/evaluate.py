@@ -6,8 +6,9 @@ import torch
 from dpsapf.datasets.prepared import read_part
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import Evaluate
+from dpsapf.experiment.stages import Evaluate, settings
 from dpsapf.support.arrays import open_arrays
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import child_seed
@@ -30,7 +31,9 @@ def evaluate(options: Evaluate) -> None:
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:
-        write_record(options.utility, measure_utility(synthetic, protocol, options))
+        checkpoint = Checkpoint.beside(options.utility, settings(options))
+        write_record(options.utility, measure_utility(synthetic, protocol, options, checkpoint))
+        checkpoint.remove()
 
 
 def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Evaluate) -> Fidelity:
@@ -64,13 +67,15 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
     )
 
 
-def measure_utility(synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate) -> Utility:
+def measure_utility(
+    synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate, checkpoint: Checkpoint | None = None
+) -> Utility:
     """Train classifiers on synthetic images and labels alone; test them on the real test images."""
     from dpsapf.evaluation.utility import accuracies
 
     classes = len(read_record(options.dataset, DatasetRecord).classes)
     test = read_part(options.archive, "test")
-    scores = accuracies(synthetic, (test, test.labels), classes, protocol, options.seed, options.device)
+    scores = accuracies(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
     return Utility(
         protocol=options.protocol,
         trained_on="synthetic",

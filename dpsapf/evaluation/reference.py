@@ -9,8 +9,9 @@ from dpsapf.datasets.prepared import Part, read_part
 from dpsapf.evaluation.features import BATCH, feature_batches
 from dpsapf.experiment.records import DatasetRecord, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import ReferenceFeatures
+from dpsapf.experiment.stages import ReferenceFeatures, settings
 from dpsapf.support.arrays import writing
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
@@ -26,7 +27,8 @@ def reference_features(options: ReferenceFeatures) -> None:
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
     dataset = read_record(options.dataset, DatasetRecord)
     train, test = (read_part(options.archive, split) for split in ("train", "test"))
-    scores = accuracies((train, train.labels), (test, test.labels), len(dataset.classes), protocol, options.seed, options.device)
+    checkpoint, parts = Checkpoint.beside(options.ceiling, settings(options)), [(part, part.labels) for part in (train, test)]
+    scores = accuracies(*parts, len(dataset.classes), protocol, options.seed, options.device, checkpoint)
     ceiling = Utility(
         protocol=options.protocol,
         trained_on="real",
@@ -39,6 +41,7 @@ def reference_features(options: ReferenceFeatures) -> None:
     )
     _write_features(train, protocol, options)
     write_record(options.ceiling, ceiling)
+    checkpoint.remove()
 
 
 def _write_features(train: Part, protocol: ProtocolEntry, options: ReferenceFeatures) -> None:

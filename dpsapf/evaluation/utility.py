@@ -1,6 +1,7 @@
 """Utility: classifiers trained on one set of images, tested once on real test images."""
 
 import copy
+import itertools
 import logging
 from dataclasses import dataclass
 from statistics import fmean
@@ -13,6 +14,7 @@ from dpsapf.evaluation.classifiers import build_classifier
 from dpsapf.evaluation.features import Pixels
 from dpsapf.evaluation.probe import PROBE, probe_accuracy
 from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, numpy_generator, torch_generator
 
@@ -58,6 +60,7 @@ def accuracies(
     protocol: ProtocolEntry,
     seed: int,
     device: str,
+    checkpoint: Checkpoint | None = None,
 ) -> dict[str, float]:
     """Train every classifier of the protocol and test it.
 
@@ -72,14 +75,21 @@ def accuracies(
         protocol: classifiers and their training.
         seed: of initial weights, batches and the held-out share.
         device: ``cpu`` or ``cuda``.
+        checkpoint: keeps what was tested, so that an interrupted stage goes on with the next classifier.
 
     Returns:
         Accuracy in [0, 1] by classifier.
     """
     names = [name for name in protocol.classifiers if name != PROBE]
     tested, repeats = Images(*test, np.arange(len(test[1])), device), range(protocol.classifier_repeats if names else 0)
-    scores = [_trained(names, train, tested, classes, protocol, repeat_seed(seed, repeat), device) for repeat in repeats]
-    result = {name: fmean(score[name] for score in scores) for name in names}
+    saved = checkpoint.load() if checkpoint else None
+    scores = saved[0] if saved else {}
+    for repeat, name in track(list(itertools.product(repeats, names)), "classifiers", "model"):
+        if (key := f"{name}, repeat {repeat}") not in scores:
+            scores[key] = _trained(name, train, tested, classes, protocol, repeat_seed(seed, repeat), device)
+            if checkpoint:
+                checkpoint.save(scores, {})
+    result = {name: fmean(scores[f"{name}, repeat {repeat}"] for repeat in repeats) for name in names}
     if PROBE in protocol.classifiers:
         result[PROBE] = probe_accuracy(train, test, protocol, device)
     LOG.info("accuracy %s", result)
@@ -91,25 +101,14 @@ def repeat_seed(seed: int, repeat: int) -> int:
     return child_seed(seed, "classifier repeat", repeat) if repeat else seed
 
 
-def _trained(
-    names: list[str],
-    train: Labelled,
-    tested: Images,
-    classes: int,
-    protocol: ProtocolEntry,
-    seed: int,
-    device: str,
-) -> dict[str, float]:
-    """Train each classifier once and test it."""
+def _trained(name: str, train: Labelled, tested: Images, classes: int, protocol: ProtocolEntry, seed: int, device: str) -> float:
+    """Train a classifier and return its accuracy on the test images."""
     fitting, validation = _held_out(train, protocol.synthetic_validation, seed, device)
-    result = {}
-    for name in track(names, "classifiers", "model"):
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
-            model = build_classifier(name, classes).to(device)
-        train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
-        result[name] = accuracy(model, tested)
-    return result
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
+        model = build_classifier(name, classes).to(device)
+    train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
+    return accuracy(model, tested)
 
 
 def _held_out(train: Labelled, share: float, seed: int, device: str) -> tuple[Images, Images]:

@@ -88,7 +88,7 @@ def evolve(options: Evolve) -> None:
 
     labels = np.sort(np.arange(options.generation or options.count, dtype=np.int64) % len(dataset.classes))
     advance = _next_drawn if method(plan.run.method).evolves == "drawn" else _next_first
-    checkpoint = Checkpoint.beside(options.population, settings(options), options.checkpoint_minutes)
+    checkpoint = Checkpoint.beside(options.population, settings(options))
     state = _evolved(advance, Contest(api, electorate, features, labels), checkpoint, start)
     _write(options, dataset, np.stack(state.votes), enlarged(api, state.images, labels, options))
     write_record(options.private, electorate.meter.measured(time.monotonic() - state.started))

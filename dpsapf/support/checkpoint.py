@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,18 +30,20 @@ class Checkpoint:
     Attributes:
         path: safetensors; written atomically.
         settings: everything that the result depends on, as JSON; what may change it by rounding only is not among them.
-        minutes: between two files [minutes].
+        minutes: between two files of `kept` [minutes].
         every: or so many items, if fewer; None: minutes alone.
     """
 
     path: Path
     settings: Mapping[str, object]
-    minutes: float
+    minutes: float = math.inf
     every: int | None = None
     _saved: float = field(default_factory=time.monotonic)
 
     @classmethod
-    def beside(cls, output: Path, settings: Mapping[str, object], minutes: float, every: int | None = None) -> "Checkpoint":
+    def beside(
+        cls, output: Path, settings: Mapping[str, object], minutes: float = math.inf, every: int | None = None
+    ) -> "Checkpoint":
         """Put the file into the folder of an output, under a name of its own."""
         return cls(output.with_name(f"private.checkpoint.{output.stem}.safetensors"), settings, minutes, every)
 

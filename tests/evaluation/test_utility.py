@@ -9,6 +9,8 @@ from dpsapf.evaluation.classifiers import CLASSIFIERS, build_classifier
 from dpsapf.evaluation.utility import Images, accuracies, accuracy, train_classifier
 from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.support.checked import replace
+from dpsapf.support.checkpoint import Checkpoint
+from dpsapf.support.interruption import Interrupted
 
 PROTOCOL = ProtocolEntry(
     feature_network="package:x",
@@ -170,3 +172,23 @@ def test_a_batch_is_of_the_images_at_its_positions():
     found, labels = Images(pixels, np.array([5, 6, 7, 8]), np.array([3, 0, 2]), "cpu").batch(torch.tensor([0, 2]))
     assert labels.tolist() == [8, 7] and found.shape == (2, 3, 3, 4) and found.dtype == torch.float32
     np.testing.assert_allclose(found.permute(0, 2, 3, 1), pixels[[3, 2]] / 127.5 - 1, atol=1e-6)
+
+
+def test_an_interrupted_stage_goes_on_with_the_next_classifier(tmp_path, monkeypatch, built):
+    changes = {"classifiers": ("resnet", "resnext"), "classifier_repeats": 2}
+    arguments = images(), images(60, 1), 2, replace(PROTOCOL, **changes), 0, "cpu"
+    expected = accuracies(*arguments)
+    assert len(built) == 4
+    right = utility.train_classifier
+
+    def ended(model, *others):
+        if len(built) == 7:
+            raise Interrupted
+        right(model, *others)
+
+    monkeypatch.setattr(utility, "train_classifier", ended)
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {})
+    with pytest.raises(Interrupted):
+        accuracies(*arguments, checkpoint)
+    monkeypatch.setattr(utility, "train_classifier", right)
+    assert accuracies(*arguments, checkpoint) == expected and len(built) == 4 + 3 + 2
