@@ -25,9 +25,8 @@ include: "workflow/rules/aggregation.smk"
 include: "workflow/rules/paper_figures.smk"
 
 
-if STARTS_WARM:
-
-    onstart:
+onstart:
+    if WARM and workflow.local_exec:  # which executor it is, is not known before
         warm.start()
 
 

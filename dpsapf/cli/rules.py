@@ -15,6 +15,7 @@ from dpsapf.support.checked import Checked
 
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
+ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models", "datasets"),
@@ -100,7 +101,8 @@ def code_digest(stage: str) -> str:
 
 def entry_digest(file: str, name: str, cls: type[Checked]) -> str:
     """Digest one entry of a registry, so that adding or changing another entry re-runs nothing."""
-    return hashlib.sha256(entry(file, name, cls).model_dump_json().encode()).hexdigest()[:16]
+    told = entry(file, name, cls).model_dump_json(exclude=ESTIMATES)
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:

@@ -26,6 +26,9 @@ class DatasetEntry(Checked):
     train: int | None = Field(
         None, description="training images that are drawn as the reference code does; the others are validation [images]", ge=1
     )
+    images: int | None = Field(
+        None, description="training images, about: for what jobs ask for and `dpsapf estimate`, nothing else [images]", ge=1
+    )
     users: str | None = Field(
         None, description="image-folder: CSV with columns file and user; camelyon17: patient or slide; null: not told"
     )
@@ -48,6 +51,9 @@ class ModelEntry(Checked):
     vae: str | None = Field(None, description="folder or hub repository of a VAE that replaces the model's own")
     vae_revision: str | None = Field(None, description="pinned commit of the VAE's hub repository")
     resolution: int = Field(description="side of the images that the model is given [pixels]", ge=8)
+    architecture: str | None = Field(
+        None, description="of dpsapf/experiment/work.json: for what jobs ask for and `dpsapf estimate`, nothing else"
+    )
     licence: str = Field(description="licence of the weights")
     sha256: str | None = Field(None, description="digest of the folder; null: not checked")
 

@@ -145,9 +145,15 @@ class ComputeConfig(Checked):
 class ResourcesConfig(Checked):
     """What a rule with a torch process asks Snakemake, and so a cluster, for."""
 
-    gpus: int = Field(0, description="GPUs", ge=0)
-    memory_mb: int = Field(4000, description="memory [MB]", ge=1)
-    runtime_min: int = Field(60, description="run time [minutes]", ge=1)
+    gpus: int = Field(0, description="GPUs of a job that shares its work between processes; other torch jobs get one", ge=0)
+    memory_mb: int = Field(4000, description="memory of a job, at most [MB]", ge=1)
+    runtime_min: int = Field(60, description="run time of a job, at most [minutes]", ge=1)
+    tflops: float | None = Field(
+        None,
+        description="what one GPU, or without one a process, does in practice, from which run times are estimated; null: every "
+        "torch job asks for runtime_min [TFLOP/s]",
+        gt=0,
+    )
 
 
 class Config(Checked):

@@ -1,10 +1,14 @@
 """The checked config, its runs, and the functions that rules share."""
 
+import os
 import re
+import shlex
 import sys
 from pathlib import Path
 
-from dpsapf.cli import warm
+from dpsapf.cli import slurm, warm
+from dpsapf.cli.needs import Needs
+from dpsapf.cli.slurm import Site
 from dpsapf.experiment.registries import (
     DatasetEntry,
     ModelEntry,
@@ -30,6 +34,7 @@ from dpsapf.cli.rules import (
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
+    SITE = Site.load(Path(workflow.basedir) / "slurm" / "site.yaml")
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -39,18 +44,18 @@ SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).select
 # runs whose images evolve, and the others: which rules make their files
 EVOLVED = run_pattern(run for run in CONFIG.runs if method(run.method).evolves)
 SAMPLED = run_pattern(run for run in CONFIG.runs if not method(run.method).evolves)
-GPU = {"gpu": CONFIG.resources.gpus} if CONFIG.resources.gpus else {}
-TORCH = {
-    "mem_mb": CONFIG.resources.memory_mb,
-    "runtime": CONFIG.resources.runtime_min,
-} | GPU
-# one process per GPU, which share each batch
+# what jobs ask a cluster for
+NEEDS = Needs(CONFIG, SITE)
+# one process per GPU, which share a job's work
 LAUNCH = (
     f"torchrun --standalone --nproc-per-node {CONFIG.resources.gpus} -m"
     if CONFIG.resources.gpus > 1
     else "python -m"
 )
 THREADS = CONFIG.compute.threads
+SPEED = flags(
+    CONFIG.compute, only=tuple(key for key, _ in CONFIG.compute if key != "threads")
+)
 COMPARISONS = [
     LAYOUT.table(f"{table}--{dataset}--{model}.csv")
     for table, datasets in (
@@ -71,9 +76,34 @@ USES_CONDA = "conda" in {
     str(method) for method in workflow.deployment_settings.deployment_method
 }
 # stages on this machine's CPU are forked from one process that has imported torch and diffusers
-STARTS_WARM = workflow.local_exec and not USES_CONDA and CONFIG.compute.device == "cpu"
+WARM = not USES_CONDA and CONFIG.compute.device == "cpu"
 PATH = "" if USES_CONDA else f'export PATH="{Path(sys.executable).parent}:$PATH"; '
-shell.prefix(f'set -euo pipefail; export PYTHONPATH="{workflow.basedir}"; {PATH}')
+# what a command finds in its shell: how it starts, and what changes its speed and memory only. None of it is in params, so
+# that another micro-batch, device or number of GPUs makes nothing again. On a cluster's node, threads are those granted.
+SHELL = {
+    "LAUNCH": LAUNCH,
+    "SPEED": SPEED,
+    "DEVICE": CONFIG.compute.device,
+    "GRANTED": (
+        os.environ.get("SLURM_CPUS_PER_TASK", "") if workflow.remote_exec else ""
+    ),
+    "PYTHONPATH": workflow.basedir,
+}
+EXPORTS = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL.items())
+shell.prefix(f"set -euo pipefail; export {EXPORTS}; {PATH}")
+
+slurm.mend()
+
+
+# of a second or two each: not worth a cluster's job
+localrules:
+    plan_privacy,
+    select_matrices,
+    audit_privacy,
+    publish_population,
+    collect_metrics,
+    aggregate,
+    draw_figures,
 
 
 wildcard_constraints:

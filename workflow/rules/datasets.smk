@@ -39,7 +39,7 @@ rule prepare_dataset:
         ENVIRONMENT
     threads: THREADS
     resources:
-        mem_mb=2000,
+        **NEEDS.light(2000, 240),
     params:
         entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
         code=code_digest("datasets"),

@@ -1,4 +1,4 @@
-EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file} --device {CONFIG.compute.device} --threads {THREADS}"
+EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}"
 
 
 rule reference_features:
@@ -16,13 +16,13 @@ rule reference_features:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("reference_features"),
     params:
         options=EVALUATION,
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         code=code_digest("evaluation"),
     shell:
-        "python -m dpsapf reference-features --archive {input.archive} --dataset {input.dataset} {params.options}"
+        "python -m dpsapf reference-features --archive {input.archive} --dataset {input.dataset} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}}"
         " --features {output.features} --ceiling {output.ceiling} --log {log}"
 
 
@@ -41,11 +41,13 @@ rule evaluate:
         LAYOUT.log("evaluate", "{run}"),
     benchmark:
         LAYOUT.benchmark("evaluate", "{run}")
+    group:
+        "images"  # one job of a cluster for both
     conda:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("evaluate"),
     params:
         files=lambda w, input: given(input),
         options=EVALUATION,
@@ -53,5 +55,5 @@ rule evaluate:
         run=lambda w: flags(RUNS[w.run], only=("seed",)),
         code=code_digest("evaluation"),
     shell:
-        "python -m dpsapf evaluate {params.files} {params.options} {params.run}"
+        "python -m dpsapf evaluate {params.files} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}} {params.run}"
         " --fidelity {output.fidelity} --utility {output.utility} --log {log}"

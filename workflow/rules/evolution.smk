@@ -18,16 +18,16 @@ rule evolve:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("evolve"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.sampling, CONFIG.compute),
+        options=flags(CONFIG.sampling),
         evolution=flags(CONFIG.evolution, only=VARIATIONS),
         protocol=f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}",
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         code=code_digest("evolution"),
     shell:
-        "python -m dpsapf evolve {params.files} {params.options} {params.evolution} {params.protocol}"
+        "python -m dpsapf evolve {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} {params.evolution} {params.protocol}"
         " --population {output.population} --spend {output.spend} --private {output.private} --log {log}"
 
 

@@ -16,13 +16,12 @@ rule finetune:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("finetune"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.finetune, CONFIG.compute),
-        launch=LAUNCH,
+        options=flags(CONFIG.finetune),
         code=code_digest("finetune"),
     shell:
-        "{params.launch} dpsapf finetune {params.files} {params.options} --weights {output.weights}"
+        "$LAUNCH dpsapf finetune {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --weights {output.weights}"
         " --training-log {output.training_log} --spend {output.spend} --private {output.private}"
         " --log {log}"

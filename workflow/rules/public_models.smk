@@ -60,7 +60,7 @@ rule prepare_public_model:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=4000,
+        **NEEDS.light(4000, 60),
     params:
         entry=lambda w: entry_digest(
             CONFIG.public_models_file, w.public_model, ModelEntry
@@ -86,13 +86,12 @@ rule encode_dataset:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("encode_dataset"),
     params:
-        options=flags(CONFIG.compute),
         code=code_digest("public_models"),
     shell:
         "python -m dpsapf encode-dataset --archive {input.archive} --dataset {input.dataset} --model {input.model}"
-        " --out {output} {params.options} --log {log}"
+        " --out {output} $SPEED --threads ${{GRANTED:-{threads}}} --log {log}"
 
 
 rule embed_prompts:
@@ -109,9 +108,8 @@ rule embed_prompts:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("embed_prompts"),
     params:
-        options=flags(CONFIG.compute),
         code=code_digest("public_models"),
     shell:
-        "python -m dpsapf embed-prompts --dataset {input.dataset} --model {input.model} --out {output} {params.options} --log {log}"
+        "python -m dpsapf embed-prompts --dataset {input.dataset} --model {input.model} --out {output} $SPEED --threads ${{GRANTED:-{threads}}} --log {log}"

@@ -28,16 +28,15 @@ rule score_saliency:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("score_saliency"),
     params:
         files=lambda w, input: given(input),
         run=lambda w: score_flags(SCORES[w.scores]),
-        launch=LAUNCH,
-        options=flags(CONFIG.saliency, CONFIG.compute),
+        options=flags(CONFIG.saliency),
         privacy=flags(CONFIG.privacy, only=("delta", "unit", "noise")),
         code=code_digest("saliency"),
     shell:
-        "{params.launch} dpsapf score-saliency {params.files} {params.run} {params.options} {params.privacy}"
+        "$LAUNCH dpsapf score-saliency {params.files} {params.run} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} {params.privacy}"
         " --scores {output.scores} --spend {output.spend} --private {output.private} --log {log}"
 
 
@@ -58,13 +57,13 @@ rule compare_scores:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("compare_scores"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.compute, CONFIG.saliency),
+        options=flags(CONFIG.saliency),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf compare-scores {params.files} {params.options} --out {output} --log {log}"
+        "python -m dpsapf compare-scores {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
 
 rule compare_rankings:
@@ -84,13 +83,13 @@ rule compare_rankings:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("compare_rankings"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.compute, CONFIG.saliency),
+        options=flags(CONFIG.saliency),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf compare-rankings {params.files} {params.options} --out {output} --log {log}"
+        "python -m dpsapf compare-rankings {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
 
 rule measure_fragility:
@@ -108,14 +107,13 @@ rule measure_fragility:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("measure_fragility"),
     params:
         files=lambda w, input: given(input),
         adapter=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
-        options=flags(CONFIG.compute),
         code=code_digest("saliency"),
     shell:
-        "python -m dpsapf measure-fragility {params.files} --candidates {wildcards.candidates} {params.adapter} {params.options} --out {output} --log {log}"
+        "python -m dpsapf measure-fragility {params.files} --candidates {wildcards.candidates} {params.adapter} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
 
 rule select_matrices:

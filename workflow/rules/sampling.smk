@@ -11,17 +11,18 @@ rule sample:
         LAYOUT.benchmark("sample", "{run}")
     wildcard_constraints:
         run=SAMPLED,
+    group:
+        "images"  # one job of a cluster for both
     conda:
         ENVIRONMENT
     threads: THREADS
     resources:
-        **TORCH,
+        **NEEDS.resources("sample"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.sampling, CONFIG.compute),
-        launch=LAUNCH,
+        options=flags(CONFIG.sampling),
         lora=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
         code=code_digest("sampling"),
     shell:
-        "{params.launch} dpsapf sample {params.files} {params.options} {params.lora} --archive {output.archive}"
+        "$LAUNCH dpsapf sample {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} {params.lora} --archive {output.archive}"
         " --contact-sheet {output.contact_sheet} --timing {output.timing} --log {log}"

@@ -1,0 +1,79 @@
+"""What a job asks a cluster for: memory, time, GPUs and where, from the config, the dataset, the model and slurm/site.yaml."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from dpsapf.cli.slurm import Site
+from dpsapf.experiment.cost import FEATURES, HEAVY, Job, Sizes, jobs
+from dpsapf.experiment.settings import Config
+
+SHARED = ("score_saliency", "finetune", "sample")
+"""Rules whose work is shared by as many processes as there are GPUs."""
+START = 5  # minutes in which a job starts: Snakemake twice, torch, the model's weights
+SPARE = 2.0  # times the estimate, for slower nodes and busy disks
+PROCESS = 6000  # MB of a process with torch, its CUDA context and libraries
+Number = Callable[..., int]
+
+
+@dataclass
+class Needs:
+    """What the rules of a config ask for.
+
+    Attributes:
+        config: the whole experiment.
+        site: the cluster's names.
+        jobs: of the config, by rule and subject.
+    """
+
+    config: Config
+    site: Site
+    jobs: Mapping[tuple[str, str], Job] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """List the jobs, whose subject is the value of their rule's wildcards."""
+        self.jobs = {(job.rule, job.subject): job for job in jobs(self.config)}
+
+    def resources(self, rule: str) -> dict[str, int | str | Number]:
+        """Return the resources of a rule whose jobs run torch, in Snakemake's words; time and memory grow with each attempt."""
+        gpus = self._gpus(rule)
+        return {
+            "mem_mb": lambda wildcards, attempt: self._memory(rule, "--".join(wildcards), attempt),
+            "runtime": lambda wildcards, attempt: self._minutes(rule, "--".join(wildcards), attempt),
+            **self.site.resources(gpus),
+        }
+
+    def light(self, memory_mb: int, minutes: int) -> dict[str, int | str]:
+        """Return the resources of a rule without torch."""
+        return {"mem_mb": memory_mb, "runtime": minutes, **self.site.resources(0)}
+
+    def _gpus(self, rule: str) -> int:
+        gpus = self.config.resources.gpus
+        return gpus if rule in SHARED else min(1, gpus)
+
+    def _minutes(self, rule: str, subject: str, attempt: int) -> int:
+        """Estimate the time of a job; all that is allowed, where its work is not known."""
+        asked, job = self.config.resources, self.jobs.get((rule, subject))
+        if asked.tflops is None or job is None or job.tflop is None or rule not in HEAVY:
+            return asked.runtime_min
+        seconds = job.tflop / (asked.tflops * max(1, self._gpus(rule)))
+        return min(asked.runtime_min, math.ceil(attempt * (START + SPARE * seconds / 60)))
+
+    def _memory(self, rule: str, subject: str, attempt: int) -> int:
+        """Estimate a GPU job's memory on its node: the process, the weights twice while they are read, what is held of images.
+
+        Without a GPU, activations are in that memory, too, and it is all that is allowed.
+        """
+        asked, job = self.config.resources, self.jobs.get((rule, subject))
+        if not asked.gpus or job is None:
+            return asked.memory_mb
+        sizes = Sizes.of(self.config, job.run)
+        weights = 2 * 4 * sizes.work.parameters / 1e6 if sizes.work else asked.memory_mb
+        held = _held(rule, self.config, sizes) / 1e6
+        return min(asked.memory_mb, math.ceil(attempt * (PROCESS + weights + held)))
+
+
+def _held(rule: str, config: Config, sizes: Sizes) -> float:
+    """Return the bytes of images and features that a job holds at once."""
+    features, pixels = (sizes.images or 0) * FEATURES * 8, config.sampling.count * sizes.dataset.resolution**2 * 3
+    return {"evaluate": 3 * features + 2 * pixels, "reference_features": features, "evolve": 2 * features + pixels}.get(rule, 0)
