@@ -31,6 +31,7 @@ MODULES: dict[type[Checked], str] = {
     stages.CollectMetrics: "dpsapf.aggregation.collect",
     stages.Aggregate: "dpsapf.aggregation.aggregate",
     stages.Bench: "dpsapf.bench.compare",
+    stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
 }
 

@@ -118,9 +118,11 @@ def _describe(command: Command, options: Checked) -> str:
 
 
 def _save_options(command: Command, options: Checked) -> None:
-    folder = next(iter(paths(options, WRITES).values()))[0].parent
+    written = next(iter(paths(options, WRITES).values()), None)
+    if written is None:
+        return
     record = {"command": command.name, "options": as_json(options), "provenance": provenance()}
-    write_text(folder / f"{command.name}.options.json", json.dumps(record, indent=2) + "\n")
+    write_text(written[0].parent / f"{command.name}.options.json", json.dumps(record, indent=2) + "\n")
 
 
 def _start_log(file: Path | None, quiet: bool) -> None:

@@ -13,7 +13,7 @@ import logging
 import subprocess
 import time
 import typing
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,7 +75,7 @@ def chosen() -> tuple[str, ...]:
     except (OSError, subprocess.TimeoutExpired) as error:
         works, why = False, str(error)
     command = ACCOUNTING if works else QUEUE
-    logging.getLogger("snakemake.logging").info("states of jobs by %s%s", command[0], f" ({why})" if why else "")
+    logging.getLogger("snakemake.logging").info(f"States of jobs are asked of {command[0]}{f': {why}' if why else ''}")
     return command
 
 
@@ -152,5 +152,9 @@ def mend() -> None:
             self.workflow.executor_settings.status_command = self.watch.command[0]
         self.next_seconds_between_status_checks = min(self.next_seconds_between_status_checks, EVERY)
 
-    executor.check_active_jobs = check_active_jobs
-    plugin.get_account = lambda logger: None
+    accounts = executor.get_account_arg
+
+    def get_account_arg(self: typing.Any, job: typing.Any) -> Iterator[str]:  # noqa: ANN401
+        return accounts(self, job) if job.resources.get("slurm_account") else iter([""])
+
+    executor.check_active_jobs, executor.get_account_arg = check_active_jobs, get_account_arg

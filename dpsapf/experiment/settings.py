@@ -6,6 +6,7 @@ Privacy settings (they change the guarantee) stand in `PrivacyConfig` and `Salie
 
 import functools
 import typing
+from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import Field
@@ -185,8 +186,11 @@ class Config(Checked):
     @functools.cached_property
     def runs(self) -> list[RunSpec]:
         """The runs of all studies, each once; an axis of training at the config's own value is null."""
-        runs = [replace(run, **self._own_axes(run)) for run in expand(self.studies)]
-        return list({run.id: run for run in runs}.values())
+        return list({run.id: run for run in self.matching(expand(self.studies))}.values())
+
+    def matching(self, runs: Iterable[RunSpec]) -> list[RunSpec]:
+        """Set the axes of training to null in which runs have the config's own values."""
+        return [replace(run, **self._own_axes(run)) for run in runs]
 
     def _own_axes(self, run: RunSpec) -> dict[str, None]:
         rate = self.finetune.learning_rate_lora if run.adapter else self.finetune.learning_rate_full

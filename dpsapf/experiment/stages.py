@@ -382,6 +382,18 @@ class DrawFigures(Checked):
     figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from")
 
 
+class Estimate(Checked):
+    """What a config would cost: jobs, GPU-hours, disk, money."""
+
+    configfile: Path = source("the config")
+    tflops: float | None = Field(
+        None, description="what one GPU does in practice; omitted: the config's resources.tflops [TFLOP/s]", gt=0
+    )
+    price: float | None = Field(None, description="of an hour of a GPU, in any currency", ge=0)
+    records: Path | None = source("results folder whose measured seconds a job count instead of operations", None)
+    out: Path | None = target("table (.csv)", None)
+
+
 class Bench(Checked):
     """Time saliency and DP-SGD against plain training; needs no data."""
 

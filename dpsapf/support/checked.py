@@ -29,7 +29,8 @@ class Checked(BaseModel):
 
 def replace(model: Kind, **changes: object) -> Kind:
     """Return a copy with some fields changed, checked as a new one."""
-    return type(model)(**(dict(model) | changes))
+    fields = {name: getattr(model, name) for name in type(model).model_fields}
+    return type(model)(**(fields | changes))
 
 
 def parse(cls: type[Kind], data: object, where: str) -> Kind:

@@ -1,0 +1,89 @@
+"""estimate: what a config would cost, before anything is run: jobs, operations, hours of a GPU, disk, money."""
+
+import logging
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+
+from dpsapf.experiment.cost import HEAVY, Job, jobs
+from dpsapf.experiment.registries import load_yaml
+from dpsapf.experiment.runs import expand
+from dpsapf.experiment.settings import Config, parse_config
+from dpsapf.experiment.stages import Estimate
+from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic
+
+LOG = logging.getLogger(__name__)
+LOCAL = ("plan_privacy", "select_matrices", "audit_privacy", "publish_population", "collect_metrics")
+"""Rules that run on the submitting host."""
+GROUPED = "evaluate"
+"""A rule whose jobs join those of ``sample``, of the same run."""
+
+
+def estimate(options: Estimate) -> None:
+    """Print, and maybe write, a row for each study and one for all: what several studies share stands in the first.
+
+    Raises:
+        UserError: the speed is neither in the config nor given.
+    """
+    config = parse_config(load_yaml(options.configfile), str(options.configfile))
+    speed = options.tflops or config.resources.tflops
+    if speed is None:
+        raise UserError("--tflops", None, "say what one GPU does in practice [TFLOP/s], here or in the config: resources.tflops")
+    frame = table(config, speed, options.price, measured(options.records) if options.records else {})
+    LOG.info("%s\nat %g TFLOP/s; left out: classifiers, text encoders, metrics", frame.to_string(index=False), speed)
+    if options.out:
+        with atomic(options.out) as temporary:
+            frame.to_csv(temporary, index=False)
+
+
+def table(config: Config, speed: float, price: float | None, seconds: dict[str, float]) -> pd.DataFrame:
+    """Estimate every study, and all together.
+
+    Args:
+        config: the whole experiment.
+        speed: of a GPU in practice [TFLOP/s].
+        price: of an hour of it; None: not told.
+        seconds: a job takes, by rule, where that was measured; used instead of the operations.
+    """
+    known = set()
+    rows, everything = [], list(jobs(config))
+    for name, study in config.studies.items():
+        ids = {run.id for run in config.matching(expand({name: study}))} - known
+        known |= ids
+        rows.append(_row(name, len(ids), [job for job in everything if job.run.id in ids], speed, price, seconds))
+    return pd.DataFrame([*rows, _row("all", len(known), everything, speed, price, seconds)])
+
+
+def _row(name: str, runs: int, jobs: list[Job], speed: float, price: float | None, seconds: dict[str, float]) -> dict:
+    count, heavy = Counter(job.rule for job in jobs), [job for job in jobs if job.rule in HEAVY]
+    hours = sum(_seconds(job, speed, seconds) for job in heavy) / 3600
+    unknown = sum(job.tflop is None and job.rule not in seconds for job in heavy)
+    sampled = {job.run.id for job in jobs if job.rule == "sample"}
+    joined = sum(job.rule == GROUPED and job.run.id in sampled for job in jobs)
+    return {
+        "study": name,
+        "runs": runs,
+        "jobs": len(jobs),
+        "submissions": len(jobs) - joined - sum(count[rule] for rule in LOCAL),
+        "TFLOP": round(sum(job.tflop or 0.0 for job in heavy)),
+        "GPU-hours": round(hours, 1),
+        "jobs of unknown size": unknown,
+        "disk (GB)": round(sum(job.gigabytes for job in jobs), 1),
+        **({"money": round(price * hours, 2)} if price is not None else {}),
+    }
+
+
+def _seconds(job: Job, speed: float, seconds: dict[str, float]) -> float:
+    return seconds.get(job.rule, (job.tflop or 0.0) / speed)
+
+
+def measured(results: Path) -> dict[str, float]:
+    """Read how long jobs took, the median by rule, from the benchmarks of a results folder [seconds]."""
+    found = {}
+    for rule in HEAVY:
+        files = sorted((results / "benchmarks" / rule).glob("*.tsv"))
+        if files:
+            found[rule] = float(pd.concat([pd.read_csv(file, sep="\t") for file in files])["s"].median())
+    return found

@@ -1,0 +1,21 @@
+import pytest
+
+from dpsapf.bench import work
+from dpsapf.experiment.work import architectures
+
+
+def test_the_packaged_model_is_counted_as_the_file_says():
+    from dpsapf.pretraining.architecture import MAX_TOKENS, TEXT_WIDTH, build_unet, build_vae
+
+    found = work.counted(build_unet, build_vae, work._denoised, 32, MAX_TOKENS, TEXT_WIDTH)
+    assert found == architectures()["public-mini"]
+    assert found.forward < found.frozen < found.full
+
+
+@pytest.mark.slow
+def test_every_architecture_is_counted_as_the_file_says():
+    assert work.architectures() == architectures()
+
+
+def test_stable_diffusion_has_the_published_number_of_parameters():
+    assert architectures()["sd-1"].parameters == 859_520_964 and architectures()["sd-2"].parameters == 865_910_724

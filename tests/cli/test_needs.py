@@ -1,0 +1,76 @@
+from pathlib import Path
+
+import pytest
+
+from dpsapf.cli.needs import Needs
+from dpsapf.cli.slurm import Site
+from dpsapf.experiment.registries import load_yaml
+from dpsapf.experiment.settings import parse_config
+from dpsapf.support.checked import replace
+
+ROOT = Path(__file__).parents[2]
+RUN = "camelyon17--sd-v1-5--dp-lora--eps10--seed0"
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def needs(site=None, **resources):
+    config = parse_config(load_yaml("config/paper.yaml"))
+    return Needs(replace(config, resources=replace(config.resources, **resources)), site or Site())
+
+
+def asked(needs, rule, *wildcards, attempt=1):
+    found = needs.resources(rule)
+    return {name: value(wildcards, attempt=attempt) if callable(value) else value for name, value in found.items()}
+
+
+def test_gpus_only_for_rules_that_use_them_and_several_only_for_those_that_share():
+    several = needs(gpus=4)
+    shares = {
+        rule: several.resources(rule)["gpu"] for rule in ("finetune", "sample", "score_saliency", "evaluate", "encode_dataset")
+    }
+    assert shares == {"finetune": 4, "sample": 4, "score_saliency": 4, "evaluate": 1, "encode_dataset": 1}
+    assert "gpu" not in several.light(2000, 60) and "gpu" not in needs(gpus=0).resources("finetune")
+
+
+def test_time_and_memory_grow_with_each_attempt_up_to_a_limit():
+    made = needs(tflops=400.0, runtime_min=1440, memory_mb=30000)
+    tries = [asked(made, "finetune", RUN, attempt=attempt) for attempt in (1, 2, 3)]
+    assert tries[1]["runtime"] == pytest.approx(2 * tries[0]["runtime"], abs=1) and tries[1]["mem_mb"] == pytest.approx(
+        2 * tries[0]["mem_mb"], abs=1
+    )
+    assert tries[2]["mem_mb"] == 30000
+    assert asked(needs(tflops=1.0, runtime_min=1440), "finetune", RUN)["runtime"] == 1440
+
+
+def test_time_follows_the_work():
+    """A fine-tuning is 4,096 x 1,000 images through a frozen Stable Diffusion: 0.364861 TFLOP each, by torch's counter."""
+    seconds = 4096 * 1000 * 0.364861 / 400
+    assert asked(needs(tflops=400.0), "finetune", RUN)["runtime"] == pytest.approx(5 + 2 * seconds / 60, abs=1)
+    assert asked(needs(tflops=400.0, gpus=2), "finetune", RUN)["runtime"] == pytest.approx(5 + seconds / 60, abs=1)
+    assert asked(needs(tflops=400.0), "finetune", RUN.replace("dp-lora", "dp-full"))["runtime"] > 1.4 * 2 * seconds / 60
+    assert asked(needs(tflops=400.0), "encode_dataset", "camelyon17", "sd-v1-5")["runtime"] < 60
+
+
+def test_memory_follows_model_and_dataset():
+    small, large = (asked(needs(), "evaluate", RUN.replace("camelyon17", name))["mem_mb"] for name in ("cifar10", "celeba"))
+    assert small < large <= 64000
+    assert asked(needs(), "finetune", RUN)["mem_mb"] < 16000, "not all that is allowed"
+
+
+@pytest.mark.parametrize(("rule", "wildcards"), [("compare_scores", ("celeba", "sd-v1-5")), ("finetune", ("unheard-of",))])
+def test_what_is_not_known_asks_for_all_that_is_allowed(rule, wildcards):
+    assert asked(needs(tflops=400.0), rule, *wildcards) == {"mem_mb": 64000, "runtime": 1440, "gpu": 1}
+
+
+def test_without_a_speed_or_a_gpu_jobs_ask_for_what_the_config_says():
+    assert asked(needs(tflops=None), "finetune", RUN)["runtime"] == 1440
+    assert asked(needs(gpus=0, memory_mb=4000), "finetune", RUN)["mem_mb"] == 4000
+
+
+def test_the_site_says_where():
+    assert needs(Site(gpu_partition="g")).resources("sample")["slurm_partition"] == "g"
+    assert needs(Site(partition="p", gpu_partition="g")).light(500, 5) == {"mem_mb": 500, "runtime": 5, "slurm_partition": "p"}
