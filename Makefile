@@ -2,8 +2,6 @@
 PYTHON ?= python3
 CORES ?= all
 BIN := .venv/bin
-# the kernel drops this lock when its holder dies, so that a killed demo can be started again; Snakemake's own stays
-ALONE := flock --nonblock --conflict-exit-code 9 .venv/demo.lock
 # Snakemake looks for jobs anew once per timespan and finished job: at its default of 1 s that takes a sixth of a core
 CALM := --max-jobs-per-timespan 500/5s
 
@@ -19,7 +17,7 @@ install: .venv/.installed ## create .venv from the hashed lock
 	touch $@
 
 demo: .venv/.installed ## the embedded demo: results/demo
-	$(ALONE) $(BIN)/snakemake --nolock --cores $(CORES) --rerun-incomplete $(CALM)
+	$(BIN)/snakemake --nolock --cores $(CORES) --rerun-incomplete $(CALM)
 
 figures: .venv/.installed ## redraw the demo's tables and figures
 	$(BIN)/python -m paper_figures --results results/demo

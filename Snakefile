@@ -26,6 +26,10 @@ include: "workflow/rules/paper_figures.smk"
 
 
 onstart:
+    try:
+        HELD.append(alone.hold(LAYOUT.root))
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
     if WARM and workflow.local_exec:  # which executor it is, is not known before
         warm.start()
 

@@ -4,10 +4,12 @@
 - It compares states by equality, and so never notices ``CANCELLED by 0``; nor a job that Slurm has forgotten; nor one that was
   preempted and not put back into the queue.
 - It looks ever more seldom, up to every three minutes. Here a look follows at most `EVERY` seconds after the last.
+- Killed, it leaves its jobs behind, which would write beside those of the next start. Here the next start ends them first.
 - It guesses an account by a command that prints an error at each start. Here it is slurm/site.yaml's, or Slurm's default.
 """
 
 import asyncio
+import getpass
 import importlib
 import logging
 import subprocess
@@ -21,6 +23,7 @@ from pydantic import Field
 
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.support.checked import Checked, parse
+from dpsapf.support.files import write_text
 
 EVERY = 20.0  # seconds between two looks, at most
 GRACE = 30.0  # seconds for which a job may be unknown, or preempted, before it counts as failed
@@ -129,17 +132,47 @@ class Site(Checked):
         return {"gpu": gpus, "gpu_model": self.gpu_type}
 
 
-def mend() -> None:
-    """Change the executor plugin, if this Snakemake has loaded it."""
+def end_leftovers(file: Path, run: str, patience: float = 120.0) -> None:
+    """Cancel what an earlier start left in Slurm, wait until it is gone, and note this start's name for the next one.
+
+    Args:
+        file: names of earlier starts on the same results, a line each; nobody else works on these results now.
+        run: name of this start's jobs.
+        patience: how long jobs may take to end [seconds].
+    """
+    end = time.monotonic() + patience
+    for name in file.read_text().split() if file.exists() else ():
+        subprocess.run(["scancel", f"--name={name}", f"--user={getpass.getuser()}"], check=False)
+        while time.monotonic() < end and _left(name):
+            time.sleep(1)
+    write_text(file, f"{run}\n")
+
+
+def _left(name: str) -> str:
+    queue = ["squeue", "--noheader", f"--name={name}", f"--user={getpass.getuser()}"]
+    return subprocess.run(queue, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def mend(results: Path) -> None:
+    """Change the executor plugin.
+
+    Args:
+        results: folder of the config's results, on which this Snakemake alone works once jobs are submitted.
+    """
     plugin = importlib.import_module("snakemake_executor_plugin_slurm")
     executor = plugin.Executor
     if getattr(executor, "mended", False):
         return
     executor.mended = True
-    checks = executor.check_active_jobs
+    begins, checks, accounts = executor.run_jobs, executor.check_active_jobs, executor.get_account_arg
 
-    async def check_active_jobs(self: typing.Any, jobs: list) -> AsyncIterator:  # noqa: ANN401 - the plugin's own classes
-        self.watch = getattr(self, "watch", None) or Watch(self.run_uuid)
+    def run_jobs(self: typing.Any, jobs: list) -> None:  # noqa: ANN401 - the plugin's own classes
+        if getattr(self, "watch", None) is None:
+            self.watch = Watch(self.run_uuid)
+            end_leftovers(results / "slurm-starts.txt", self.run_uuid)
+        begins(self, jobs)
+
+    async def check_active_jobs(self: typing.Any, jobs: list) -> AsyncIterator:  # noqa: ANN401
         start, active = time.monotonic(), {job.external_jobid for job in jobs}
 
         async def query_job_status(command: str, logger: logging.Logger) -> tuple[dict[str, str], float]:
@@ -148,13 +181,11 @@ def mend() -> None:
         plugin.query_job_status = query_job_status
         async for job in checks(self, jobs):
             yield job
-        if self.watch.command:  # it asks sacct for reasons, where that answers
+        if jobs and self.watch.command:  # it asks sacct for reasons, where that answers
             self.workflow.executor_settings.status_command = self.watch.command[0]
         self.next_seconds_between_status_checks = min(self.next_seconds_between_status_checks, EVERY)
-
-    accounts = executor.get_account_arg
 
     def get_account_arg(self: typing.Any, job: typing.Any) -> Iterator[str]:  # noqa: ANN401
         return accounts(self, job) if job.resources.get("slurm_account") else iter([""])
 
-    executor.check_active_jobs, executor.get_account_arg = check_active_jobs, get_account_arg
+    executor.run_jobs, executor.check_active_jobs, executor.get_account_arg = run_jobs, check_active_jobs, get_account_arg

@@ -83,14 +83,14 @@ def test_without_sacct_squeue_is_asked(monkeypatch):
 
 
 @pytest.fixture
-def mended(monkeypatch):
+def mended(monkeypatch, tmp_path):
     """The plugin's own executor, changed for one test; looks are answered by the test."""
     plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
-    for name in ("check_active_jobs", "get_account_arg"):
+    for name in ("run_jobs", "check_active_jobs", "get_account_arg"):
         monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
     monkeypatch.setattr(plugin.Executor, "mended", False, raising=False)
     monkeypatch.setattr(plugin, "query_job_status", plugin.query_job_status)
-    slurm.mend()
+    slurm.mend(tmp_path)
     return plugin
 
 
@@ -124,6 +124,7 @@ def test_the_executor_hears_of_cancelled_jobs_and_looks_again_soon(mended, clust
     cluster("sacct", "", 1)
     ended = []
     made = executor(mended, ended)
+    made.watch = Watch("run")
     jobs = [types.SimpleNamespace(external_jobid=job, aux={}) for job in ("1", "2", "3")]
 
     async def looked():
@@ -168,3 +169,18 @@ def test_the_sites_file_is_checked(tmp_path):
 
 def test_the_file_that_is_shipped_decides_nothing():
     assert Site.load(slurm.Path(__file__).parents[2] / "slurm" / "site.yaml") == Site()
+
+
+def test_jobs_of_an_earlier_start_are_ended_before_new_ones_are_submitted(mended, tmp_path, cluster, monkeypatch):
+    (tmp_path / "slurm-starts.txt").write_text("old\n")
+    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/cancelled; : > {tmp_path}/squeue.txt\n")
+    (tmp_path / "scancel").chmod(0o755)
+    cluster("squeue", "7 work old\n")
+    made, submitted = executor(mended, []), []
+    monkeypatch.setattr(type(made), "_submit_job", lambda self, job: submitted.append((tmp_path / "cancelled").read_text()))
+    made._main_event_loop, made.array_jobs = None, set()
+    job = types.SimpleNamespace(is_group=lambda: True, name="images")
+    made.run_jobs([job])
+    made.run_jobs([job])
+    assert len(submitted) == 2 and submitted[0] == submitted[1] == f"--name=old --user={slurm.getpass.getuser()}\n"
+    assert (tmp_path / "slurm-starts.txt").read_text() == "run\n"

@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from dpsapf.cli import slurm, warm
+from dpsapf.cli import alone, slurm, warm
 from dpsapf.cli.needs import Needs
 from dpsapf.cli.slurm import Site
 from dpsapf.experiment.registries import (
@@ -92,7 +92,8 @@ SHELL = {
 EXPORTS = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL.items())
 shell.prefix(f"set -euo pipefail; export {EXPORTS}; {PATH}")
 
-slurm.mend()
+slurm.mend(LAYOUT.root)
+HELD = []  # this config's results, while this Snakemake works on them
 
 
 # of a second or two each: not worth a cluster's job

@@ -1,0 +1,32 @@
+"""One Snakemake on one config's results: held by the operating system, and so gone with its process, however that ends."""
+
+import fcntl
+import os
+import socket
+import typing
+from pathlib import Path
+
+from dpsapf.support.errors import UserError
+
+FILE = ".one-snakemake"
+
+
+def hold(results: Path) -> typing.TextIO:
+    """Hold a results folder until this process ends, or until what is returned is closed.
+
+    Raises:
+        UserError: another process holds it; says which.
+    """
+    results.mkdir(parents=True, exist_ok=True)
+    file = (results / FILE).open("a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise UserError("results", str(results), f"{owner} works on it: wait for its end, or end it") from None
+    file.truncate(0)
+    file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+    file.flush()
+    return file

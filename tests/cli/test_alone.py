@@ -1,0 +1,33 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dpsapf.cli.alone import hold
+from dpsapf.support.errors import UserError
+
+CODE = (
+    "import sys, time; from pathlib import Path; from dpsapf.cli.alone import hold; "
+    "kept = hold(Path(sys.argv[1])); print(1, flush=True); time.sleep(60)"
+)
+
+
+def test_a_second_process_is_told_who_is_there(tmp_path):
+    with hold(tmp_path / "results"), pytest.raises(UserError, match=f"process {os.getpid()} of .* works on it: wait for its end"):
+        hold(tmp_path / "results")
+    hold(tmp_path / "results").close()
+    with hold(tmp_path / "other"), hold(tmp_path / "results"):
+        pass
+
+
+def test_a_killed_process_holds_nothing(tmp_path):
+    holder = subprocess.Popen([sys.executable, "-c", CODE, str(tmp_path)], stdout=subprocess.PIPE, cwd=Path(__file__).parents[2])
+    assert holder.stdout.readline() == b"1\n"
+    with pytest.raises(UserError, match=f"process {holder.pid} of"):
+        hold(tmp_path)
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    hold(tmp_path).close()
