@@ -5,7 +5,7 @@ BIN := .venv/bin
 # Snakemake looks for jobs anew once per timespan and finished job: at its default of 1 s that takes a sixth of a core
 CALM := --max-jobs-per-timespan 500/5s
 
-.PHONY: install demo figures report test test-all mutants lint format lock clean
+.PHONY: install demo figures report test test-all test-slurm mutants lint format lock clean
 
 install: .venv/.installed ## create .venv from the hashed lock
 
@@ -29,7 +29,10 @@ test: .venv/.installed ## every test but the slowest
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10
 
 test-all: .venv/.installed ## every test, and which lines they reach
-	$(BIN)/python -m pytest -n auto --dist loadfile -m "" --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slurm" --cov --cov-report=term
+
+test-slurm: .venv/.installed ## the workflow on a real Slurm of one node, through faults; needs root and Debian's slurm-wlm, munge
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 mutants: .venv/.installed ## break the privacy code one place at a time; every mutant must fail a test (long; goes on where it stopped)
 	$(BIN)/python -m tests.mutation.mutate --jobs 2 --results .mutants.json

@@ -1,0 +1,240 @@
+"""The workflow on a real Slurm of one node, through faults: ledger, weights and metrics are those of an undisturbed run.
+
+``make test-slurm``; needs root, Debian's packages slurm-wlm and munge, and for accounting slurmdbd and mariadb-server.
+"""
+
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpsapf.experiment.registries import load_yaml
+from dpsapf.support.files import sha256
+
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("slurmctld"), reason="needs root and Debian's slurm-wlm and munge"),
+]
+ROOT = Path(__file__).parents[2]
+NODE = Path(__file__).with_name("one_node.sh")
+SOURCES = ("Snakefile", "workflow", "config", "slurm", "dpsapf", "envs", "paper_figures")
+RUN = "results/slurm/runs/digits--public-mini--dp-sapf-matrix-r30-share-s10--eps10--seed0"
+STEPS = 60
+PATIENCE = 600  # seconds
+START = ["snakemake", "--cores", "all", "--configfile", "test.yaml", "--profile", "slurm"]
+
+
+@pytest.fixture(scope="module", params=["off", "on"])
+def slurm(request):
+    """The environment of a running Slurm, with accounting off or on."""
+    home = Path(tempfile.mkdtemp(prefix="slurm-"))
+    home.chmod(0o755)  # everybody must reach munge's socket
+    if request.param == "on" and not shutil.which("slurmdbd"):
+        pytest.skip("accounting needs Debian's slurmdbd and mariadb-server")
+    accounting = {"ACCOUNTING": "1"} if request.param == "on" else {}
+    subprocess.run([NODE, "up", home], check=True, env=os.environ | accounting, timeout=120)
+    yield os.environ | {
+        "SLURM_CONF": f"{home}/etc/slurm.conf",
+        "PATH": f"{home}/bin:{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "PYTHONPATH": ".",
+    }
+    subprocess.run([NODE, "down", home], check=True, timeout=120)
+
+
+@pytest.fixture(scope="module")
+def prefix(tmp_path_factory):
+    """A folder in which everything up to fine-tuning is done, without Slurm."""
+    folder = tmp_path_factory.mktemp("prefix") / "work"
+    folder.mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, folder / name)
+    config = load_yaml(ROOT / "config" / "ci.yaml")
+    config |= {"name": "slurm", "privacy": config["privacy"] | {"steps": STEPS, "expected_batch_size": 64}}
+    config["studies"]["main"]["method"] = ["dp-sapf"]
+    config["finetune"] |= {"checkpoint_every": 10}
+    (folder / "test.yaml").write_text(yaml.safe_dump(config))
+    cache = "results/slurm/cache"
+    targets = [f"{RUN}/selection.csv", f"{cache}/reference/digits--probe-v1/ceiling.json"]
+    targets += [f"{cache}/latents/digits--public-mini/{name}.safetensors" for name in ("latents", "prompts")]
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": "."}
+    command = ["snakemake", "--cores", "2", "--configfile", "test.yaml", "--quiet", "all", "--", *targets]
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=PATIENCE)
+    return folder
+
+
+@pytest.fixture
+def work(prefix, tmp_path):
+    return shutil.copytree(prefix, tmp_path / "work")
+
+
+@pytest.fixture(scope="module")
+def calm(prefix, tmp_path_factory):
+    """What an undisturbed run without Slurm leaves."""
+    folder = shutil.copytree(prefix, tmp_path_factory.mktemp("calm") / "work")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "PYTHONPATH": "."}
+    command = ["snakemake", "--cores", "2", "--configfile", "test.yaml", "--quiet", "all"]
+    subprocess.run(command, cwd=folder, env=environment, check=True, timeout=PATIENCE)
+    return left(folder)
+
+
+def left(folder):
+    """What must not depend on faults: what was released and spent, weights, images, metrics."""
+    run = folder / RUN
+    ledger = json.loads((run / "ledger.json").read_text())
+    found = {name: ledger[name] for name in ("releases", "target_epsilon", "delta", "weights_digest")}
+    found["spent"] = {name: f"{epsilon:.9f}" for name, epsilon in ledger["spent_epsilon"].items()}  # the last bits are threads'
+    found |= {name: sha256(run / name) for name in ("weights.safetensors", "samples.npz", "selection.csv")}
+    for name in ("fidelity", "utility"):
+        record = json.loads((run / f"{name}.json").read_text())
+        found[name] = {key: value for key, value in record.items() if key != "provenance"}
+    return found
+
+
+def start(folder, slurm, *words):
+    log = (folder / "snakemake.log").open("a")
+    return subprocess.Popen([*START, *words], cwd=folder, env=slurm, stdout=log, stderr=log)
+
+
+def finished(process, folder, calm):
+    """It ends well, and left what an undisturbed run leaves."""
+    assert process.wait(PATIENCE) == 0, (folder / "snakemake.log").read_text()[-3000:]
+    assert left(folder) == calm
+    assert not list((folder / RUN).glob("private.checkpoint*")), "checkpoints are gone"
+
+
+def run(slurm, *command):
+    return subprocess.run(command, env=slurm, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+def training(folder, slurm):
+    """Wait until fine-tuning has kept its first steps; return the id of its job."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        if list((folder / RUN).glob("private.checkpoint*")):
+            jobs = [line.split("|") for line in run(slurm, "squeue", "--noheader", "--format=%i|%k|%T").splitlines()]
+            running = [job for job, comment, state in jobs if "finetune" in comment and state == "RUNNING"]
+            if running:
+                return running[0]
+        time.sleep(0.2)
+    raise AssertionError((folder / "snakemake.log").read_text()[-3000:])
+
+
+def log(folder):
+    return (folder / "results/slurm/logs/finetune" / f"{Path(RUN).name}.log").read_text()
+
+
+def resumed(folder):
+    """Whether fine-tuning went on from a step after the first."""
+    return [int(step) for step in re.findall(rf"resuming at step (\d+) of {STEPS}", log(folder))]
+
+
+def test_as_it_is_typed(work, slurm, calm):
+    finished(start(work, slurm), work, calm)
+    told = (work / "snakemake.log").read_text()
+    assert told.count("has been submitted with SLURM jobid") == 2, "fine-tuning; sampling with evaluation"
+    assert len(re.findall(r"States of jobs are asked of (sacct|squeue)", told)) == 1 and "invalid option" not in told
+
+
+def test_a_cancelled_job(work, slurm, calm):
+    process = start(work, slurm)
+    run(slurm, "scancel", training(work, slurm))
+    finished(process, work, calm)
+    assert resumed(work) and "asked to end by SIGTERM: the same command goes on from" in log(work)
+
+
+def test_a_job_put_back_into_the_queue(work, slurm, calm):
+    process = start(work, slurm)
+    run(slurm, "scontrol", "requeue", training(work, slurm))
+    finished(process, work, calm)
+    assert resumed(work)
+
+
+def test_a_job_whose_time_is_up(work, slurm, calm):
+    process = start(work, slurm)
+    run(slurm, "scontrol", "update", f"jobid={training(work, slurm)}", "timelimit=0-00:00:01")
+    finished(process, work, calm)
+    assert resumed(work)
+
+
+def test_a_preempted_job(work, slurm, calm):
+    process = start(work, slurm)
+    training(work, slurm)
+    run(slurm, "sbatch", "--partition=urgent", "--exclusive", "--output=/dev/null", "--wrap=sleep 3")
+    finished(process, work, calm)
+    assert resumed(work)
+
+
+def test_an_early_warning(work, slurm, calm):
+    """Slurm's --signal=USR1@60."""
+    process = start(work, slurm)
+    run(slurm, "scancel", "--signal=USR1", training(work, slurm))
+    finished(process, work, calm)
+    assert resumed(work) and "asked to end by SIGUSR1" in log(work)
+
+
+@pytest.mark.parametrize("state", ["drain", "down"])
+def test_a_node_that_goes_and_comes_back(work, slurm, calm, state):
+    process, node = start(work, slurm), run(slurm, "hostname", "-s").strip()
+    training(work, slurm)
+    run(slurm, "scontrol", "update", f"nodename={node}", f"state={state}", "reason=test")
+    time.sleep(5)
+    run(slurm, "scontrol", "update", f"nodename={node}", "state=resume")
+    finished(process, work, calm)
+
+
+@pytest.mark.parametrize("number", range(5))
+def test_a_killed_snakemake_and_the_same_command_again(work, slurm, calm, number):
+    process = start(work, slurm)
+    if number:
+        training(work, slurm)
+    time.sleep(random.Random(number).uniform(0, 15))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    finished(start(work, slurm), work, calm)
+
+
+def test_an_interrupted_snakemake_and_the_same_command_again(work, slurm, calm):
+    process = start(work, slurm)
+    training(work, slurm)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(PATIENCE) != 0
+    finished(start(work, slurm), work, calm)
+    assert resumed(work)
+
+
+def test_a_full_disk_and_the_same_command_again(work, slurm, calm):
+    folder, kept = work / RUN, work / "kept"
+    shutil.move(folder, kept)
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
+    try:
+        shutil.copytree(kept, folder, dirs_exist_ok=True)
+        (folder / "filler").write_bytes(b"x" * (2**20 - 200_000))
+        process = start(work, slurm, "--retries", "0")
+        assert process.wait(PATIENCE) != 0
+        assert "the disk is full: make room, then run the same command" in log(work) and "Traceback" not in log(work)
+        assert not (folder / "weights.safetensors").exists() and not list(folder.glob(".*.tmp*"))
+        (folder / "filler").unlink()
+        subprocess.run(["mount", "-o", "remount,size=100m", folder], check=True)
+        finished(start(work, slurm), work, calm)
+    finally:
+        subprocess.run(["umount", folder], check=False)
+
+
+def test_a_second_snakemake_is_refused(work, slurm, calm):
+    process = start(work, slurm)
+    training(work, slurm)
+    second = subprocess.run(START, cwd=work, env=slurm, capture_output=True, text=True, check=False, timeout=PATIENCE)
+    assert second.returncode != 0 and f"process {process.pid} of" in second.stderr
+    finished(process, work, calm)
