@@ -73,7 +73,12 @@ def ask(words: list[str]) -> int | None:
             connection.connect(path)
         except OSError:
             return None
-        passed_on = {number: signal.signal(number, lambda came, _: connection.send(bytes([came]))) for number in SIGNALS}
+
+        def pass_on(number: int, _: object) -> None:
+            with contextlib.suppress(OSError):  # the stage has ended
+                connection.send(bytes([number]))
+
+        passed_on = {number: signal.signal(number, pass_on) for number in SIGNALS}
         message = json.dumps({"words": words, "folder": str(Path.cwd()), "environment": dict(os.environ)}).encode()
         outputs = array.array("i", [1, 2])
         connection.sendmsg([len(message).to_bytes(8, "big")], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, outputs)])
@@ -184,6 +189,8 @@ def _become(request: dict, outputs: list[int]) -> typing.NoReturn:
 
     code = 1
     try:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
         for number, descriptor in zip((1, 2), outputs, strict=True):
             os.dup2(descriptor, number)
         os.chdir(request["folder"])

@@ -11,6 +11,7 @@ from dpsapf.experiment.records import ModelRecord
 from dpsapf.experiment.stages import Evolve
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
+from dpsapf.public_models.precision import in_precision
 from dpsapf.sampling.sample import quantise
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, torch_generator
@@ -92,7 +93,8 @@ def image_api(record: ModelRecord, wordings: list[tuple[str, ...]], seed: int, o
         options: sampler steps, guidance, micro-batch and device.
     """
     model = load_model(record)
-    create = model.text_to_image(model.denoiser(options.device).requires_grad_(False), options.device, options.sampler)
+    denoiser = in_precision(model.denoiser(options.device).requires_grad_(False), options.precision)
+    create = model.text_to_image(denoiser, options.device, options.sampler)
     embeddings = model.embed([*(prompt for prompts in wordings for prompt in prompts), ""], options.device)
     prompts = embeddings[:-1].unflatten(0, (len(wordings), -1))
     return ImageApi(model, create, model.image_to_image(create), prompts, embeddings[-1], seed, options)

@@ -44,6 +44,7 @@ TOLERATED_RISE = (
 Optimizer = typing.Literal["adamw", "adamw-8bit", "dp-adambc", "sgd"]
 Unit = typing.Literal["image", "user"]
 NoiseMode = typing.Literal["seed", "system"]
+Precision = typing.Literal["fp32", "bf16"]
 Sampler = typing.Literal["model", "ddim"]
 Ratio = typing.Annotated[float, Field(gt=0, le=1)]
 Positive = typing.Annotated[float, Field(gt=0)]

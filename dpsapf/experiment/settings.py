@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Sampler, Unit
+from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Precision, Sampler, Unit
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
 from dpsapf.experiment.runs import RunSpec, Study, expand
 from dpsapf.support.checked import Checked, parse, replace
@@ -71,9 +71,6 @@ class FinetuneConfig(UpdateConfig):
 
     learning_rate_lora: float = Field(description="AdamW learning rate for LoRA", gt=0)
     learning_rate_full: float = Field(description="AdamW learning rate when weights themselves are trained", gt=0)
-    precision: typing.Literal["fp32", "bf16"] = Field(
-        "fp32", description="of the forward pass; trained parameters, clipping, sums and noise are fp32"
-    )
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
     lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
     noise_multiplicity: int = Field(
@@ -128,6 +125,14 @@ class SamplingConfig(Checked):
     guidance_scale: float = Field(7.0, description="classifier-free guidance; 1: none", ge=1)
 
 
+class PrecisionConfig(Checked):
+    """How exactly the denoiser multiplies, in scoring, training and sampling alike."""
+
+    precision: Precision = Field(
+        "fp32", description="of the denoiser's passes; all parameters, the VAE, norms, clipping, sums and noise are fp32"
+    )
+
+
 class EvaluationConfig(Checked):
     """How synthetic images are judged."""
 
@@ -157,7 +162,7 @@ class ResourcesConfig(Checked):
     )
 
 
-class Config(Checked):
+class Config(PrecisionConfig):
     """A whole experiment: config/*.yaml."""
 
     name: str = Field(description="results go to results/<name>", pattern=r"^[A-Za-z0-9][\w.-]*$")

@@ -21,6 +21,7 @@ from dpsapf.experiment.settings import (
     ComputeConfig,
     EvolutionConfig,
     FinetuneConfig,
+    PrecisionConfig,
     PrivacyConfig,
     SaliencyConfig,
     SamplingConfig,
@@ -147,7 +148,7 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     out: Path = target("plan.json")
 
 
-class ScoreSaliency(SaliencyConfig, ComputeConfig):
+class ScoreSaliency(SaliencyConfig, PrecisionConfig, ComputeConfig):
     """Release noisy saliency scores of the candidate matrices."""
 
     dataset: Path = source("dataset.json")
@@ -239,7 +240,7 @@ class SelectMatrices(UpdateConfig):
     record: Path = target("selection.json")
 
 
-class Finetune(FinetuneConfig, ComputeConfig):
+class Finetune(FinetuneConfig, PrecisionConfig, ComputeConfig):
     """Fine-tune with DP-SGD; resumes from its checkpoint."""
 
     plan: Path = source("plan.json")
@@ -254,7 +255,7 @@ class Finetune(FinetuneConfig, ComputeConfig):
     private: Path = target("private.json: what was measured; never published")
 
 
-class Evolve(VariationConfig, SamplingConfig, ComputeConfig):
+class Evolve(VariationConfig, SamplingConfig, PrecisionConfig, ComputeConfig):
     """Let images of the public model evolve by noisy votes of the private ones."""
 
     plan: Path = source("plan.json")
@@ -290,7 +291,7 @@ class ComposeReleases(Checked):
     out: Path = target("composition.json")
 
 
-class Sample(SamplingConfig, ComputeConfig):
+class Sample(SamplingConfig, PrecisionConfig, ComputeConfig):
     """Draw synthetic images from an audited run."""
 
     ledger: Path = source("ledger.json; without a passed audit nothing is sampled")

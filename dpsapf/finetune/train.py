@@ -22,7 +22,8 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, draw_batch
+from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
+from dpsapf.public_models.precision import in_precision
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
@@ -93,7 +94,7 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
 
 def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGradients, Objective, TrainingState]:
     model = load_model(read_record(options.model, ModelRecord))
-    denoiser = model.denoiser(options.device)
+    denoiser = in_precision(model.denoiser(options.device), options.precision)
     rank = plan.run.adapter_rank(options.lora_rank)
     selection = pd.read_csv(options.selection)
     parameters = trainable(denoiser, plan.run, selection, rank, options.lora_alpha)
@@ -121,7 +122,7 @@ def train_step(training: Training, state: TrainingState) -> None:
     options, plan, release = training.options, training.plan, training.release
     noise = torch_generator(plan.run.seed, "finetune", "privacy noise", step, device=options.device)
     report = private_gradient(
-        lambda rows: _loss(training, rows),
+        lambda rows: training.objective.loss(training.gradients.model, rows),
         training.gradients,
         list(state.parameters.values()),
         _drawn(training, state.meter, step),
@@ -155,12 +156,6 @@ def _drawn(training: Training, meter: Meter, step: int) -> Batch:
     batch = meter.batch(training.release.sampling_rate, who)
     timesteps = training.objective.timesteps
     return draw_batch(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
-
-
-def _loss(training: Training, rows: Pairs) -> torch.Tensor:
-    half = training.options.precision == "bf16"
-    with torch.autocast(training.options.device, torch.bfloat16, enabled=half):
-        return training.objective.loss(training.gradients.model, rows)
 
 
 def _scheduled_rate(state: TrainingState, options: Finetune, step: int, steps: int) -> float:

@@ -21,6 +21,7 @@ from dpsapf.privacy.plan import default_delta
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
+from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.scores import Bounds, score
@@ -57,7 +58,7 @@ def score_saliency(options: ScoreSaliency) -> None:
     with processes(options.device) as joined:
         progress = Progress.resumed(Meter(len(latents)), checkpoint, joined, options.device)
         batch = _batch(options, release, progress)
-        denoiser, objective = model.denoiser(options.device), model.objective()
+        denoiser, objective = in_precision(model.denoiser(options.device), options.precision), model.objective()
         exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, progress)
     if joined.leads:
         _release(options, exact, table, units, release, progress.meter, start)

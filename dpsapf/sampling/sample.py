@@ -21,6 +21,7 @@ from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
 from dpsapf.public_models.latents import load_prompts
+from dpsapf.public_models.precision import in_precision
 from dpsapf.support.arrays import Partial
 from dpsapf.support.checkpoint import Checkpoint, State
 from dpsapf.support.errors import UserError
@@ -124,7 +125,7 @@ def check_weights(ledger: Ledger, options: Sample) -> None:
 
 def build_pipeline(model: Family, ledger: Ledger, options: Sample) -> "DiffusionPipeline":
     """Assemble the public model with the run's trained parameters; prompts come as cached embeddings."""
-    denoiser = model.denoiser(options.device)
+    denoiser = in_precision(model.denoiser(options.device), options.precision)
     if options.weights is not None:
         weights = load_file(options.weights, device=options.device)
         _restore(denoiser, ledger, options, weights)

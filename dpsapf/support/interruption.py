@@ -27,6 +27,7 @@ class Interrupted(BaseException):
 
 _came: signal.Signals | None = None
 _postponed = 0
+_raised = False
 
 
 @contextmanager
@@ -45,8 +46,8 @@ def listening() -> Iterator[None]:
 
 
 def _forget() -> None:
-    global _came, _postponed
-    _came, _postponed = None, 0
+    global _came, _postponed, _raised
+    _came, _postponed, _raised = None, 0, False
 
 
 @contextmanager
@@ -61,7 +62,8 @@ def postponed() -> Iterator[Callable[[], bool]]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _came
+    global _came, _raised
     _came = signal.Signals(number)
-    if not _postponed:
+    if not _postponed and not _raised:  # once: a second signal, to the whole job, must not disturb the ending
+        _raised = True
         raise Interrupted

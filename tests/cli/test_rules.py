@@ -64,7 +64,6 @@ def test_truth_values_are_flags_without_a_value(value, flag):
         lora_rank=st.integers(1, 10**6),
         ema_decay=st.floats(0, 0.9999),
         gradient_checkpointing=st.booleans(),
-        precision=st.sampled_from(["fp32", "bf16"]),
     ),
     st.builds(ComputeConfig, threads=st.integers(1, 64)),
     st.lists(NAMES.map("folder/{}".format), min_size=9, max_size=9),

@@ -15,6 +15,7 @@ from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.mechanisms import Refused
 from dpsapf.privacy.meter import Meter
 from dpsapf.public_models.latents import draw_batch
+from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency import score
 from dpsapf.saliency.plan import plan_privacy
 from dpsapf.saliency.progress import Progress
@@ -314,6 +315,17 @@ def test_an_interrupted_stage_keeps_its_batch_and_leaves_no_checkpoint(stage, tm
     assert batches[0] == batches[1] and measured.batches == (len(batches[0]),), "the batch that was drawn first, counted once"
     check_measures(spend, measured, tmp_path / "private.json")
     assert not list(tmp_path.glob("private.checkpoint*"))
+
+
+@pytest.mark.parametrize("name", list(SCORES))
+def test_scores_in_bf16_differ_by_rounding(name):
+    unet = in_precision(tiny_unet(), "bf16")
+    found = saliency_scores(
+        unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), options(score=name, votes=56), Progress(Meter(12))
+    )
+    exact = scores(score=name, votes=56)
+    assert found.dtype == torch.float64 and (name == "vote" or not torch.equal(found, exact))
+    torch.testing.assert_close(found, exact, rtol=0.1, atol=0.02 * exact.max().item())  # 8 bits, backwards through all layers
 
 
 def test_threads_and_time_are_as_told(stage, tmp_path, monkeypatch):

@@ -85,6 +85,14 @@ def test_guidance_and_prompt_change_the_images(options):
     assert (expected[0] != expected[3]).any()
 
 
+def test_images_in_bf16_differ_by_rounding(options):
+    stage.sample(options)
+    expected, _ = images(options)
+    stage.sample(replace(options, precision="bf16"))
+    found, _ = images(options)
+    assert (found != expected).any() and np.abs(found.astype(int) - expected).mean() < 2  # of 255
+
+
 def test_unaudited_weights_are_refused(options, tmp_path, plan):
     save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
     with pytest.raises(UserError, match="--weights.*audit again"):

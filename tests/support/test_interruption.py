@@ -28,6 +28,13 @@ def test_a_signal_waits_where_it_is_postponed():
             signal.raise_signal(signal.SIGTERM)
 
 
+def test_a_second_signal_does_not_disturb_the_ending():
+    with listening():
+        with pytest.raises(Interrupted):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+
+
 def test_a_signal_of_an_earlier_command_is_forgotten():
     with listening(), postponed():
         signal.raise_signal(signal.SIGTERM)

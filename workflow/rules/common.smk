@@ -56,6 +56,7 @@ THREADS = CONFIG.compute.threads
 SPEED = flags(
     CONFIG.compute, only=tuple(key for key, _ in CONFIG.compute if key != "threads")
 )
+PRECISION = f"--precision {CONFIG.precision}"
 COMPARISONS = [
     LAYOUT.table(f"{table}--{dataset}--{model}.csv")
     for table, datasets in (

@@ -21,7 +21,7 @@ rule evolve:
         **NEEDS.resources("evolve"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.sampling),
+        options=f"{flags(CONFIG.sampling)} {PRECISION}",
         evolution=flags(CONFIG.evolution, only=VARIATIONS),
         protocol=f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}",
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),

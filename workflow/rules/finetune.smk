@@ -19,7 +19,7 @@ rule finetune:
         **NEEDS.resources("finetune"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.finetune),
+        options=f"{flags(CONFIG.finetune)} {PRECISION}",
         code=code_digest("finetune"),
     shell:
         "$LAUNCH dpsapf finetune {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --weights {output.weights}"

@@ -32,7 +32,7 @@ rule score_saliency:
     params:
         files=lambda w, input: given(input),
         run=lambda w: score_flags(SCORES[w.scores]),
-        options=flags(CONFIG.saliency),
+        options=f"{flags(CONFIG.saliency)} {PRECISION}",
         privacy=flags(CONFIG.privacy, only=("delta", "unit", "noise")),
         code=code_digest("saliency"),
     shell:

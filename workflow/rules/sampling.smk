@@ -20,7 +20,7 @@ rule sample:
         **NEEDS.resources("sample"),
     params:
         files=lambda w, input: given(input),
-        options=flags(CONFIG.sampling),
+        options=f"{flags(CONFIG.sampling)} {PRECISION}",
         lora=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
         code=code_digest("sampling"),
     shell:
