@@ -19,7 +19,7 @@ from dpsapf.experiment.stages import READS, WRITES, paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text
-from dpsapf.support.interruption import AGAIN, Interrupted, listening
+from dpsapf.support.interruption import AGAIN, Interrupted, heard, listening
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import as_json
 
@@ -43,6 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         except UserError as error:
             LOG.error("%s", _prefixed(words, str(error)))
         except Interrupted as ended:
+            heard()
             LOG.warning("%s", _prefixed(words, str(ended)))
             return AGAIN
         except Exception:

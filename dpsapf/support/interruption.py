@@ -25,29 +25,42 @@ class Interrupted(BaseException):
         super().__init__(f"asked to end by {_came.name if _came else 'a signal'}: {what}")
 
 
+AGAIN_AFTER = 1.0  # seconds
 _came: signal.Signals | None = None
 _postponed = 0
-_raised = False
+_heard = False
 
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Within, a signal of `SIGNALS` raises `Interrupted`, or waits where it is `postponed`; in the main thread only."""
+    """Within, a signal of `SIGNALS` raises `Interrupted`, or waits where it is `postponed`; in the main thread only.
+
+    Python drops what is raised in a destructor or a callback; so it is raised again, each second, until it is `heard`.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, _handle) for number in SIGNALS}
+    handlers = dict.fromkeys(SIGNALS, _handle) | {signal.SIGALRM: _raise}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
+        heard()
         for number, handler in before.items():
             signal.signal(number, handler)
         _forget()
 
 
+def heard() -> None:
+    """Note that the process is ending: further signals must not disturb that."""
+    global _heard
+    _heard = True
+    signal.setitimer(signal.ITIMER_REAL, 0)
+
+
 def _forget() -> None:
-    global _came, _postponed, _raised
-    _came, _postponed, _raised = None, 0, False
+    global _came, _postponed, _heard
+    _came, _postponed, _heard = None, 0, False
 
 
 @contextmanager
@@ -62,8 +75,12 @@ def postponed() -> Iterator[Callable[[], bool]]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _came, _raised
+    global _came
     _came = signal.Signals(number)
-    if not _postponed and not _raised:  # once: a second signal, to the whole job, must not disturb the ending
-        _raised = True
+    _raise()
+
+
+def _raise(*_: object) -> None:
+    if not _postponed and not _heard:
+        signal.setitimer(signal.ITIMER_REAL, AGAIN_AFTER)
         raise Interrupted

@@ -3,10 +3,13 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import warnings
 
 import pytest
 
-from dpsapf.support.interruption import SIGNALS, Interrupted, listening, postponed
+from dpsapf.support import interruption
+from dpsapf.support.interruption import SIGNALS, Interrupted, heard, listening, postponed
 
 
 @pytest.mark.parametrize("number", SIGNALS)
@@ -32,7 +35,25 @@ def test_a_second_signal_does_not_disturb_the_ending():
     with listening():
         with pytest.raises(Interrupted):
             signal.raise_signal(signal.SIGTERM)
+        heard()
         signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_what_a_destructor_drops_is_raised_again(monkeypatch):
+    monkeypatch.setattr(interruption, "AGAIN_AFTER", 0.05)
+
+    class Deaf:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+
+    with listening(), warnings.catch_warnings(), pytest.raises(Interrupted):
+        warnings.simplefilter("ignore")
+        made = Deaf()
+        del made
+        time.sleep(10)
+    with listening():
+        time.sleep(0.1)  # nothing of it is left
 
 
 def test_a_signal_of_an_earlier_command_is_forgotten():
