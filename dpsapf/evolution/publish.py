@@ -24,4 +24,4 @@ def publish_population(options: PublishPopulation) -> None:
         raise UserError("--population", str(options.population), f"the audit passed digest {passed}: audit again")
     arrays, _ = open_arrays(options.population)
     dataset = read_record(options.dataset, DatasetRecord)
-    write_samples(arrays["images"][:], arrays["labels"][:], ledger, dataset, options, "cpu", start)
+    write_samples(arrays["images"][:], arrays["labels"][:], ledger, dataset, options, "cpu", time.monotonic() - start)

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -47,21 +46,24 @@ def score_saliency(options: ScoreSaliency) -> None:
             together. A refusal has spent its epsilon: refused.json, beside the spend record, says so, stays, and is not
             drawn again.
     """
-    start = time.monotonic()
     _check_no_refusal(options)
+    checkpoint = Checkpoint.beside(options.scores, settings(options), options.checkpoint_minutes)
     torch.set_num_threads(options.threads)
     model = load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
     latents = Latents.load(options.latents, options.prompts, options.unit)
     units, release = _planned(options, table, len(latents))
-    checkpoint = Checkpoint.beside(options.scores, settings(options), options.checkpoint_minutes)
     with processes(options.device) as joined:
         progress = Progress.resumed(Meter(len(latents)), checkpoint, joined, options.device)
         batch = _batch(options, release, progress)
         denoiser, objective = in_precision(model.denoiser(options.device), options.precision), model.objective()
         exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, progress)
     if joined.leads:
-        _release(options, exact, table, units, release, progress.meter, start)
+        try:
+            _release(options, exact, table, units, release, progress.meter, checkpoint.seconds)
+        except Refused:
+            checkpoint.remove()
+            raise
         checkpoint.remove()
 
 
@@ -75,18 +77,24 @@ def _batch(options: ScoreSaliency, release: Release, progress: Progress) -> torc
 
 
 def _release(
-    options: ScoreSaliency, exact: torch.Tensor, table: pd.DataFrame, units: Ranking, release: Release, meter: Meter, start: float
+    options: ScoreSaliency,
+    exact: torch.Tensor,
+    table: pd.DataFrame,
+    units: Ranking,
+    release: Release,
+    meter: Meter,
+    seconds: float,
 ) -> None:
     identity = dataset_id(options.latents)
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
     try:
         released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)
     except Refused:
-        write_record(_refusal(options), _spend(options, release, meter, identity, None, len(table), start))
+        write_record(_refusal(options), _spend(options, release, meter, identity, None, len(table), seconds))
         raise
     with atomic(options.scores) as temporary:
         pd.DataFrame({MATRIX: table[MATRIX], SCORE: released}).to_csv(temporary, index=False)
-    write_record(options.spend, _spend(options, release, meter, identity, options.scores, len(table), start))
+    write_record(options.spend, _spend(options, release, meter, identity, options.scores, len(table), seconds))
 
 
 def _refusal(options: ScoreSaliency) -> Path:
@@ -103,11 +111,11 @@ def _check_no_refusal(options: ScoreSaliency) -> None:
 
 
 def _spend(
-    options: ScoreSaliency, release: Release, meter: Meter, identity: str, scores: Path | None, numbers: int, start: float
+    options: ScoreSaliency, release: Release, meter: Meter, identity: str, scores: Path | None, numbers: int, seconds: float
 ) -> Spend:
     """Write private.json and describe what was spent; ``scores``: the released file, None after a refusal."""
     private = options.private if scores else options.private.with_name("private.refused.json")
-    write_record(private, meter.measured(time.monotonic() - start))
+    write_record(private, meter.measured(seconds))
     return Spend(
         subject=_subject(options),
         release=meter.release(release),

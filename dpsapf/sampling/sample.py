@@ -1,8 +1,6 @@
 """sample: draw synthetic images from an audited run with diffusers' own pipeline of the public model."""
 
-import functools
 import logging
-import time
 import typing
 from dataclasses import dataclass
 
@@ -44,7 +42,7 @@ def sample(options: Sample) -> None:
     Raises:
         UserError: the weights are not those that the ledger's audit passed.
     """
-    start = time.monotonic()
+    checkpoint = Checkpoint.beside(options.archive, settings(options), options.checkpoint_minutes)
     torch.set_num_threads(options.threads)
     ledger = read_record(options.ledger, Ledger)
     check_weights(ledger, options)
@@ -54,12 +52,12 @@ def sample(options: Sample) -> None:
     labels.sort()
     with processes(options.device) as joined:
         pipeline = build_pipeline(model, ledger, options)
-        drawn = Drawing(model, pipeline, labels, ledger, dataset, options)
+        drawn = Drawing(model, pipeline, labels, ledger, dataset, options, checkpoint)
         images = draw_images(drawn, joined)
         if joined.leads:
-            write_samples(images.memory("images"), labels, ledger, dataset, options, options.device, start)
+            write_samples(images.memory("images"), labels, ledger, dataset, options, options.device, checkpoint.seconds)
             images.path.unlink()
-            drawn.checkpoint.remove()
+            checkpoint.remove()
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,7 @@ class Drawing:
         ledger: of the audited run.
         dataset: the sensitive dataset's record.
         options: of the stage.
+        checkpoint: how many images are drawn; nothing in it is private.
     """
 
     model: Family
@@ -81,11 +80,7 @@ class Drawing:
     ledger: Ledger
     dataset: DatasetRecord
     options: Sample
-
-    @functools.cached_property
-    def checkpoint(self) -> Checkpoint:
-        """How many images are drawn; nothing in it is private."""
-        return Checkpoint.beside(self.options.archive, settings(self.options), self.options.checkpoint_minutes)
+    checkpoint: Checkpoint
 
 
 def write_samples(
@@ -95,16 +90,16 @@ def write_samples(
     dataset: DatasetRecord,
     options: Sample | PublishPopulation,
     device: str,
-    start: float,
+    seconds: float,
 ) -> None:
-    """Write images uint8 [N, H, W, 3] with labels int64 [N], their contact sheet, and what they cost since ``start`` [s]."""
+    """Write images uint8 [N, H, W, 3] with labels int64 [N], their contact sheet, and what they cost."""
     write_archive(options.archive, {"images": images, "labels": labels})
     with atomic(options.contact_sheet) as temporary:
         contact_sheet(LabelledImages(images, labels), dataset.classes, f"synthetic: {ledger.run.id}").save(temporary)
     timing = Timing(
         ledger=sha256(options.ledger),
         samples=sha256(options.archive),
-        seconds=time.monotonic() - start,
+        seconds=seconds,
         peak_memory_mb=peak_memory_mb(device),
     )
     write_record(options.timing, timing)

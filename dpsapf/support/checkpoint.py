@@ -38,7 +38,8 @@ class Checkpoint:
     settings: Mapping[str, object]
     minutes: float = math.inf
     every: int | None = None
-    _saved: float = field(default_factory=time.monotonic)
+    _began: float = field(default_factory=lambda: time.monotonic())
+    _saved: float = field(default_factory=lambda: time.monotonic())
 
     @classmethod
     def beside(
@@ -69,9 +70,9 @@ class Checkpoint:
     def save(self, facts: dict, tensors: Mapping[str, torch.Tensor]) -> None:
         """Replace the file, and keep the one before it."""
         copies = {name: value.detach().cpu().clone().contiguous() for name, value in tensors.items()}  # they may share memory
-        told = json.dumps({"settings": self.settings, "digest": _digest(copies), "facts": facts})
+        told = {"settings": self.settings, "digest": _digest(copies), "seconds": self.seconds, "facts": facts}
         with atomic(self.path) as temporary:
-            save_file(copies, temporary, {"told": told})
+            save_file(copies, temporary, {"told": json.dumps(told)})
             if self.path.exists():
                 self.path.replace(self._before)
         self._saved = time.monotonic()
@@ -103,6 +104,11 @@ class Checkpoint:
                 if ends:
                     raise Interrupted(f"the same command goes on from {self.path}")
 
+    @property
+    def seconds(self) -> float:
+        """Time since this was made, and that of the earlier starts that it goes on from."""
+        return time.monotonic() - self._began
+
     def remove(self) -> None:
         """Leave nothing: the outputs are written."""
         for path in (self.path, self._before):
@@ -122,6 +128,7 @@ class Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         if told["digest"] != _digest(tensors):
             raise ValueError("its digest is another than its contents'")
+        self._began -= told["seconds"]
         return told["facts"], tensors
 
     def _check(self, path: Path, made_with: dict[str, object]) -> None:

@@ -39,6 +39,19 @@ def test_what_is_kept_comes_back(kept):
     assert files(kept) == []
 
 
+def test_the_time_of_earlier_starts_counts(kept, monkeypatch):
+    clock = [100.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: clock[0])
+    first = Checkpoint(kept.path, kept.settings)
+    clock[0] = 130.0
+    first.save(*state(1))
+    clock[0] = 500.0
+    second = Checkpoint(kept.path, kept.settings)
+    second.load()
+    clock[0] = 512.0
+    assert first.seconds == 412.0 and second.seconds == 42.0
+
+
 def test_tensors_may_share_memory(kept):
     whole = torch.arange(6.0)
     kept.save({}, {"whole": whole, "part": whole[2:4]})
