@@ -10,6 +10,7 @@ client is gone.
 
 import array
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -50,6 +51,7 @@ LAZY = (
     "transformers.models.clip.modeling_clip",
     "transformers.models.clip.tokenization_clip",
 )  # what the stages import when they run
+DIES_WITH_PARENT = 1  # PR_SET_PDEATHSIG of Linux
 PATIENCE = 1.0  # seconds between looks at whether the parent still lives
 
 
@@ -162,12 +164,20 @@ def _fork(connection: socket.socket) -> int | None:
         request, outputs = _received(connection)
     except (OSError, EOFError):
         return connection.close()
-    pid = os.fork()
+    parent, pid = os.getpid(), os.fork()
     if pid == 0:
+        _die_with(parent)
         _become(request, outputs)
     for descriptor in outputs:
         os.close(descriptor)
     return pid
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel end this process with its parent: else it would go on beside the one that takes its place."""
+    ctypes.CDLL(None).prctl(DIES_WITH_PARENT, signal.SIGKILL)
+    if os.getppid() != parent:  # it was quicker
+        os._exit(1)
 
 
 def _received(connection: socket.socket) -> tuple[dict, list[int]]:

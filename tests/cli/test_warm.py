@@ -134,6 +134,17 @@ def test_a_client_that_goes_before_it_has_asked_disturbs_nobody(server, tmp_path
     assert ran.communicate(timeout=30)[0].strip() == "0.1.0" and process.poll() is None
 
 
+def test_a_warm_process_that_is_killed_takes_its_stages_along(server, tmp_path):
+    path, process = server
+    ran = pretraining(path, tmp_path, stderr=subprocess.DEVNULL)
+    wait_for(lambda: children(process))
+    child = Path(f"/proc/{children(process)[0]}")
+    process.kill()
+    process.wait()
+    assert ran.wait(timeout=30) == 1
+    wait_for(lambda: not child.exists() or "State:\tZ" in (child / "status").read_text())
+
+
 def test_a_warm_process_that_dies_is_told_in_one_line(server, tmp_path):
     path, process = server
     ran = pretraining(path, tmp_path, stderr=subprocess.PIPE)

@@ -329,7 +329,7 @@ def test_scores_in_bf16_differ_by_rounding(name):
 
 
 def test_threads_and_time_are_as_told(stage, tmp_path, monkeypatch):
-    clock = iter((100.0, 107.5))
+    clock = iter((100.0, 100.0, 107.5))
     monkeypatch.setattr("dpsapf.support.checkpoint.time", SimpleNamespace(monotonic=lambda: next(clock)))
     stage("gaussian", "matrix", 0.3, 700, threads=2)
     assert read_record(tmp_path / "private.json", Measured).seconds == 7.5 and torch.get_num_threads() == 2
