@@ -197,6 +197,8 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "demo-full-main": partial(cut, "demo-full/figures/main_table.md", ("public model", "target ε", "seeds")),
     "demo-full-differences": partial(cut, "demo-full/figures/paired_differences.md", ("public model",)),
     "variants-differences": partial(cut, "variants/figures/paired_differences.md", ("public model",)),
+    "cifar10-main": partial(cut, "cifar10-mini/figures/main_table.md", ("public model", "target ε", "seeds")),
+    "cifar10-differences": partial(cut, "cifar10-mini/figures/paired_differences.md", ("public model",)),
     "evolution-main": partial(cut, "evolution/figures/main_table.md", ("public model", "target ε", "seeds")),
     "stability-over-all": partial(edge_factors, "over_all"),
     "stability-over-random": partial(edge_factors, "over_random"),
