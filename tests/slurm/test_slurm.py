@@ -224,7 +224,7 @@ def test_a_full_disk_and_the_same_command_again(work, slurm, calm):
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], check=True)
     try:
         shutil.copytree(kept, folder, dirs_exist_ok=True)
-        (folder / "filler").write_bytes(b"x" * (2**20 - 200_000))
+        (folder / "filler").write_bytes(b"x" * (shutil.disk_usage(folder).free - 2**15))
         process = start(work, slurm, "--retries", "0")
         assert process.wait(PATIENCE) != 0
         assert "the disk is full: make room, then run the same command" in log(work) and "Traceback" not in log(work)
