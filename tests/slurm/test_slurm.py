@@ -102,8 +102,8 @@ def left(folder):
 
 
 def start(folder, slurm, *words):
-    log = (folder / "snakemake.log").open("a")
-    return subprocess.Popen([*START, *words], cwd=folder, env=slurm, stdout=log, stderr=log)
+    log, heeds = (folder / "snakemake.log").open("a"), lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # as in a terminal
+    return subprocess.Popen([*START, *words], cwd=folder, env=slurm, stdout=log, stderr=log, preexec_fn=heeds)
 
 
 def finished(process, folder, calm):
