@@ -3,6 +3,7 @@
 It is an estimate. Left out: classifiers, text encoders and metrics, which are small beside the rest at the paper's scale.
 """
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -53,10 +54,14 @@ class Sizes:
     @classmethod
     def of(cls, config: Config, run: RunSpec) -> "Sizes":
         """Look a run's dataset and model up."""
-        dataset = entry(config.datasets_file, run.dataset, DatasetEntry)
-        model = entry(config.public_models_file, run.public_model, ModelEntry)
-        work = architectures().get(model.architecture) if model.architecture else None
-        return cls(dataset, dataset.train or dataset.images, work and work.at(model.resolution))
+        return _sizes(config.datasets_file, run.dataset, config.public_models_file, run.public_model)
+
+
+@functools.cache
+def _sizes(datasets_file: str, dataset: str, models_file: str, public_model: str) -> Sizes:
+    images, model = entry(datasets_file, dataset, DatasetEntry), entry(models_file, public_model, ModelEntry)
+    work = architectures().get(model.architecture) if model.architecture else None
+    return Sizes(images, images.train or images.images, work and work.at(model.resolution))
 
 
 def jobs(config: Config) -> Iterator[Job]:
