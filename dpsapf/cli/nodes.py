@@ -5,6 +5,7 @@ import gc
 import importlib
 import logging
 import os
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -88,8 +89,8 @@ def _told(error: Exception, options: Checked) -> UserError | None:
         size = getattr(options, "micro_batch", None)
         remedy = "does not fit into memory: take less, a node with more (resources: memory_mb), or gradient_checkpointing"
         return UserError("--micro-batch", size, remedy)
-    if isinstance(error, OSError) and error.errno:
-        return _told_system(error, options)
+    if _number(error):
+        return _told_system(error, _number(error), options)
     if (broken := _unreadable(options)) is not None:
         return UserError("file", str(broken), f"cannot be read ({_first_line(error)}): delete it and run its stage again")
     if isinstance(error, ImportError):
@@ -102,19 +103,26 @@ def _told(error: Exception, options: Checked) -> UserError | None:
     return None
 
 
-def _told_system(error: OSError, options: Checked) -> UserError | None:
+def _number(error: Exception) -> int | None:
+    """Return the operating system's number of an error, of Python or of a library in Rust, such as safetensors."""
+    told = re.search(r"\(os error (\d+)\)", str(error))
+    return error.errno if isinstance(error, OSError) else told and int(told[1])
+
+
+def _told_system(error: Exception, number: int, options: Checked) -> UserError | None:
     """Say what the operating system refused."""
-    file = error.filename or next((str(file.parent) for files in paths(options, WRITES).values() for file in files), "")
-    if error.errno in FULL:
-        remedy = f"{FULL[error.errno]}: make room, then run the same command; nothing half-written is left"
+    file, why = getattr(error, "filename", None), os.strerror(number)
+    file = file or next((str(file.parent) for files in paths(options, WRITES).values() for file in files), "")
+    if number in FULL:
+        remedy = f"{FULL[number]}: make room, then run the same command; nothing half-written is left"
         return UserError("folder", str(file), remedy)
-    if error.errno in REFUSED:
+    if number in REFUSED:
         return UserError("file", str(file), "may not be read or written here: give this user the right, or take another folder")
-    if error.errno in BROKEN:
-        return UserError("file", str(file), f"its file system fails ({error.strerror}): run the same command again, elsewhere")
-    if error.errno in NETWORK or isinstance(error, ConnectionError):
+    if number in BROKEN:
+        return UserError("file", str(file), f"its file system fails ({why}): run the same command again, elsewhere")
+    if number in NETWORK or isinstance(error, ConnectionError):
         remedy = "this node has no network: fetch what is missing on one that has (fetch-dataset, fetch-public-model)"
-        return UserError("network", error.strerror, remedy)
+        return UserError("network", why, remedy)
     return None
 
 

@@ -13,6 +13,8 @@ from dpsapf.public_models.latents import Pairs
 from dpsapf.support.checked import replace
 from tests.tiny import candidates, tiny_objective, tiny_unet
 
+pytestmark = pytest.mark.slow
+
 SIZES = (3, 7, 13)
 
 

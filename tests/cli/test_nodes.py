@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from dpsapf.cli import nodes
@@ -46,6 +47,7 @@ def failing(error):
 SITUATIONS = {
     "disk full": (OSError(errno.ENOSPC, "No space left on device", "/x/y"), "folder = '/x/y': the disk is full: make room, then"),
     "disk full, no name": (OSError(errno.ENOSPC, "No space left on device"), "folder = '{folder}': the disk is full"),
+    "disk full, by safetensors": (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded", "/x"), "the disk quota is used up: make room"),
     "no right": (PermissionError(errno.EACCES, "Permission denied", "/x"), "file = '/x': may not be read or written here"),
     "read-only": (OSError(errno.EROFS, "Read-only file system", "/x"), "file = '/x': may not be read or written here"),

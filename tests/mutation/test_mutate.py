@@ -215,6 +215,7 @@ def toy(tmp_path_factory):
     return json.loads(ended.stdout)
 
 
+@pytest.mark.slow
 def test_a_toys_faults_are_killed_and_its_equivalents_survive(toy):
     survivors = {name for name, (outcome, *_) in toy["outcomes"].items() if outcome == "SURVIVED"}
     assert {name.partition(" | ")[2] for name in survivors} == {"comparison: x > 0 -> x >= 0", "arithmetic: n + n -> n - n"}
@@ -232,6 +233,7 @@ def test_a_hang_counts_as_killed(toy):
     assert hang[:2] == ["killed", None] and hang[2] < 0  # a signal
 
 
+@pytest.mark.slow
 def test_what_a_fixture_reaches_counts_for_every_test_of_the_file(toy):
     lines = {name.partition("::")[2]: lines for name, lines in toy["reach"].items()}
     assert 4 in lines["test_clip"] and 4 in lines["test_half"] and 4 in lines["test_count"]
@@ -326,6 +328,7 @@ def test_a_listing_names_places(capsys):
     assert len(lines) > 5 and all(line.startswith("privacy/poisson.py") for line in lines)
 
 
+@pytest.mark.slow
 def test_a_sample_of_the_projects_mutants_is_killed():
     """Another sample each time: DPSAPF_MUTATION_SEED=$(git rev-parse HEAD)."""
     seed = os.environ.get("DPSAPF_MUTATION_SEED", "0")

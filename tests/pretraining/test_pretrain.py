@@ -9,6 +9,8 @@ from dpsapf.pretraining.public_data import CLASSES, draw_example
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):

@@ -37,7 +37,8 @@ from tests.prepared_dataset import write_dataset
 IMAGES = 12
 
 
-@pytest.mark.parametrize("family", [pytest.param("mini", marks=pytest.mark.slow), "z_image"])
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["mini", "z_image"])
 def test_a_run_of_each_family(family, request, tmp_path, two_digits, monkeypatch):
     monkeypatch.chdir(tmp_path)
     entry = ModelEntry(path=str(request.getfixturevalue(family)), resolution=32, licence="MIT")
