@@ -222,12 +222,14 @@ def test_a_toys_faults_are_killed_and_its_equivalents_survive(toy):
     assert len(toy["outcomes"]) == 14
 
 
+@pytest.mark.slow
 def test_a_mutant_is_killed_by_the_test_that_reaches_it(toy):
     by = {name.partition(" | ")[2]: test for name, (_, test, _) in toy["outcomes"].items()}
     assert by["statement dropped: total += 1 -> "] == "tests/test_thing.py::test_count"
     assert "clip" in by["constant: 1.0 -> 2.0"] or "half" in by["constant: 1.0 -> 2.0"]
 
 
+@pytest.mark.slow
 def test_a_hang_counts_as_killed(toy):
     (hang,) = [row for name, row in toy["outcomes"].items() if "statement dropped: n -= 1" in name]
     assert hang[:2] == ["killed", None] and hang[2] < 0  # a signal
