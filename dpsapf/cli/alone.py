@@ -1,6 +1,8 @@
 """One Snakemake on one config's results: held by the operating system, and so gone with its process, however that ends."""
 
+import errno
 import fcntl
+import logging
 import os
 import socket
 import typing
@@ -8,7 +10,9 @@ from pathlib import Path
 
 from dpsapf.support.errors import UserError
 
+LOG = logging.getLogger(__name__)
 FILE = ".one-snakemake"
+CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def hold(results: Path) -> typing.TextIO:
@@ -26,6 +30,10 @@ def hold(results: Path) -> typing.TextIO:
         owner = file.read().strip() or "another process"
         file.close()
         raise UserError("results", str(results), f"{owner} works on it: wait for its end, or end it") from None
+    except OSError as error:
+        if error.errno not in CANNOT_LOCK:
+            raise
+        LOG.warning("%s: its file system has no locks (%s): start one Snakemake only on it", results, error.strerror)
     file.truncate(0)
     file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
     file.flush()

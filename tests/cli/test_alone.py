@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -6,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from dpsapf.cli import alone
 from dpsapf.cli.alone import hold
 from dpsapf.support.errors import UserError
 
@@ -31,3 +33,12 @@ def test_a_killed_process_holds_nothing(tmp_path):
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     hold(tmp_path).close()
+
+
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(alone.fcntl, "flock", refuse)
+    hold(tmp_path).close()
+    assert "its file system has no locks (No locks available): start one Snakemake only on it" in caplog.text
