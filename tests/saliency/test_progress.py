@@ -73,3 +73,22 @@ def test_no_rows_contribute_nothing():
     progress = Progress(Meter(1))
     progress.contribution(torch.zeros(0))
     assert progress.meter.measured(0.0).largest_contribution == 0.0
+
+
+def test_without_a_file_it_begins_at_the_first_row(tmp_path):
+    checkpoint, joined, meter = Checkpoint(tmp_path / "c.safetensors", {}, 10), beside(0, 1), Meter(5)
+    progress = Progress.resumed(meter, checkpoint, joined, "cpu")
+    assert (progress.meter, progress.checkpoint, progress.joined) == (meter, checkpoint, joined)
+    assert progress.rows == 0 and joined.asked == [(0, "rows that a process goes on after")]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_what_was_added_is_kept_after_each_round_that_is_due(tmp_path, rank):
+    checkpoint = Checkpoint(tmp_path / "c.safetensors", {}, minutes=1e-9)
+    progress, kept = Progress(Meter(5), checkpoint, beside(rank, 2)), []
+    progress.begin([torch.zeros(1)])
+    for part in progress.parts(7, 2):
+        saved = checkpoint.load()
+        kept.append(saved and (saved[0]["rows"], saved[1]["sums/0"].item()))
+        progress.add([torch.tensor([float(len(part))])])
+    assert kept == ([None, (4, 2.0)] if rank == 0 else [None, None]), "the leading process writes"

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import itertools
 import signal
@@ -19,14 +20,14 @@ from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency import score
 from dpsapf.saliency.plan import plan_privacy
 from dpsapf.saliency.progress import Progress
-from dpsapf.saliency.score import saliency_scores
+from dpsapf.saliency.score import saliency_scores, squared_gradient_norms
 from dpsapf.saliency.scores import SCORES, Bounds
 from dpsapf.saliency.select import top_units
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.interruption import Interrupted, listening
-from dpsapf.support.parallel import ALONE
+from dpsapf.support.parallel import ALONE, Processes
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
@@ -315,6 +316,51 @@ def test_an_interrupted_stage_keeps_its_batch_and_leaves_no_checkpoint(stage, tm
     assert batches[0] == batches[1] and measured.batches == (len(batches[0]),), "the batch that was drawn first, counted once"
     check_measures(spend, measured, tmp_path / "private.json")
     assert not list(tmp_path.glob("private.checkpoint*"))
+
+
+def test_a_process_that_does_not_lead_releases_nothing(stage, tmp_path, monkeypatch):
+    """Two releases of the same scores would cost twice."""
+
+    class Follower(Processes):
+        def largest(self, number):
+            return number
+
+        def check_equal(self, number, what):
+            pass
+
+        def agree_on_generator(self, generator, device):
+            return generator
+
+    monkeypatch.setattr(score, "processes", lambda device: contextlib.nullcontext(Follower(1, 2)))
+    with pytest.raises(FileNotFoundError):
+        stage("gaussian", "matrix", 0.3, 700)
+    assert not (tmp_path / "s.csv").exists() and not (tmp_path / "private.json").exists()
+
+
+def test_a_refusal_leaves_no_checkpoint(stage, tmp_path, monkeypatch):
+    scored = score.saliency_scores
+
+    def kept(*inputs):
+        found = scored(*inputs)
+        progress = inputs[-1]
+        progress.sums = [found]
+        progress.checkpoint.save(*progress.state())
+        return found * 0
+
+    monkeypatch.setattr(score, "saliency_scores", kept)
+    with pytest.raises(Refused):
+        stage("ptr", "matrix", 0.3, 700)
+    assert (tmp_path / "refused.json").exists() and not list(tmp_path.glob("private.checkpoint*"))
+
+
+def test_squared_norms_of_given_rows_and_of_none():
+    unet, objective = tiny_unet(), tiny_objective()
+    names, drawn = candidates(unet), draw_batch(tiny_latents(), EVERYONE, 1, 1000, torch_generator(0, "pairs"))
+    whole = list(squared_gradient_norms(unet, objective, drawn, names, options()))
+    assert [len(part) for part in whole] == [5, 5, 2]
+    parts = list(squared_gradient_norms(unet, objective, drawn, names, options(), [range(2, 4), range(12, 12)]))
+    assert [part.shape for part in parts] == [(2, len(names)), (0, len(names))]
+    torch.testing.assert_close(parts[0], torch.cat(whole)[2:4], rtol=1e-4, atol=1e-9)  # fp32 passes in other micro-batches
 
 
 @pytest.mark.parametrize("name", list(SCORES))
