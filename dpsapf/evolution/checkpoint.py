@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from dpsapf.privacy.meter import Meter
-from dpsapf.support.checkpoint import State
+from dpsapf.support.checkpoint import State, named
 
 
 @dataclass
@@ -44,6 +44,5 @@ def restored(meter: Meter, start: float, facts: dict, tensors: dict[str, torch.T
         facts: and
         tensors: as `contents` gave them.
     """
-    prefix = "meter/"
-    meter.restore(facts["measured"], {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)})
+    meter.restore(facts["measured"], named(tensors, "meter/"))
     return Evolution(tensors["images"].numpy(), meter, start - facts["seconds"], list(tensors["votes"].numpy()))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dpsapf.privacy.meter import Meter
-from dpsapf.support.checkpoint import State
+from dpsapf.support.checkpoint import State, named
 
 
 @dataclass
@@ -49,12 +49,8 @@ def contents(state: TrainingState) -> State:
 def restore(state: TrainingState, facts: dict, tensors: dict[str, torch.Tensor]) -> None:
     """Put what `contents` gave into a state of the same run."""
     _restore_tensors(state, tensors)
-    state.meter.restore(facts["measured"], _named(tensors, "meter/"))
+    state.meter.restore(facts["measured"], named(tensors, "meter/"))
     state.step, state.log, state.seconds = facts["step"], facts["log"], facts["seconds"]
-
-
-def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _restore_tensors(state: TrainingState, tensors: dict[str, torch.Tensor]) -> None:
@@ -63,7 +59,7 @@ def _restore_tensors(state: TrainingState, tensors: dict[str, torch.Tensor]) -> 
             parameter.copy_(tensors[f"parameter/{name}"])
             if state.average is not None:
                 state.average[name].copy_(tensors[f"average/{name}"])
-    for name, value in _named(tensors, "optimizer/").items():
+    for name, value in named(tensors, "optimizer/").items():
         key, owner = name.split("/", 1)
         parameter = state.parameters[owner]
         state.optimizer.state[parameter][key] = _optimizer_value(value, parameter)

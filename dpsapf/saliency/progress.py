@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from dpsapf.privacy.meter import Meter
-from dpsapf.support.checkpoint import Checkpoint, State
+from dpsapf.support.checkpoint import Checkpoint, State, named
 from dpsapf.support.parallel import ALONE, Processes
 from dpsapf.support.progress import track
 
@@ -41,8 +41,8 @@ class Progress:
         if saved is None:
             return cls(meter, checkpoint, joined)
         facts, tensors = saved
-        meter.restore(facts["measured"], _named(tensors, "meter/"))
-        sums = _named(tensors, "sums/")
+        meter.restore(facts["measured"], named(tensors, "meter/"))
+        sums = named(tensors, "sums/")
         return cls(meter, checkpoint, joined, facts["rows"], [sums[str(place)].to(device) for place in range(len(sums))])
 
     def begin(self, zeros: list[torch.Tensor]) -> None:
@@ -78,7 +78,3 @@ class Progress:
         tensors = {f"meter/{name}": value for name, value in measures.items()}
         tensors |= {f"sums/{place}": value for place, value in enumerate(self.total())}
         return {"rows": self.rows, "measured": measured}, tensors
-
-
-def _named(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

@@ -139,6 +139,11 @@ class Checkpoint:
                 raise UserError("--" + name.replace("_", "-"), asked.get(name), remedy)
 
 
+def named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    """Take the tensors whose names begin with a prefix, and leave it off."""
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _digest(tensors: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):

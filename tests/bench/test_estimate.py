@@ -36,7 +36,7 @@ def test_studies_sum_to_all(tmp_path):
 def test_a_known_study_costs_what_its_operations_say():
     """Each trained run: 4,096 x 1,000 passes, and 10,000 images of 25 guided steps; scores over all images, once each."""
     frame = table(config("paper-lite"), 100.0, None, {}).set_index("study")
-    drawn = 10000 * (50 * 0.180106 + 0.622187 + 0.0114)
+    drawn = 10000 * (50 * 0.180106 + 0.622187 + 0.0114264)
     expected = 4096 * 1000 * 0.364861 + drawn
     assert frame.loc["layers", "TFLOP"] == pytest.approx(expected, rel=1e-5)
     assert frame.loc["layers", "GPU-hours"] == pytest.approx(expected / 100 / 3600, rel=0.02)

@@ -1,6 +1,8 @@
 import pytest
+import torch
 
 from dpsapf.bench import work
+from dpsapf.experiment import cost
 from dpsapf.experiment.work import architectures
 
 
@@ -15,6 +17,14 @@ def test_the_packaged_model_is_counted_as_the_file_says():
 @pytest.mark.slow
 def test_every_architecture_is_counted_as_the_file_says():
     assert work.architectures() == architectures()
+
+
+def test_inception_is_counted_as_the_costs_say():
+    from torchvision.models import inception_v3
+
+    with torch.device("meta"):
+        network, pixels = inception_v3(weights=None, init_weights=False).eval(), torch.zeros(1, 3, 299, 299)
+        assert work._operations(lambda: network(pixels)) == cost.INCEPTION
 
 
 def test_stable_diffusion_has_the_published_number_of_parameters():
