@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import dpsapf
 from dpsapf.cli.commands import COMMANDS, Command
 from dpsapf.cli.nodes import check_device, leads, run
-from dpsapf.experiment.stages import READS, WRITES, paths
+from dpsapf.experiment.fields import READS, WRITES, paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text

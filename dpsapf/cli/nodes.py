@@ -10,7 +10,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dpsapf.experiment.stages import READS, WRITES, paths
+from dpsapf.experiment.fields import READS, WRITES, paths
 from dpsapf.support.checked import Checked, replace
 from dpsapf.support.errors import UserError
 

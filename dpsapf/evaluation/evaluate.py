@@ -4,9 +4,10 @@ import numpy as np
 import torch
 
 from dpsapf.datasets.prepared import read_part
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import Evaluate, settings
+from dpsapf.experiment.stages import Evaluate
 from dpsapf.support.arrays import open_arrays
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError

@@ -7,9 +7,10 @@ import torch
 
 from dpsapf.datasets.prepared import Part, read_part
 from dpsapf.evaluation.features import BATCH, feature_batches
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import ReferenceFeatures, settings
+from dpsapf.experiment.stages import ReferenceFeatures
 from dpsapf.support.arrays import writing
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.provenance import provenance

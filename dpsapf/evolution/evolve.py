@@ -19,10 +19,11 @@ from dpsapf.evaluation.features import extract_features, feature_batches
 from dpsapf.evolution.api import ImageApi, image_api
 from dpsapf.evolution.checkpoint import Evolution, contents, restored
 from dpsapf.evolution.votes import Electorate, drawn, first
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.registries import ProtocolEntry, entry
-from dpsapf.experiment.stages import Evolve, settings
+from dpsapf.experiment.stages import Evolve
 from dpsapf.privacy.meter import Meter
 from dpsapf.sampling.sample import fitted
 from dpsapf.support.arrays import writing

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from dpsapf.experiment.columns import SELECTED
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
-from dpsapf.experiment.stages import Finetune, settings
+from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune.adapters import resting, trainable
 from dpsapf.finetune.checkpoint import TrainingState, contents, restore
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient

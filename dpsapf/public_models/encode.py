@@ -6,8 +6,9 @@ from safetensors.torch import save_file
 
 from dpsapf.datasets.images import resize
 from dpsapf.datasets.prepared import Part, read_part, read_salt
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
-from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset, settings
+from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
 from dpsapf.support.arrays import Partial

@@ -9,9 +9,10 @@ import pandas as pd
 import torch
 
 from dpsapf.experiment.columns import MATRIX, SCORE
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Release, Spend
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.experiment.stages import CompareScores, ScoreSaliency, settings
+from dpsapf.experiment.stages import CompareScores, ScoreSaliency
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.privacy.meter import Meter

@@ -13,8 +13,9 @@ from safetensors.torch import load_file
 from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.images import LabelledImages, resize
 from dpsapf.datasets.preview import contact_sheet
+from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
-from dpsapf.experiment.stages import PublishPopulation, Sample, settings
+from dpsapf.experiment.stages import PublishPopulation, Sample
 from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from dpsapf.cli.commands import COMMANDS, MODULES, Command
-from dpsapf.experiment import stages
+from dpsapf.experiment import fields, stages
 from dpsapf.support.checked import Checked
 
 ROOT = Path(__file__).parents[2]
@@ -59,14 +59,13 @@ def test_what_a_stage_reads_is_written_by_a_stage_before_it():
     """Records go by the name of their file: what comes later cannot have written it."""
     written, missing = set(), []
     for command in COMMANDS.values():
-        fields = command.options.model_fields.values()
-        reads = [field.description for field in fields if field.json_schema_extra == stages.READS]
+        reads = [field.description for field in command.options.model_fields.values() if field.json_schema_extra == fields.READS]
         named = {name for text in reads for name in re.findall(r"[a-z_]+\.json|candidates\.csv", text)}
         missing += [(command.name, name) for name in named if name not in written]
         writes = [
             (name, field.description)
             for name, field in command.options.model_fields.items()
-            if field.json_schema_extra == stages.WRITES
+            if field.json_schema_extra == fields.WRITES
         ]
         for name, text in writes:
             written |= {f"{name}.csv", *re.findall(r"[a-z_]+\.json", text)}

@@ -6,12 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from dpsapf.cli.commands import MODULES
+from dpsapf.experiment.fields import READS, WRITES
 from dpsapf.experiment.settings import Config
 from dpsapf.experiment.stages import (
-    READS,
-    WRITES,
     Aggregate,
-    AuditPrivacy,
     Bench,
     CollectMetrics,
     CompareScores,
@@ -23,10 +21,8 @@ from dpsapf.experiment.stages import (
     PretrainPublicModel,
     Sample,
     ScoreSaliency,
-    SelectMatrices,
-    paths,
 )
-from dpsapf.support.checked import Checked, replace
+from dpsapf.support.checked import Checked
 
 STAGES = list(MODULES)
 SECTIONS = [field.annotation for field in Config.model_fields.values() if isinstance(field.annotation, type)]
@@ -44,25 +40,6 @@ def required(stage):
     return {
         name: "seed" if name == "noise" else f"{name}.x" for name in needed if name == "noise" or needed[name].json_schema_extra
     }
-
-
-def test_paths_are_those_of_a_role_and_given():
-    options = SelectMatrices(plan="p", candidate_table="c", out="o", record="r")
-    assert paths(options, READS) == {"plan": [Path("p")], "candidate_table": [Path("c")]}
-    assert paths(replace(options, scores="s"), READS)["scores"] == [Path("s")]
-    assert paths(options, WRITES) == {"out": [Path("o")], "record": [Path("r")]}
-
-
-def test_several_files_are_a_list_and_none_are_an_empty_one():
-    assert paths(AuditPrivacy(plan="p", spends=("a", "b"), out="o"), READS)["spends"] == [Path("a"), Path("b")]
-    assert paths(AuditPrivacy(plan="p", out="o"), READS)["spends"] == []
-
-
-def test_a_default_file_is_read_too():
-    options = Evaluate(protocol="demo-v1", **required(Evaluate))
-    assert paths(options, READS)["registry"] == [Path("config/protocols.yaml")]
-    assert paths(options, WRITES) == {}, "one may ask for neither"
-    assert list(paths(replace(options, utility="u"), WRITES)) == ["utility"]
 
 
 @pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
