@@ -1,255 +1,180 @@
-"""bench: what the saliency pass and DP-SGD cost against plain training, as medians of ratios within one process."""
+"""bench: what the saliency pass, DP-SGD and sampling cost against plain ones, as medians of ratios within one process."""
 
+import functools
 import gc
 import logging
 import statistics
 import time
-import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pandas as pd
 import torch
 
-from dpsapf.experiment.columns import MATRIX, SELECTED
-from dpsapf.experiment.records import Release
-from dpsapf.experiment.runs import RunSpec
+from dpsapf.bench import steps
+from dpsapf.bench.steps import OpacusGradients, Step
+from dpsapf.experiment.methods import Precision
 from dpsapf.experiment.stages import Bench
-from dpsapf.finetune.adapters import trainable
-from dpsapf.finetune.dp_sgd import private_gradient
-from dpsapf.gradients.ghost_clipping import GhostClipping
-from dpsapf.gradients.ghost_norms import GhostNorms
-from dpsapf.gradients.per_image import PerImageGradients, averaged, per_image_gradients
-from dpsapf.privacy.clipping import Clipping, clipped_sum
-from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import SeededNoise
-from dpsapf.public_models.candidates import PROJECTIONS
-from dpsapf.public_models.families.stable_diffusion import NoiseObjective
-from dpsapf.public_models.latents import Pairs
-from dpsapf.public_models.load import packaged_unet
-from dpsapf.saliency.scores import SIGNAL_BOUND
+from dpsapf.support.errors import out_of_memory
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
-from dpsapf.support.randomness import child_seed, torch_generator
-
-if typing.TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 LOG = logging.getLogger(__name__)
-Step = Callable[[], object]
 RATIO = 0.3
 LOGICAL = (256, 1024, 4096)
+PRODUCT = 4096  # side of the matrices whose product says what a device can do
 
 
 @dataclass(frozen=True)
-class Subject:
-    """What is timed: a UNet of the model's architecture and a batch for it."""
+class Comparison:
+    """Two steps, each made when its turn comes.
 
-    unet: "UNet2DConditionModel"
-    objective: NoiseObjective
-    pairs: Pairs
-    matrices: list[str]
-    device: str
+    Attributes:
+        label: what is compared.
+        base: makes the step that the other is measured by.
+        other: makes that other step.
+        repeats: pairs of timings; None: as the options say.
+    """
 
-    def loss(self, model: torch.nn.Module) -> torch.Tensor:
-        """Sum the loss of the batch."""
-        return self.objective.loss(model, self.pairs.rows(0, len(self.pairs), self.device)).sum()
-
-
-class OpacusGradients:
-    """Per-sample gradients by Opacus' hooks (Yousefpour et al. 2021) on each layer that holds a trained parameter."""
-
-    def __init__(self, model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:
-        from opacus.grad_sample import GradSampleModule
-
-        self.model = GradSampleModule(model, batch_first=True, loss_reduction="sum", strict=False)
-        self._parameters = list(parameters.values())
-
-    def clipped_sum(
-        self,
-        losses: torch.Tensor,
-        bound: float,
-        clipping: Clipping,
-        multiplicity: int = 1,
-        resting: frozenset[int] = frozenset(),
-    ) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """See `PerImageGradients`."""
-        losses.sum().backward()
-        gradients = [averaged(parameter.grad_sample, multiplicity) for parameter in self._parameters]
-        for parameter in self._parameters:
-            parameter.grad_sample = parameter.grad = None
-        for position in resting:
-            gradients[position].zero_()
-        return clipped_sum(gradients, bound, clipping)
+    label: str
+    base: Callable[[], Step]
+    other: Callable[[], Step]
+    repeats: int | None = None
 
 
 def bench(options: Bench) -> None:
-    """Write one row per comparison: seconds of both sides, the median of the ratios and the ratio of peak memory."""
+    """Write one row per comparison: seconds of both sides, the median of the ratios, peak memory, operations.
+
+    A row is written as soon as it is there. A comparison that does not fit into memory has a row without numbers.
+    """
     torch.set_num_threads(options.threads)
-    rows = []
-    for compare in track(COMPARISONS, "bench", "comparison"):
-        rows += compare(options)
+    able, rows = device_tflops(options.device, options.precision), []
+    for comparison in track(list(comparisons(options)), "bench", "comparison"):
+        rows.append(_row(comparison, options, able))
+        with atomic(options.out) as temporary:
+            pd.DataFrame(rows).to_csv(temporary, index=False)
         gc.collect()
-    frame = pd.DataFrame(rows)
-    LOG.info("\n%s", frame.to_string(index=False))
-    with atomic(options.out) as temporary:
-        frame.to_csv(temporary, index=False)
+    LOG.info("\n%s", pd.DataFrame(rows).to_string(index=False))
 
 
-def subject(options: Bench, images: int | None = None) -> Subject:
-    """Build the model, packaged or at random weights, and a random batch on the device."""
-    from diffusers import DDIMScheduler, UNet2DConditionModel
+def comparisons(options: Bench) -> Iterator[Comparison]:
+    """List what the options ask for."""
+    for name in options.comparisons:
+        yield from COMPARISONS[name](options)
 
-    if options.architecture == "public-mini":
-        unet, side, tokens, width = packaged_unet(), 8, 24, 64
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(child_seed(0, "bench"))
-            unet, side, tokens, width = UNet2DConditionModel(sample_size=32, cross_attention_dim=768), 32, 77, 768
-    generator, count = torch_generator(0, "bench"), images or options.batch
-    latents, noise = (torch.empty(count, 4, side, side).normal_(generator=generator) for _ in range(2))
-    embeddings = torch.empty(1, tokens, width).normal_(generator=generator)
-    steps = torch.randint(1000, (count,), generator=generator)
-    pairs = Pairs(latents, noise, steps, torch.zeros(count, dtype=torch.int64), embeddings)
-    names = [name for name, _ in unet.named_modules() if name.endswith(PROJECTIONS)]
-    return Subject(
-        unet.to(options.device).train(), NoiseObjective(DDIMScheduler(clip_sample=False)), pairs, names, options.device
+
+def saliency(options: Bench) -> Iterator[Comparison]:
+    """Ghost norms against a plain forward and backward pass, and against the batch-of-one loop."""
+    plain, loop, energy, signal = (
+        functools.partial(make, options) for make in (steps.plain_pass, steps.one_by_one, steps.energy, steps.signal)
     )
+    yield Comparison("saliency pass against plain forward + backward", plain, energy)
+    yield Comparison("saliency pass against the batch-of-one loop", loop, energy)
+    yield Comparison("score signal against score energy", energy, signal)
 
 
-def saliency_pass(options: Bench) -> list[dict]:
-    """Time ghost norms against a plain forward and backward pass, and against the batch-of-one loop."""
-    built = subject(options)
-    built.unet.requires_grad_(False)
-    weights = [built.unet.get_submodule(name).weight for name in built.matrices]
-
-    def loss(start: int, stop: int) -> torch.Tensor:
-        return built.objective.loss(built.unet, built.pairs.rows(start, stop, built.device)).sum()
-
-    def plain() -> None:
-        for weight in weights:
-            weight.requires_grad_(True)
-        torch.autograd.grad(loss(0, options.batch), weights)
-        built.unet.requires_grad_(False)
-
-    def ghost() -> None:
-        with GhostNorms(built.unet, built.matrices) as norms:
-            loss(0, options.batch).backward()
-            norms.take()
-
-    def one_by_one() -> None:
-        for weight in weights:
-            weight.requires_grad_(True)
-        for row in range(options.batch):
-            [gradient.square().sum().item() for gradient in torch.autograd.grad(loss(row, row + 1), weights)]
-        built.unet.requires_grad_(False)
-
-    return [
-        _compared("saliency pass against plain forward + backward", plain, ghost, options),
-        _compared("saliency pass against the batch-of-one loop", one_by_one, ghost, options),
-        _compared("score signal against score energy", ghost, _signal(options), options),
-    ]
-
-
-def _signal(options: Bench) -> Step:
-    """Return a pass of score signal: norms, and then one more contraction per layer."""
-    built = subject(options)
-    gradients = GhostClipping(built.unet, {f"{name}.weight": built.unet.get_submodule(name).weight for name in built.matrices})
-
-    def signal() -> None:
-        rows = built.pairs.rows(0, options.batch, built.device)
-        gradients.clipped_sum(built.objective.loss(built.unet, rows), SIGNAL_BOUND, "automatic")
-
-    return signal
-
-
-def adapter_steps(options: Bench) -> list[dict]:
-    """Time a DP-SGD step on LoRA against the same step without privacy, on 30 % of the matrices and on all."""
-    rows = []
+def adapters(options: Bench) -> Iterator[Comparison]:
+    """A DP-SGD step on LoRA against the same step without privacy, on 30 % of the matrices and on all."""
     for label, share in (("DP-LoRA step, 30 % of the matrices", RATIO), ("DP-LoRA step, all attention", 1.0)):
-        plain, private = _step(options, "dp-lora", share, None), _step(options, "dp-lora", share, per_image_gradients)
-        rows.append(_compared(label, plain, private, options))
-    return rows
+        make = functools.partial(steps.training, options, "dp-lora", share)
+        yield Comparison(label, functools.partial(make, None), make)
 
 
-def full_steps(options: Bench) -> list[dict]:
-    """Time a DP-SGD step on every parameter by ghost clipping, and by Opacus' per-sample gradients."""
-    plain = _step(options, "dp-full", 1.0, None)
-    rows = [_compared("dp-full step, ghost clipping", plain, _step(options, "dp-full", 1.0, per_image_gradients), options)]
-    opacus = _step(options, "dp-full", 1.0, lambda unet, parameters, _: OpacusGradients(unet, parameters))
-    return [*rows, _compared("dp-full step, Opacus per-sample gradients", plain, opacus, options)]
+def full(options: Bench) -> Iterator[Comparison]:
+    """A DP-SGD step on every parameter, by ghost clipping and by Opacus' per-sample gradients."""
+    make = functools.partial(steps.training, options, "dp-full", 1.0)
+    plain = functools.partial(make, None)
+    yield Comparison("dp-full step, ghost clipping", plain, make)
+    by_opacus = functools.partial(make, lambda unet, parameters, _: OpacusGradients(unet, parameters))
+    yield Comparison("dp-full step, Opacus per-sample gradients", plain, by_opacus)
 
 
-def logical_batches(options: Bench) -> list[dict]:
-    """Time a DP-LoRA step over logical batches at one micro-batch: time grows linearly, memory does not."""
-    steps = {size: _step(options, "dp-lora", RATIO, per_image_gradients, size) for size in LOGICAL}
-    return [
-        _compared(f"logical batch {size} against {LOGICAL[0]}", steps[LOGICAL[0]], steps[size], options, repeats=1)
-        for size in LOGICAL[1:]
-    ]
+def logical_batches(options: Bench) -> Iterator[Comparison]:
+    """A DP-LoRA step over logical batches at one micro-batch: time grows linearly, memory does not."""
+    base, *sizes = (functools.partial(steps.training, options, "dp-lora", RATIO, images=size) for size in LOGICAL)
+    for make, size in zip(sizes, LOGICAL[1:], strict=True):
+        yield Comparison(f"logical batch {size} against {LOGICAL[0]}", base, make, repeats=1)
 
 
-COMPARISONS = (saliency_pass, adapter_steps, full_steps, logical_batches)
+def sampling(options: Bench) -> Iterator[Comparison]:
+    """A sampler's step with merged adapters, in the options' precision, against fp32 with adapters beside their matrices."""
+    stock = functools.partial(steps.sampling, options, "fp32", False)
+    own = functools.partial(steps.sampling, options, options.precision, True)
+    yield Comparison("sampling step against unmerged adapters in fp32", stock, own)
 
 
-def _step(
-    options: Bench, method: str, share: float, engine: Callable[..., PerImageGradients] | None, images: int | None = None
-) -> Step:
-    """Return one optimizer step: private with the given per-image gradients, plain with None."""
-    built = subject(options, images)
-    kept = round(share * len(built.matrices))
-    table = pd.DataFrame({MATRIX: built.matrices, SELECTED: [index < kept for index in range(len(built.matrices))]})
-    adapter = "lora" if method == "dp-lora" else None
-    run = RunSpec(dataset="bench", public_model=options.architecture, method=method, adapter=adapter)
-    parameters = trainable(built.unet, run, table, 4, 4.0)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-6)
-    if engine is None:
-        return lambda: _plain_step(built, optimizer)
-    gradients, values = engine(built.unet, parameters, adapter), list(parameters.values())
-    release = Release(name="dp-sgd", noise_multiplier=1.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
-    noise = SeededNoise(torch_generator(0, "bench noise", device=options.device))
-    settings = {"multiplicity": 1, "clipping": "automatic", "micro_batch": options.batch, "device": options.device}
-    meter = Meter(len(built.pairs))
-
-    def private() -> None:
-        private_gradient(
-            lambda rows: built.objective.loss(gradients.model, rows),
-            gradients,
-            values,
-            built.pairs,
-            release,
-            expected_batch=len(built.pairs),
-            noise=noise,
-            meter=meter,
-            **settings,
-        )
-        optimizer.step()
-
-    return private
+COMPARISONS = {
+    "saliency": saliency,
+    "adapters": adapters,
+    "full": full,
+    "logical-batches": logical_batches,
+    "sampling": sampling,
+}
 
 
-def _plain_step(built: Subject, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    built.loss(built.unet).backward()
-    optimizer.step()
+def device_tflops(device: str, precision: Precision) -> float:
+    """Measure what a device does on a large product of matrices: the best of three [TFLOP/s]."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    factor = torch.ones(PRODUCT, PRODUCT, device=device, dtype=dtype)
+    return 2 * PRODUCT**3 / min(_seconds(lambda: factor @ factor, device) for _ in range(3)) / 1e12
 
 
-def _compared(label: str, base: Step, other: Step, options: Bench, repeats: int | None = None) -> dict:
-    """Alternate two steps; the ratio is the median of the pairs' ratios, so noise of the machine cancels."""
-    times = [(_seconds(base, options.device), _seconds(other, options.device)) for _ in range(repeats or options.repeats)]
-    peaks = _peak_mb(base, options.device), _peak_mb(other, options.device)
+def _row(comparison: Comparison, options: Bench, able: float) -> dict:
+    device = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {options.threads} threads"
+    facts = {"comparison": comparison.label, "architecture": options.architecture, "batch": options.batch}
+    facts |= {"precision": options.precision, "device": device, "device_tflops": able}
+    try:
+        return facts | _compared(comparison, options, able) | {"note": ""}
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        LOG.warning("%s: does not fit into memory, left out", comparison.label)
+        return facts | {"note": "out of memory"}
+
+
+def _compared(comparison: Comparison, options: Bench, able: float) -> dict:
+    """Alternate two steps; the ratio is the median of the pairs' ratios, so noise of the machine cancels.
+
+    A single pair is taken one after the other, so that only one of them has to fit into memory.
+    """
+    repeats, device = comparison.repeats or options.repeats, options.device
+    if repeats == 1:
+        times, costs = zip(*(_alone(make, device) for make in (comparison.base, comparison.other)), strict=True)
+        times = [times]
+    else:
+        sides = comparison.base(), comparison.other()
+        times = [[_seconds(side, device) for side in sides] for _ in range(repeats)]
+        costs = [(_peak_mb(side, device), _tflop(side)) for side in sides]
+    (base_peak, base_tflop), (peak, tflop) = costs
+    base_seconds, seconds = (statistics.median(side) for side in zip(*times, strict=True))
     return {
-        "comparison": label,
-        "architecture": options.architecture,
-        "batch": options.batch,
-        "base_seconds": statistics.median(first for first, _ in times),
-        "seconds": statistics.median(second for _, second in times),
+        "base_seconds": base_seconds,
+        "seconds": seconds,
         "ratio": statistics.median(second / first for first, second in times),
-        "base_peak_mb": peaks[0],
-        "peak_mb": peaks[1],
-        "memory_ratio": peaks[1] / peaks[0],
-        "device": torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {options.threads} threads",
+        "base_peak_mb": base_peak,
+        "peak_mb": peak,
+        "memory_ratio": peak / base_peak,
+        "base_tflop": base_tflop,
+        "tflop": tflop,
+        "share_of_peak": tflop / seconds / able,
     }
+
+
+def _alone(make: Callable[[], Step], device: str) -> tuple[float, tuple[float, float]]:
+    step = make()
+    taken = _seconds(step, device), (_peak_mb(step, device), _tflop(step))
+    del step
+    gc.collect()
+    return taken
+
+
+def _tflop(step: Step) -> float:
+    """Count the floating-point operations of a step's products, a multiplication and an addition as two, by torch [TFLOP]."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        step()
+    return counter.get_total_flops() / 1e12
 
 
 def _seconds(step: Step, device: str) -> float:

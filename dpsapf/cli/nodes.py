@@ -12,7 +12,7 @@ from pathlib import Path
 
 from dpsapf.experiment.fields import READS, WRITES, paths
 from dpsapf.support.checked import Checked, replace
-from dpsapf.support.errors import UserError
+from dpsapf.support.errors import UserError, out_of_memory
 
 LOG = logging.getLogger("dpsapf")
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not grow so large"}
@@ -53,7 +53,7 @@ def run(stage: Callable[[Checked], None], options: Checked) -> None:
         except UserError:
             raise
         except Exception as error:
-            smaller = _smaller(options) if _out_of_memory(error) else None
+            smaller = _smaller(options) if out_of_memory(error) else None
             if smaller is None:
                 told = _told(error, options)
                 if told is None:
@@ -62,12 +62,6 @@ def run(stage: Callable[[Checked], None], options: Checked) -> None:
         LOG.warning("out of memory with --micro-batch %d: goes on with %d", options.micro_batch, smaller.micro_batch)
         options = smaller
         _free()
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Recognise torch's errors of its GPU and CPU allocators, and Python's."""
-    name, text = type(error).__name__, str(error)
-    return name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text
 
 
 def _smaller(options: Checked) -> Checked | None:
@@ -85,7 +79,7 @@ def _free() -> None:
 
 def _told(error: Exception, options: Checked) -> UserError | None:
     """Say what went wrong and what to do; None if it is not known here."""
-    if _out_of_memory(error):
+    if out_of_memory(error):
         size = getattr(options, "micro_batch", None)
         remedy = "does not fit into memory: take less, a node with more (resources: memory_mb), or gradient_checkpointing"
         return UserError("--micro-batch", size, remedy)

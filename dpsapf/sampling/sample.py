@@ -125,7 +125,7 @@ def build_pipeline(model: Family, ledger: Ledger, options: Sample) -> "Diffusion
     if options.weights is not None:
         weights = load_file(options.weights, device=options.device)
         _restore(denoiser, ledger, options, weights)
-        _merge(denoiser)
+        merge(denoiser)
     denoiser.requires_grad_(False).eval()
     return model.text_to_image(denoiser, options.device, options.sampler)
 
@@ -136,7 +136,7 @@ def _restore(denoiser: torch.nn.Module, ledger: Ledger, options: Sample, weights
     load_weights(trainable(denoiser, ledger.run, selection, rank, options.lora_alpha), weights)
 
 
-def _merge(denoiser: torch.nn.Module) -> None:
+def merge(denoiser: torch.nn.Module) -> None:
     """Add adapters' updates to the weights that they adapt: the same function with fewer products."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 

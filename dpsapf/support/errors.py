@@ -36,3 +36,9 @@ def one_of(value: object, known: Iterable[object]) -> str:
     names = [str(name) for name in known]
     near = difflib.get_close_matches(str(value), names, n=1, cutoff=0.6)
     return f"must be one of {', '.join(names)}" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Recognise torch's errors of its GPU and CPU allocators, and Python's."""
+    name, text = type(error).__name__, str(error)
+    return name == "OutOfMemoryError" or isinstance(error, MemoryError) or "can't allocate memory" in text
