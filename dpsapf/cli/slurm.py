@@ -25,7 +25,7 @@ from dpsapf.experiment.registries import load_yaml
 from dpsapf.support.checked import Checked, parse
 from dpsapf.support.files import write_text
 
-EVERY = 20.0  # seconds between two looks, at most
+EVERY = 10.0  # seconds between two looks, at most
 GRACE = 30.0  # seconds for which a job may be unknown, or preempted, before it counts as failed
 ANSWER = 60.0  # seconds that Slurm may take to answer
 ENDED_BY = {"GONE": "CANCELLED", "PREEMPTED": "CANCELLED", "REVOKED": "CANCELLED", "SPECIAL_EXIT": "FAILED"}
@@ -135,17 +135,19 @@ class Site(Checked):
 def end_leftovers(file: Path, run: str, patience: float = 120.0) -> None:
     """Cancel what an earlier start left in Slurm, wait until it is gone, and note this start's name for the next one.
 
+    The names of jobs that do not end stay noted, too.
+
     Args:
         file: names of earlier starts on the same results, a line each; nobody else works on these results now.
         run: name of this start's jobs.
         patience: how long jobs may take to end [seconds].
     """
-    end = time.monotonic() + patience
-    for name in file.read_text().split() if file.exists() else ():
+    end, names = time.monotonic() + patience, file.read_text().split() if file.exists() else []
+    for name in names:
         subprocess.run(["scancel", f"--name={name}", f"--user={getpass.getuser()}"], check=False)
         while time.monotonic() < end and _left(name):
             time.sleep(1)
-    write_text(file, f"{run}\n")
+    write_text(file, "\n".join([*filter(_left, names), run]) + "\n")
 
 
 def _left(name: str) -> str:

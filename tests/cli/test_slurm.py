@@ -184,3 +184,16 @@ def test_jobs_of_an_earlier_start_are_ended_before_new_ones_are_submitted(mended
     made.run_jobs([job])
     assert len(submitted) == 2 and submitted[0] == submitted[1] == f"--name=old --user={slurm.getpass.getuser()}\n"
     assert (tmp_path / "slurm-starts.txt").read_text() == "run\n"
+
+
+def test_a_start_whose_jobs_do_not_end_is_not_forgotten(tmp_path, cluster):
+    file = tmp_path / "starts.txt"
+    file.write_text("stuck\n")
+    (tmp_path / "scancel").write_text("#!/bin/sh\n")
+    (tmp_path / "scancel").chmod(0o755)
+    cluster("squeue", "7 work stuck\n")
+    slurm.end_leftovers(file, "own", patience=0.0)
+    assert file.read_text().split() == ["stuck", "own"]
+    cluster("squeue", "")
+    slurm.end_leftovers(file, "next", patience=0.0)
+    assert file.read_text().split() == ["next"]

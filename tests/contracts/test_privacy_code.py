@@ -12,7 +12,7 @@ ADDS_NOISE = {"add_gaussian_noise", "add_gumbel_noise", "add_laplace_noise"}
 NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri", "log_normal_", "NormalDistribution", "Normal"}
 # privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
 DRAWN = {"privacy/noise.py", "public_models/latents.py", "public_models/encode.py"}
-DRAWN |= {"finetune/adapters.py", "pretraining/pretrain.py", "pretraining/public_data.py", "bench/compare.py"}
+DRAWN |= {"finetune/adapters.py", "pretraining/pretrain.py", "pretraining/public_data.py", "bench/steps.py"}
 DRAWN |= {"saliency/fragility.py", "optimization/noise_walk.py"}  # what noise would do, on public samples or none
 MEASURED = {"privacy/meter.py"}
 TEXTURES = "datasets/"  # procedural images, drawn before anything is private
@@ -100,7 +100,7 @@ def test_what_must_not_be_called(forbidden):
         "finetune/adapters.py",
         "pretraining/pretrain.py",
         "evaluation/utility.py",
-        "bench/compare.py",
+        "bench/steps.py",
     }  # inside torch.random.fork_rng
     lent = {"evaluation/fidelity.py"}  # clean-fid's global draws: seeded for the call, then given back
     allowed = {"torch.manual_seed": forked, "np.random.seed": lent}
@@ -116,10 +116,13 @@ def test_no_array_is_read_with_pickles():
 
 
 def test_what_has_spent_and_refused_is_not_tried_again():
-    """The Slurm profile retries failed jobs; a retry would draw the refusal's noise anew."""
+    """The Slurm profile retries failed jobs, and Snakemake deletes their outputs first: a refusal must not be among them.
+
+    With its file there, nothing is drawn anew: test_a_refusal_is_accounted_and_not_drawn_again.
+    """
     rules = (PACKAGE.parent / "workflow" / "rules" / "saliency.smk").read_text()
-    scoring = rules.split("rule ")[1]
-    assert scoring.startswith("score_saliency") and re.search(r"^    retries: 0\b", scoring, re.MULTILINE)
+    outputs = rules.split("rule ")[1].split("output:")[1].split("log:")[0]
+    assert set(re.findall(r'"([a-z_.]+\.(?:csv|json))"', outputs)) == {"scores.csv", "spend.json", "private.json"}
 
 
 def test_no_image_without_an_audit():

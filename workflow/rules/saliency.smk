@@ -23,7 +23,6 @@ rule score_saliency:
         LAYOUT.log("score_saliency", "{scores}"),
     benchmark:
         LAYOUT.benchmark("score_saliency", "{scores}")
-    retries: 0  # a refusal has spent its epsilon
     conda:
         ENVIRONMENT
     threads: THREADS
