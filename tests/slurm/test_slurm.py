@@ -164,7 +164,7 @@ def test_a_job_put_back_into_the_queue(work, slurm, calm):
 def test_a_job_whose_time_is_up(work, slurm, calm):
     """Slurm looks every half minute; fine-tuning stands still until it does."""
     process, job = start(work, slurm), training(work, slurm)
-    run(slurm, "pkill", "-STOP", "-f", "dpsapf finetune")
+    run(slurm, "pkill", "-STOP", "-f", "dpsapf finetune --plan results/slurm")
     run(slurm, "scontrol", "update", f"jobid={job}", "timelimit=0-00:00:01")
     finished(process, work, calm)
     assert resumed(work)
