@@ -19,12 +19,14 @@ class Evolution:
         meter: what was measured so far.
         started: when it would have begun without a break, by `time.monotonic`.
         votes: noisy votes of each round so far, float64 [n], or [L n] where variations are voted on.
+        written: parts of the population, the last generation and copies of it, that are in its file.
     """
 
     images: np.ndarray
     meter: Meter
     started: float
     votes: list[np.ndarray] = field(default_factory=list)
+    written: int = 0
 
 
 def contents(state: Evolution) -> State:
@@ -32,7 +34,7 @@ def contents(state: Evolution) -> State:
     measured, measures = state.meter.state()
     tensors = {"images": torch.from_numpy(state.images), "votes": torch.from_numpy(np.stack(state.votes))}
     tensors |= {f"meter/{name}": value for name, value in measures.items()}
-    return {"measured": measured, "seconds": time.monotonic() - state.started}, tensors
+    return {"measured": measured, "seconds": time.monotonic() - state.started, "written": state.written}, tensors
 
 
 def restored(meter: Meter, start: float, facts: dict, tensors: dict[str, torch.Tensor]) -> Evolution:
@@ -45,4 +47,4 @@ def restored(meter: Meter, start: float, facts: dict, tensors: dict[str, torch.T
         tensors: as `contents` gave them.
     """
     meter.restore(facts["measured"], named(tensors, "meter/"))
-    return Evolution(tensors["images"].numpy(), meter, start - facts["seconds"], list(tensors["votes"].numpy()))
+    return Evolution(tensors["images"].numpy(), meter, start - facts["seconds"], list(tensors["votes"].numpy()), facts["written"])

@@ -8,7 +8,7 @@ alone. So votes and images are one file, and its digest is what was spent on: th
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,8 +26,8 @@ from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.stages import Evolve
 from dpsapf.privacy.meter import Meter
 from dpsapf.sampling.sample import fitted
-from dpsapf.support.arrays import writing
-from dpsapf.support.checkpoint import Checkpoint
+from dpsapf.support.arrays import Partial
+from dpsapf.support.checkpoint import Checkpoint, State
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.measure import peak_memory_mb
@@ -89,9 +89,9 @@ def evolve(options: Evolve) -> None:
 
     labels = np.sort(np.arange(options.generation or options.count, dtype=np.int64) % len(dataset.classes))
     advance = _next_drawn if method(plan.run.method).evolves == "drawn" else _next_first
-    checkpoint = Checkpoint.beside(options.population, settings(options))
+    checkpoint = Checkpoint.beside(options.population, settings(options), options.checkpoint_minutes)
     state = _evolved(advance, Contest(api, electorate, features, labels), checkpoint, start)
-    _write(options, dataset, np.stack(state.votes), enlarged(api, state.images, labels, options))
+    _enlarged(api, state, labels, dataset, options, checkpoint).finish(options.population)
     write_record(options.private, electorate.meter.measured(time.monotonic() - state.started))
     write_record(options.spend, _spend(options, plan, electorate, len(state.votes[0])))
     checkpoint.remove()
@@ -182,31 +182,56 @@ def _next_first(contest: Contest, images: np.ndarray, degree: float, step: int) 
     return images[first(votes, everyones, np.bincount(labels))], votes
 
 
-def enlarged(api: ImageApi, images: np.ndarray, labels: np.ndarray, options: Evolve) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Give the last generation, then variations of it until there are ``count``: no vote is cast (Lin et al. 2024).
+def copies(labels: np.ndarray, count: int) -> list[np.ndarray]:
+    """Say which images of the last generation are varied how often, so that there are ``count`` with the generation itself.
 
-    Yields:
-        Images, uint8 [m, R, R, 3], and their classes, int64 [m]; over all, classes are as even as they can be.
+    Args:
+        labels: of the generation, int64 [n], ascending.
+        count: images in all, n or more.
+
+    Returns:
+        Rows int64 [m] of the generation: all of them first, then those of each copy; over all, classes are as even as they can
+        be.
     """
     sizes = np.bincount(labels)
-    wanted = np.bincount(np.arange(options.count) % len(sizes))
+    wanted = np.bincount(np.arange(count) % len(sizes))
     place = np.arange(len(labels)) - (np.cumsum(sizes) - sizes)[labels]
-    yield images, labels
-    for copy in range(1, math.ceil((wanted / sizes).max())):
-        rows = np.flatnonzero(copy * sizes[labels] + place < wanted[labels])
-        yield api.variations(images[rows], labels[rows], options.last_degree, "more", copy), labels[rows]
+    number = math.ceil((wanted / sizes).max())
+    return [np.flatnonzero(copy * sizes[labels] + place < wanted[labels]) for copy in range(number)]
 
 
-def _write(options: Evolve, dataset: DatasetRecord, votes: np.ndarray, parts: Iterator[tuple[np.ndarray, np.ndarray]]) -> None:
-    pixels = (options.count, dataset.resolution, dataset.resolution, 3)
-    arrays = {"votes": ("F32", votes.shape), "images": ("U8", pixels), "labels": ("I64", pixels[:1])}
-    start = 0
-    with writing(options.population, arrays) as writer:
+def _enlarged(
+    api: ImageApi, state: Evolution, labels: np.ndarray, dataset: DatasetRecord, options: Evolve, checkpoint: Checkpoint
+) -> Partial:
+    """Write votes, the last generation, and variations of it on which no vote is cast (Lin et al. 2024).
+
+    It goes on from where an interrupted run was.
+    """
+    votes, side = np.stack(state.votes), dataset.resolution
+    arrays = {
+        "votes": ("F32", votes.shape),
+        "images": ("U8", (options.count, side, side, 3)),
+        "labels": ("I64", (options.count,)),
+    }
+    population, parts = Partial.beside(options.population, arrays), copies(labels, options.count)
+    if not (state.written and population.exists):
+        population.create()
+        state.written = 0
+    with population.open() as writer:
+
+        def kept() -> State:
+            writer.flush()
+            return contents(state)
+
         writer.put("votes", 0, votes)
-        for images, labels in parts:
-            writer.put("images", start, fitted(images, dataset.resolution, dataset.channels))
-            writer.put("labels", start, labels)
-            start += len(labels)
+        start = sum(map(len, parts[: state.written]))
+        for copy in checkpoint.kept(range(state.written, len(parts)), kept):
+            rows = parts[copy]
+            images = api.variations(state.images[rows], labels[rows], options.last_degree, "more", copy) if copy else state.images
+            writer.put("images", start, fitted(images, side, dataset.channels))
+            writer.put("labels", start, labels[rows])
+            start, state.written = start + len(rows), copy + 1
+    return population
 
 
 def _spend(options: Evolve, plan: Plan, electorate: Electorate, numbers: int) -> Spend:

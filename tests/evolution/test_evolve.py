@@ -1,5 +1,7 @@
 """From the plan over votes and audit to published images, on an untrained public-mini; and what the audit refuses."""
 
+import signal
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.features import extract_features
 from dpsapf.evolution import votes
-from dpsapf.evolution.api import image_api
+from dpsapf.evolution.api import ImageApi, image_api
 from dpsapf.evolution.evolve import degrees, evolve, wordings
 from dpsapf.evolution.publish import publish_population
 from dpsapf.experiment.records import DatasetRecord, Ledger, Measured, ModelRecord, Plan, Spend, Timing
@@ -21,6 +23,7 @@ from dpsapf.sampling.sample import fitted
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
+from dpsapf.support.interruption import Interrupted, listening
 from dpsapf.support.randomness import numpy_generator, torch_generator
 from dpsapf.support.records import read_record, write_record
 from tests.evolution.conftest import IMAGES, auditing, evolving, planned, publishing
@@ -325,6 +328,36 @@ def test_a_killed_run_goes_on_from_its_last_round(folder, monkeypatch, method):
     assert replace(again, salt=measured.salt, seconds=measured.seconds) == measured
     assert not list(folder.glob("private.checkpoint*"))
     audit_privacy(auditing(folder))
+
+
+def test_variations_without_votes_go_on_where_they_were(folder, monkeypatch):
+    """Asked to end in the second of four copies: that one is finished, and the others are made by the next start."""
+    planned(folder)
+    settings = {"count": 20, "generation": 4, "first_degree": 0.8, "checkpoint_minutes": 1e-6}
+    evolve(evolving(folder, **settings))
+    expected = load_file(folder / "population.safetensors")
+    (folder / "population.safetensors").unlink()
+    made, right = [], ImageApi.variations
+
+    def variations(self, images, labels, degree, step, *rest):
+        if step == "more":
+            made.append(rest[-1])
+            if rest[-1] == 2 and made.count(2) == 1:
+                signal.raise_signal(signal.SIGTERM)
+        return right(self, images, labels, degree, step, *rest)
+
+    monkeypatch.setattr(ImageApi, "variations", variations)
+    with pytest.raises(Interrupted, match="goes on from"), listening():
+        evolve(evolving(folder, **settings))
+    assert made == [1, 2] and not (folder / "population.safetensors").exists()
+    monkeypatch.setattr(votes.Electorate, "vote", lambda *_: pytest.fail("voted again"))
+    evolve(evolving(folder, **settings))
+    assert made == [1, 2, 3, 4]
+    found = load_file(folder / "population.safetensors")
+    assert all((found[name] == expected[name]).all() for name in ("votes", "labels"))
+    assert (found["images"][:12] == expected["images"][:12]).all(), "what was there is kept"
+    assert np.abs(found["images"].astype(int) - expected["images"]).max() <= 1, "a rounding may fall otherwise in a new process"
+    assert not list(folder.glob("private.checkpoint*")) and not list(folder.glob("private.partial*"))
 
 
 def test_a_checkpoint_of_other_settings_is_refused_by_name(folder, monkeypatch):
