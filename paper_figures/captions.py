@@ -28,7 +28,7 @@ class Captions:
     """
 
     def __init__(self, template: Path, config: dict) -> None:
-        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # noqa: S701 - docutils escapes
+        environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)  # docutils escapes
         self._template, self._config = environment.from_string(template.read_text(encoding="utf-8")), config
 
     def of(self, name: str) -> Caption:

@@ -1,5 +1,6 @@
 """Tables of the report: cells with what they sort by, made from tidy tables, ledgers and the Markdown of drawn tables."""
 
+import itertools
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -59,17 +60,15 @@ def drawn_grid(text: str, caption: str) -> Grid:
     tokens = MarkdownIt("zero").enable(["table", "emphasis", "escape"]).parse(text)
     cells = [
         (before.type, "right" in str(before.attrGet("style")), token)
-        for before, token in zip(tokens, tokens[1:], strict=False)
+        for before, token in itertools.pairwise(tokens)
         if before.type in ("th_open", "td_open")
     ]
-    header = [(token.content, right, token) for kind, right, token in cells if kind == "th_open"]
+    header = [(_text(token), right) for kind, right, token in cells if kind == "th_open"]
     entries = [_drawn_entry(token, right) for kind, right, token in cells if kind == "td_open"]
     width = len(header)
     rows = tuple(tuple(entries[start : start + width]) for start in range(0, len(entries), width))
-    note = [_text(token) for before, token in zip(tokens, tokens[1:], strict=False) if before.type == "paragraph_open"]
-    return Grid(
-        caption, tuple(_text(token) for *_, token in header), rows, tuple(right for _, right, _ in header), " ".join(note)
-    )
+    note = " ".join(_text(token) for before, token in itertools.pairwise(tokens) if before.type == "paragraph_open")
+    return Grid(caption, tuple(name for name, _ in header), rows, tuple(right for _, right in header), note)
 
 
 def _text(token: typing.Any) -> str:  # noqa: ANN401 - markdown-it's tokens
@@ -115,7 +114,7 @@ def run_grid(runs: pd.DataFrame, results: Results, caption: str) -> Grid:
     """Show runs (rows of runs.csv): the axes in which they differ, then every score and cost that one of them has."""
     scores = [name for name in runs if name not in (*AXES, *LEFT_OUT) and not SECTION_OF_ITS_OWN.fullmatch(name)]
     columns = [*_told(runs), *(name for name in scores if runs[name].notna().any() and runs[name].dtype != object)]
-    places = {name: decimals(runs[name]) + 1 for name in scores if name in columns and pd.api.types.is_float_dtype(runs[name])}
+    places = {name: _places(runs[name]) for name in scores if name in columns and pd.api.types.is_float_dtype(runs[name])}
     rows = tuple(
         (_named(row, results), *(_entry(row[name], places.get(name)) for name in columns), Entry(row["run_id"]))
         for row in _records(runs)
@@ -128,7 +127,7 @@ def summary_grid(summary: pd.DataFrame, results: Results, caption: str) -> Grid:
     """Show settings (rows of summary.csv): the axes in which they differ, and each metric's mean ± 95 % half width."""
     metrics = [name.removesuffix(MEAN) for name in summary if name.endswith(MEAN)]
     metrics = [name for name in metrics if summary[name + MEAN].notna().any()]
-    axes, places = _told(summary), {name: decimals(summary[name + MEAN]) + 1 for name in metrics}
+    axes, places = _told(summary), {name: _places(summary[name + MEAN]) for name in metrics}
     rows = tuple(
         (
             _named(row, results),
@@ -146,15 +145,15 @@ def ledger_grid(runs: pd.DataFrame, ledgers: dict[str, Ledger], results: Results
     """Show what each run spent: from its ledger, or what runs.csv tells of it where there is no ledger."""
     accountants = [name.removeprefix(SPENT_PREFIX) for name in runs if name.startswith(SPENT_PREFIX)]
     axes = _told(runs)
-    header = ("method", *map(words, axes), "target ε", *(f"spent ε, {name.upper()}" for name in accountants))
-    header += ("δ", "unit", "releases", "may be released as private", "run")
+    header = ("method", *map(words, axes), "target ε", *(f"spent\u00a0ε, {name.upper()}" for name in accountants))
+    header += ("δ", "may be released as private", "unit", "releases", "run")
     rows = tuple(
         (
             _named(row, results),
             *(_entry(row[axis]) for axis in axes),
             *_spent(row, accountants),
-            *_told_by(ledgers.get(row["run_id"])),
             _verdict_on(row),
+            *_told_by(ledgers.get(row["run_id"])),
             Entry(row["run_id"]),
         )
         for row in _records(runs)
@@ -172,6 +171,10 @@ def verdict_grid(verdicts: pd.DataFrame, caption: str) -> Grid:
         for row, look in zip(_records(verdicts), looks, strict=True)
     )
     return Grid(caption, tuple(map(words, columns)), rows, (False,) * len(columns), searched=True)
+
+
+def _places(column: pd.Series) -> int:
+    return min(decimals(column) + 1, 4)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, typing.Any]]:
@@ -214,7 +217,7 @@ def _told_by(ledger: Ledger | None) -> tuple[Entry, Entry]:
     if ledger is None:
         return Entry(NOTHING), Entry(NOTHING)
     prior = [f"earlier: {_release(release)}" for release in ledger.prior]
-    return Entry(ledger.unit), Entry("; ".join([*prior, *map(_release, ledger.releases)]) or "none")
+    return Entry(ledger.unit), Entry("; ".join([*prior, *map(_release, ledger.releases)]) or "none", look="long")
 
 
 def _release(release: Release) -> str:
@@ -229,6 +232,8 @@ def _release(release: Release) -> str:
 
 
 def _verdict_on(row: dict[str, typing.Any]) -> Entry:
-    if pd.notna(row["not_for_release"]):
-        return Entry(f"no: {row['not_for_release']}", look="refused")
-    return Entry("nothing private was released" if pd.isna(row["delta"]) else "yes")
+    if pd.isna(row["delta"]):
+        return Entry("nothing private was released")
+    if "not_for_release" not in row:  # a table that is older than this column
+        return Entry("not told")
+    return Entry("yes") if pd.isna(row["not_for_release"]) else Entry(f"no: {row['not_for_release']}", look="refused")

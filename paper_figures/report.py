@@ -137,13 +137,8 @@ def render(root: Path, config: Config | None, captions: Path) -> str:
     sections += [_ledger(results, ledgers), _provenance(ledgers)]
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     bundle = Path(itables.options.dt_bundle)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    strict = {"undefined": jinja2.StrictUndefined, "autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **strict)
     return environment.get_template("report.html").render(
         name=known["name"],
         protocol=results.protocol,
@@ -182,17 +177,15 @@ def _uri(content: bytes, kind: str) -> str:
 def _overview(results: Results, config: Config | None, ledgers: dict[str, Ledger]) -> Section:
     runs = results.runs
     spent = runs["delta"].notna()
-    held = spent & runs["not_for_release"].notna()
+    held = spent & runs["not_for_release"].notna() if "not_for_release" in runs else ~spent & spent
+    commits = sorted({str(record.provenance.get("git_commit")) for record in ledgers.values()})
     terms = [
         ("datasets", ", ".join(runs["dataset"].unique())),
         ("public models", ", ".join(runs["public_model"].unique())),
         ("runs", f"{len(runs):,}, of which {spent.sum():,} released something of private images"),
         ("seeds", ", ".join(map(str, sorted(runs["seed"].unique())))),
         ("evaluation protocol", results.protocol),
-        (
-            "commit",
-            ", ".join(sorted({str(record.provenance.get("git_commit")) for record in ledgers.values()})) or "not recorded",
-        ),
+        ("commit", ", ".join(commits) or "not recorded"),
     ]
     section = Section("Overview", terms)
     if config:
@@ -211,9 +204,8 @@ def _verdicts(results: Results) -> list[Section]:
     if "verdict" not in table:
         raise UserError(str(path), list(table), "has no column verdict; make it again")
     counts = [(verdict, f"{count:,}") for verdict, count in Counter(table["verdict"]).most_common()]
-    return [
-        Section("Verdicts on the paper's claims", counts, grids=[verdict_grid(table, "Each claim, ours, the paper's, and why")])
-    ]
+    grid = verdict_grid(table, "Each claim: ours, the paper's, and why")
+    return [Section("Verdicts on the paper's claims", counts, grids=[grid])]
 
 
 def _studies(results: Results, config: Config | None, exhibits: list[Exhibit]) -> Iterator[Section]:

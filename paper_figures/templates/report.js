@@ -44,9 +44,20 @@ function options(table) {
   };
 }
 
+function scrollable(table) {
+  const outer = table.closest(".table");
+  const cell = table.closest(".dt-layout-cell"); // the search box stays when the table moves
+  for (const name of ["role", "tabindex", "aria-label"]) {
+    cell.setAttribute(name, outer.getAttribute(name));
+    outer.removeAttribute(name);
+  }
+}
+
 async function enliven() {
   const { ITable } = await unpacked("datatables");
-  const tables = [...document.querySelectorAll("main table")].map((table) => new ITable(table, options(table)).dt);
+  const elements = [...document.querySelectorAll("main table")];
+  const tables = elements.map((table) => new ITable(table, options(table)).dt);
+  elements.forEach(scrollable);
   addEventListener("beforeprint", () => tables.forEach((table) => table.page.len(-1).draw()));
   addEventListener("afterprint", () => tables.forEach((table) => table.page.len(LONG).draw()));
   document.documentElement.dataset.ready = tables.length;
