@@ -21,6 +21,7 @@ IN_THE_LABEL = ("method", "level", "ratio")
 SECTION_OF_ITS_OWN = re.compile(r"(delta|target_epsilon|spent_epsilon_.*|not_for_release|selection_epsilon|noise_multiplier.*)")
 LEFT_OUT = ("run_id", "protocol", "used_batch")
 SHORT = {"epsilon": "ε", "fid": "FID", "kid": "KID", "sigma_s": "σ_s", "mb": "MB"}
+LONG = 40  # characters of a text that is wrapped
 NUMBER = re.compile(r"[<>≤≥~]?\s*([-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)")
 VERDICTS = {"reproduced": "good", "not reproduced": "bad"}  # any other cannot be told, or was not run
 
@@ -163,14 +164,16 @@ def ledger_grid(runs: pd.DataFrame, ledgers: dict[str, Ledger], results: Results
 
 
 def verdict_grid(verdicts: pd.DataFrame, caption: str) -> Grid:
-    """Show verdicts.csv, one row per claim, with the verdicts coloured."""
+    """Show verdicts.csv (all text), one row per claim, with the verdicts coloured."""
     columns = list(verdicts)
-    looks = [VERDICTS.get(str(verdict), "unsure") for verdict in verdicts["verdict"]]
-    rows = tuple(
-        tuple(Entry(value(row[name]), look=f"badge {look}" if name == "verdict" else "") for name in columns)
-        for row, look in zip(_records(verdicts), looks, strict=True)
-    )
+    rows = tuple(tuple(_of_claim(name, value(row[name])) for name in columns) for row in _records(verdicts))
     return Grid(caption, tuple(map(words, columns)), rows, (False,) * len(columns), searched=True)
+
+
+def _of_claim(column: str, text: str) -> Entry:
+    if column == "verdict":
+        return Entry(text, look=f"badge {VERDICTS.get(text, 'unsure')}")
+    return Entry(text, look="long" if len(text) > LONG else "")
 
 
 def _places(column: pd.Series) -> int:

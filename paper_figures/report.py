@@ -192,7 +192,7 @@ def _overview(results: Results, config: Config | None, ledgers: dict[str, Ledger
         absent = [run.id for run in config.runs if run.id not in set(runs["run_id"])]
         section.alarms += [f"Missing, of the config's {len(config.runs):,} runs: {', '.join(absent)}."] if absent else []
     if held.any():
-        section.alarms.append(f"Not for release as private: {held.sum():,} of these {spent.sum():,} runs; the ledger says why.")
+        section.alarms.append(f"Not for release as private: {held.sum():,} of these {spent.sum():,}; the ledger says why.")
     return section
 
 
@@ -200,7 +200,7 @@ def _verdicts(results: Results) -> list[Section]:
     path = Path(results.layout.table("verdicts.csv"))
     if not path.exists():
         return []
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, dtype=str)
     if "verdict" not in table:
         raise UserError(str(path), list(table), "has no column verdict; make it again")
     counts = [(verdict, f"{count:,}") for verdict, count in Counter(table["verdict"]).most_common()]
