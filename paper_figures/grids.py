@@ -19,7 +19,7 @@ from paper_figures.tables import NOTHING, amount, decimals, plain
 AXES = tuple(RunSpec.model_fields)
 IN_THE_LABEL = ("method", "level", "ratio")
 SECTION_OF_ITS_OWN = re.compile(r"(delta|target_epsilon|spent_epsilon_.*|not_for_release|selection_epsilon|noise_multiplier.*)")
-LEFT_OUT = ("run_id", "protocol", "used_batch")
+LEFT_OUT = ("run_id", "protocol", "used_batch", "finetune_seconds")  # of private.json: the seconds
 SHORT = {"epsilon": "ε", "fid": "FID", "kid": "KID", "sigma_s": "σ_s", "mb": "MB"}
 LONG = 40  # characters of a text that is wrapped
 NUMBER = re.compile(r"[<>≤≥~]?\s*([-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)")
@@ -177,7 +177,8 @@ def _of_claim(column: str, text: str) -> Entry:
 
 
 def _places(column: pd.Series) -> int:
-    return min(decimals(column) + 1, 4)
+    """Decimals of a column's four digits; none where all numbers are whole."""
+    return 0 if (column.dropna() % 1 == 0).all() else min(decimals(column) + 1, 4)
 
 
 def _records(table: pd.DataFrame) -> list[dict[str, typing.Any]]:

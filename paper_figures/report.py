@@ -48,6 +48,7 @@ if typing.TYPE_CHECKING:
 LOG = logging.getLogger("dpsapf")
 TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_SHEET = 1200  # pixels of a run's sheet of samples; a larger one is shrunk, so that the page stays one that can be sent
+NAMED = 20  # missing runs that are named, at most
 SHRUNK = {"format": "WEBP", "quality": 88}
 UNITS = "Accuracies, precision and recall are fractions."
 AXIS_OF = {  # the axis that a figure is about: it stands with the study that has most values of it
@@ -141,7 +142,6 @@ def render(root: Path, config: Config | None, captions: Path) -> str:
     environment = jinja2.Environment(loader=jinja2.FileSystemLoader(TEMPLATES), **strict)
     return environment.get_template("report.html").render(
         name=known["name"],
-        protocol=results.protocol,
         sections=sections,
         shows_real_images=any(exhibit.name == "contact_sheet" for exhibit in exhibits),
         style=bundle.with_suffix(".css").read_text(encoding="utf-8") + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
@@ -190,7 +190,8 @@ def _overview(results: Results, config: Config | None, ledgers: dict[str, Ledger
     section = Section("Overview", terms)
     if config:
         absent = [run.id for run in config.runs if run.id not in set(runs["run_id"])]
-        section.alarms += [f"Missing, of the config's {len(config.runs):,} runs: {', '.join(absent)}."] if absent else []
+        named = ", ".join(absent[:NAMED]) + (f" and {len(absent) - NAMED:,} more" if len(absent) > NAMED else "")
+        section.alarms += [f"Missing, of the config's {len(config.runs):,} runs: {named}."] if absent else []
     if held.any():
         section.alarms.append(f"Not for release as private: {held.sum():,} of these {spent.sum():,}; the ledger says why.")
     return section
