@@ -145,21 +145,21 @@ def summary_grid(summary: pd.DataFrame, results: Results, caption: str) -> Grid:
 def ledger_grid(runs: pd.DataFrame, ledgers: dict[str, Ledger], results: Results, caption: str) -> Grid:
     """Show what each run spent: from its ledger, or what runs.csv tells of it where there is no ledger."""
     accountants = [name.removeprefix(SPENT_PREFIX) for name in runs if name.startswith(SPENT_PREFIX)]
-    axes = _told(runs)
-    header = ("method", *map(words, axes), "target ε", *(f"spent\u00a0ε, {name.upper()}" for name in accountants))
-    header += ("δ", "may be released as private", "unit", "releases", "run")
+    axes = [axis for axis in _told(runs) if axis != "epsilon"]  # which is the target
+    header = ("method", *map(words, axes), "may be released as private", "target ε")
+    header += (*(f"spent\u00a0ε, {name.upper()}" for name in accountants), "δ", "unit", "releases", "run")
     rows = tuple(
         (
             _named(row, results),
             *(_entry(row[axis]) for axis in axes),
-            *_spent(row, accountants),
             _verdict_on(row),
+            *_spent(row, accountants),
             *_told_by(ledgers.get(row["run_id"])),
             Entry(row["run_id"]),
         )
         for row in _records(runs)
     )
-    numbers = (False, *_are_numbers(runs, axes), *(True for _ in range(len(accountants) + 2)), False, False, False, False)
+    numbers = (False, *_are_numbers(runs, axes), False, *(True for _ in range(len(accountants) + 2)), False, False, False)
     return Grid(caption, header, rows, numbers, searched=True)
 
 
