@@ -23,7 +23,7 @@ from dpsapf.support.records import as_json, read_record, write_record
 from paper_figures.captions import Captions
 from paper_figures.draw import ITEMS
 from paper_figures.grids import Entry, drawn_grid, ledger_grid, run_grid, summary_grid
-from paper_figures.report import LARGEST_SHEET, render, write_report
+from paper_figures.report import AXIS_OF, LARGEST_SHEET, render, write_report
 from paper_figures.results import load_results
 from paper_figures.tables import Cell, Table, markdown
 from tests.fake_results import write_results
@@ -174,6 +174,17 @@ def test_a_run_that_the_config_has_and_the_results_lack_is_named(folder):
     more = STUDIES | {"more": {"dataset": ["digits"], "method": ["dp-lora"]}}
     overview = Page(render(folder, config_of(more), CAPTIONS)).texts("p")
     assert "Missing, of the config's 25 runs: digits--public-mini--dp-lora--eps10--seed0." in overview
+
+
+def test_of_many_missing_runs_some_are_named_and_the_others_counted(folder):
+    more = STUDIES | {"more": {"dataset": ["digits"], "method": ["dp-lora"], "seed": list(range(30))}}
+    (told,) = [text for text in Page(render(folder, config_of(more), CAPTIONS)).texts("p") if text.startswith("Missing")]
+    assert told.count("digits--") == 20 and told.endswith(" and 10 more.") and "54 runs" in told
+
+
+def test_a_figure_about_an_axis_names_an_axis_of_a_study():
+    assert AXIS_OF.keys() <= {item.name for item in ITEMS}
+    assert set(AXIS_OF.values()) <= set(Study.model_fields)
 
 
 def test_a_run_at_the_configs_own_learning_rate_belongs_to_the_study_that_says_that_rate(folder):
