@@ -19,11 +19,12 @@ install: .venv/.installed ## create .venv from the hashed lock
 demo: .venv/.installed ## the embedded demo: results/demo
 	$(BIN)/snakemake --nolock --cores $(CORES) --rerun-incomplete $(CALM)
 
-figures: .venv/.installed ## redraw the demo's tables and figures
+figures: .venv/.installed ## redraw the demo's tables and figures, and its page
 	$(BIN)/python -m paper_figures --results results/demo
+	$(BIN)/dpsapf write-report --results results/demo --configfile config/config.yaml --report results/demo/report.html
 
-report: .venv/.installed ## HTML report of the demo
-	$(BIN)/snakemake --report results/demo/report.html
+report: .venv/.installed ## Snakemake's own report of the demo: its jobs, their times and code
+	$(BIN)/snakemake --report results/demo/snakemake.html
 
 test: .venv/.installed ## every test but the slowest
 	$(BIN)/python -m pytest -n auto --dist loadfile --durations=10

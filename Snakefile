@@ -39,3 +39,4 @@ rule all:
     input:
         [LAYOUT.run(run, "metrics.json") for run in RUNS],
         LAYOUT.figures,
+        LAYOUT.report,

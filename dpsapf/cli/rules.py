@@ -15,6 +15,7 @@ from dpsapf.support.checked import Checked
 
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
+SOURCES = {".py", ".html", ".css", ".js"}
 ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
@@ -94,7 +95,7 @@ def code_digest(stage: str) -> str:
     """Digest the source of a stage and of what its results depend on, so that an edit re-runs it."""
     digest = hashlib.sha256()
     for folder in (*CODE[stage], *SHARED):
-        for path in sorted((PACKAGE / folder).rglob("*.py")):
+        for path in sorted(path for path in (PACKAGE / folder).rglob("*") if path.suffix in SOURCES):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 

@@ -47,6 +47,16 @@ class Layout:
         """Folder of figures."""
         return f"{self.root}/figures"
 
+    @property
+    def config(self) -> str:
+        """Path of a copy of the config, as Snakemake read it."""
+        return f"{self.root}/config.yaml"
+
+    @property
+    def report(self) -> str:
+        """Path of the page that shows all of it."""
+        return f"{self.root}/report.html"
+
     def log(self, stage: str, name: str) -> str:
         """Path of a stage's log."""
         return f"{self.root}/logs/{stage}/{name}.log"

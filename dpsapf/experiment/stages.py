@@ -349,6 +349,15 @@ class DrawFigures(Checked):
     figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from")
 
 
+class WriteReport(Checked):
+    """One HTML page of a results folder, which works offline."""
+
+    results: Path = source("folder of one config's results, with tables/ in it")
+    configfile: Path | None = source("the config, for its studies; omitted: a section per dataset", None)
+    captions: Path = source("captions of figures (.rst, a template)", Path("workflow/report/figure.rst"))
+    report: Path = target("the page (.html)")
+
+
 class Estimate(Checked):
     """What a config would cost: jobs, GPU-hours, disk, money."""
 

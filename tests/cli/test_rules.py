@@ -205,6 +205,7 @@ def test_a_new_file_counts_and_a_file_of_another_kind_does_not(checkout):
     assert "evaluation" in checkout("dpsapf/evaluation/inner/new.py", "y = 1\n")
     assert checkout("dpsapf/evaluation/inner/notes.txt", "y = 1\n") == set()
     assert checkout("paper_figures/inner/code.py", "x = 2\n") == {"paper_figures"}
+    assert checkout("paper_figures/inner/page.css", "p {}\n") == {"paper_figures"}, "a page's template is code"
 
 
 @functools.cache

@@ -1,10 +1,13 @@
 """The checked config, its runs, and the functions that rules share."""
 
+import json
 import os
 import re
 import shlex
 import sys
 from pathlib import Path
+
+import yaml
 
 from dpsapf.cli import alone, slurm, warm
 from dpsapf.cli.needs import Needs
@@ -106,6 +109,7 @@ localrules:
     collect_metrics,
     aggregate,
     draw_figures,
+    write_report,
 
 
 wildcard_constraints:

@@ -29,3 +29,33 @@ rule draw_figures:
         code=code_digest("paper_figures"),
     shell:
         "python -m dpsapf draw-figures --results {params.results} --figures {output} --log {log}"
+
+
+rule write_report:
+    input:
+        tables=[
+            LAYOUT.table(f"{name}.csv") for name in ("runs", "summary", "selections")
+        ],
+        figures=LAYOUT.figures,
+        captions=f"{workflow.basedir}/workflow/report/figure.rst",
+        ledgers=[LAYOUT.run(run, "ledger.json") for run in RUNS],
+    output:
+        report=LAYOUT.report,
+        configfile=LAYOUT.config,
+    log:
+        LAYOUT.log("write_report", "all"),
+    benchmark:
+        LAYOUT.benchmark("write_report", "all")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        results=LAYOUT.root,
+        config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False),
+        code=code_digest("paper_figures"),
+    shell:
+        "printf %s {params.config:q} > {output.configfile}; "
+        "python -m dpsapf write-report --results {params.results} --configfile {output.configfile}"
+        " --captions {input.captions} --report {output.report} --log {log}"
