@@ -14,9 +14,9 @@ def bootstrap_interval(
 ) -> tuple[float, float]:
     """Return an interval for what a statistic of ``count`` images is on average, by the bootstrap (Efron 1979).
 
-    Quantiles of the statistic over images drawn with replacement, moved so that their mean is the statistic of all images. The plain
-    percentiles would not do: images that are drawn twice add to a statistic that has a bias, such as FID or recall, the bias of
-    few images once more. The bias that the statistic has at this number of images stays in it.
+    Quantiles of the statistic over images drawn with replacement, moved so that their mean is the statistic of all images.
+    The plain percentiles would not do: images that are drawn twice add to a statistic that has a bias, such as FID or recall,
+    the bias of few images once more. The bias that the statistic has at this number of images stays in it.
 
     Args:
         statistic: of the images at positions int64 [count], which may repeat.
@@ -63,7 +63,7 @@ def frechet_interval(real: Moments, synthetic: Features, seed: int, draws: int, 
 
 
 def _products(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return the covariance of rows [M, r] that stand there ``weights`` times, or a smaller matrix of the same eigenvalues but 0."""
+    """Return the covariance of rows [M, r] that stand there ``weights`` times, or a smaller matrix with its eigenvalues but 0."""
     count, kept = int(weights.sum()), weights.nonzero()[0]
     mean, scale = weights @ rows / count, np.sqrt(weights / (count - 1))[:, None]
     if len(kept) <= rows.shape[1]:
