@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from dpsapf.evaluation import likelihood as module
+from dpsapf.evaluation.gaussians import frechet, moments
 from dpsapf.evaluation.likelihood import baseline, feature_likelihood, likelihood
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import numpy_generator
@@ -87,6 +88,7 @@ def test_copies_of_training_images_are_worse_than_fresh_samples_though_their_fid
     copied = likelihood(TRAIN, TEST, copies, "cpu", SEED)
     assert copied.divergence > fresh.divergence + 100
     assert copied.gap < -100 < -5 < fresh.gap
+    assert frechet(moments(TRAIN), moments(copies)) < frechet(moments(TRAIN), moments(real(300, 2)))
 
 
 def test_it_grows_with_what_is_wrong():
