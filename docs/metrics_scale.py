@@ -169,6 +169,7 @@ def measured(name: str, folder: Path, threads: int) -> list[dict]:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         found = subprocess.run([*words, str(synthetic), str(real)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
         rows.append({"metric": name, "synthetic": synthetic, "real": real, **json.loads(found.stdout)})
+        print(rows[-1], file=sys.stderr, flush=True)
     metric = METRICS[name]
     whole = (metric.whole or metric.operations)(*FULL)
     seconds = on_the_line([metric.operations(*sizes) for sizes in SLICES], [row["seconds"] for row in rows], whole)
