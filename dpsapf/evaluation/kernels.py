@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpsapf.evaluation.gaussians import Features
+from dpsapf.evaluation.gaussians import Features, finite
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import numpy_generator
@@ -21,7 +21,7 @@ def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int
         seed: of the subsets; each has its own generator.
 
     Raises:
-        UserError: there are fewer images than ``size``.
+        UserError: there are fewer images than ``size``, or a feature is no number.
     """
     fewest = min(len(real), len(synthetic))
     if not 2 <= size <= fewest:
@@ -31,7 +31,7 @@ def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int
         generator = numpy_generator(seed, "kernel-distance", number)
         drawn = [features[generator.choice(len(features), size, replace=False)] for features in (real, synthetic)]
         values.append(discrepancy(*(rows.astype(np.float64) for rows in drawn)))
-    return float(np.mean(values)), float(np.std(values))
+    return float(np.mean(finite(np.array(values)))), float(np.std(values))
 
 
 def discrepancy(real: np.ndarray, synthetic: np.ndarray) -> float:
