@@ -41,6 +41,7 @@ def test_what_all_take_lies_on_the_line_through_both_slices():
     assert scale.on_the_line([10, 20], [3.0, 5.0], 100) == pytest.approx(21)
     assert scale.on_the_line([10, 20], [5.0, 4.0], 100) == 4  # noise: it does not fall
     assert scale.on_the_line([0, 0], [4.0, 5.0], 0) == 5
+    assert scale.on_the_line([10], [4.0], 100) == 40
 
 
 def test_rows_hold_both_slices_and_all(monkeypatch, tmp_path):
@@ -49,7 +50,7 @@ def test_rows_hold_both_slices_and_all(monkeypatch, tmp_path):
     )
     answer = type("Answer", (), {"stdout": property(lambda self: json.dumps(next(taken)))})
     monkeypatch.setattr(scale.subprocess, "run", lambda *_, **__: answer())
-    rows = scale.measured("real radii", tmp_path, 1)
+    rows = scale.extrapolated("real radii", scale.measured("real radii", scale.SLICES, tmp_path, 1))
     assert [row["real"] for row in rows] == [8_138, 16_277]
     assert [row["extrapolated_seconds"] for row in rows] == pytest.approx([400, 400], rel=0.01)  # ten times the images, squared
     assert {row["extrapolated_memory_mb"] for row in rows} == {290}  # 10 MB for 8,139 images
