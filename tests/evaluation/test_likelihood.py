@@ -105,6 +105,10 @@ def test_a_baseline_that_was_kept_gives_the_same():
     assert feature_likelihood(TRAIN, TEST, real(300, 2), "cpu", SEED, subtracted) == fld(real(300, 2))
 
 
+def test_at_most_half_of_the_training_images_stand_in_for_synthetic_ones():
+    assert baseline(TRAIN, TEST, 10_000, "cpu", SEED) == baseline(TRAIN, TEST, 300, "cpu", SEED)
+
+
 def test_features_may_lie_in_a_file(tmp_path):
     files = [tmp_path / name for name in "abc"]
     sets = [TRAIN, TEST, real(300, 2)]

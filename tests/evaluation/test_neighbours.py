@@ -189,9 +189,10 @@ def test_the_error_of_fp32_squares_is_within_its_bound(dimensions, offset):
     assert (error <= bound).all() and error.max() > 0.001 * bound.max()
 
 
-def test_few_pairs_are_computed_again(monkeypatch):
-    """The second step must not become the first: features of 256 dimensions that are spread in few of them, as networks make."""
-    real, synthetic = features(1000, 256), features(800, 256, 0.05, 1)
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_few_pairs_are_computed_again(monkeypatch, offset):
+    """The second step must not become the first: features that are spread in few dimensions, as networks make, far from 0 or not."""
+    real, synthetic = (some + np.float32(offset) for some in (features(1000, 256), features(800, 256, 0.05, 1)))
     counts, exact = [], module._exact
     monkeypatch.setattr(module, "_exact", lambda *given: counts.append(len(given[1])) or exact(*given))
     scores(real, synthetic)
