@@ -93,12 +93,12 @@ def metrics_agreement(records: Records) -> str:
 
 def metrics_scale(records: Records) -> str:
     """Lay out metrics-scale.csv: what each fidelity metric takes on the larger slice, and would take on all images."""
-    table = records.table("metrics-scale.csv").drop_duplicates("metric", keep="last")
-    synthetic, real = table["synthetic"].iloc[0], table["real"].iloc[0]
-    columns = ("seconds", "extrapolated_seconds", "peak_memory_mb", "extrapolated_memory_mb")
-    rows = [[row["metric"], *(f"{row[name]:,.0f}" for name in columns)] for _, row in table.iterrows()]
-    header = ["metric", f"seconds, {synthetic:,} and {real:,}", "seconds, all", "MB", "MB, all"]
-    return pipes(header, rows)
+    names = ["seconds", "extrapolated_seconds", "peak_memory_mb", "extrapolated_memory_mb"]
+    rows = []
+    for _, row in records.table("metrics-scale.csv").drop_duplicates("metric", keep="last").iterrows():
+        cells = ["—" if math.isnan(row[name]) else f"{row[name]:,.0f}" for name in names]
+        rows.append([row["metric"], f"{row['synthetic']:,} x {row['real']:,}", *cells])
+    return pipes(["metric", "slice", "seconds", "seconds, all", "memory (MB)", "memory, all (MB)"], rows)
 
 
 def edge_factors(column: str, records: Records) -> str:

@@ -191,7 +191,7 @@ def test_the_error_of_fp32_squares_is_within_its_bound(dimensions, offset):
 
 @pytest.mark.parametrize("offset", [0, 1000])
 def test_few_pairs_are_computed_again(monkeypatch, offset):
-    """The second step must not become the first: features that are spread in few dimensions, as networks make, far from 0 or not."""
+    """The second step must not become the first: features spread in few dimensions, as a network's, far from 0 or not."""
     real, synthetic = (some + np.float32(offset) for some in (features(1000, 256), features(800, 256, 0.05, 1)))
     counts, exact = [], module._exact
     monkeypatch.setattr(module, "_exact", lambda *given: counts.append(len(given[1])) or exact(*given))
