@@ -105,6 +105,16 @@ def test_a_baseline_that_was_kept_gives_the_same():
     assert feature_likelihood(TRAIN, TEST, real(300, 2), "cpu", SEED, subtracted) == fld(real(300, 2))
 
 
+def test_logarithms_of_variances_stay_within_their_limits(monkeypatch):
+    """If both limits are 1, the score is that of Gaussians of variance e."""
+    for name in ("LOWEST", "HIGHEST"):
+        monkeypatch.setattr(module, name, 1.0)
+    synthetic, test = scaled(real(50, 2), TEST)
+    terms = -((test[:, None] - synthetic) ** 2).sum(2) / (2 * math.e) - 8 * math.log(2 * math.pi * math.e)
+    expected = -100 / 16 * (np.logaddexp.reduce(terms, 1) - math.log(50)).mean()
+    assert feature_likelihood(TRAIN, TEST, real(50, 2), "cpu", SEED, 0.0) == pytest.approx(expected, rel=1e-4)
+
+
 def test_at_most_half_of_the_training_images_stand_in_for_synthetic_ones():
     assert baseline(TRAIN, TEST, 10_000, "cpu", SEED) == baseline(TRAIN, TEST, 300, "cpu", SEED)
 
