@@ -9,13 +9,11 @@ from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.registries import entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
-ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models", "datasets"),
@@ -97,12 +95,6 @@ def code_digest(stage: str) -> str:
         for path in sorted((PACKAGE / folder).rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def entry_digest(file: str, name: str, cls: type[Checked]) -> str:
-    """Digest one entry of a registry, so that adding or changing another entry re-runs nothing."""
-    told = entry(file, name, cls).model_dump_json(exclude=ESTIMATES)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:

@@ -1,5 +1,6 @@
 """The registries: sensitive datasets, public models, evaluation protocols, by name."""
 
+import hashlib
 import typing
 from pathlib import Path
 
@@ -9,6 +10,17 @@ from pydantic import Field
 from dpsapf.support.checked import Checked, parse
 from dpsapf.support.download import Download
 from dpsapf.support.errors import UserError, UserErrors, one_of
+
+LATER = {"later": True}
+ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
+
+
+def later(default: object, description: str, **bounds: object) -> typing.Any:  # noqa: ANN401 - a field takes the type of its annotation
+    """Declare a key that entries could not name at first: its default means what was done without it.
+
+    Where it stands at its default it is left out of the entry's digest, so that older entries keep theirs.
+    """
+    return Field(default, description=description, json_schema_extra=LATER, **bounds)
 
 
 class DatasetEntry(Checked):
@@ -58,16 +70,22 @@ class ModelEntry(Checked):
     sha256: str | None = Field(None, description="digest of the folder; null: not checked")
 
 
+ValueRange = typing.Literal["plus-minus-1", "tensorflow", "imagenet"]
+Metric = typing.Literal["inception_score", "density", "coverage", "fld", "fid_infinity"]
+
+
 class ProtocolEntry(Checked):
     """One evaluation protocol of config/protocols.yaml: records that differ in it are never mixed."""
 
-    feature_network: str = Field(description="`package:NAME` or `clean-fid:inception`")
-    feature_sha256: str | None = Field(None, description="digest of a packaged feature network's weights; null: not checked")
+    feature_network: str = Field(description="`package:NAME`, or a key of dpsapf.evaluation.weights.PUBLISHED")
+    feature_sha256: str | None = Field(
+        None, description="digest of the feature network's weights; null: not checked, for a packaged network only"
+    )
     feature_resolution: int = Field(description="side of the images that the feature network is given [pixels]", ge=8)
-    resize: typing.Literal["lanczos", "bicubic"] = Field(
+    resize: typing.Literal["lanczos", "bicubic", "torch-bilinear"] = Field(
         description="filter for images that have another size than feature_resolution"
     )
-    neighbours: int = Field(5, description="k of precision and recall", ge=1)
+    neighbours: int = Field(5, description="k of recall, and of precision, density and coverage", ge=1)
     kid_subsets: int = Field(50, description="subsets of the KID estimate", ge=1)
     kid_subset_size: int = Field(200, description="images per KID subset [images]", ge=2)
     classifiers: tuple[str, ...] = Field(description="utility classifiers: names of dpsapf.evaluation.classifiers, and probe")
@@ -77,6 +95,18 @@ class ProtocolEntry(Checked):
     classifier_repeats: int = Field(1, description="trainings of each classifier, whose mean accuracy counts [trainings]", ge=1)
     synthetic_validation: float = Field(0.1, description="share of the training images that selects the best state", gt=0, le=0.5)
     probe_ridge: float = Field(0.1, description="ridge of the probe per training image; its features have variance 1", gt=0)
+    quantise: bool = later(False, "True: resized images have whole numbers again, as a file of them would")
+    value_range: ValueRange = later("plus-minus-1", "what the feature network is given for values 0 to 255")
+    reference_split: typing.Literal["train", "test"] = later("train", "real images that synthetic ones are compared with")
+    reference_images: int | None = later(None, "of these at most so many, drawn once; null: all [images]", ge=2)
+    synthetic_images: int | None = later(None, "synthetic images, exactly; null: any number that is enough [images]", ge=2)
+    least_images: int = later(2, "fewer real or synthetic images are refused [images]", ge=2)
+    frechet_images: int | None = later(None, "synthetic images of FID, at most, drawn; null: all [images]", ge=2)
+    precision_neighbours: int | None = later(None, "k of precision alone; null: neighbours", ge=1)
+    counts_itself: bool = later(False, "True: in precision and recall, an image is its own first neighbour")
+    metrics: tuple[Metric, ...] = later((), "metrics beside FID, KID, precision and recall")
+    inception_splits: int = later(10, "splits that the Inception Score is averaged over", ge=1)
+    bootstrap_draws: int = later(0, "draws of FID's bootstrap interval; 0: none", ge=0)
 
 
 def load_yaml(path: str | Path) -> dict:
@@ -125,3 +155,18 @@ def entry(path: str | Path, name: str, cls: type[Checked]) -> typing.Any:  # noq
     if name not in registry:
         raise UserError(f"entry of {path}", name, one_of(name, registry))
     return registry[name]
+
+
+def digest(item: Checked) -> str:
+    """Digest what an entry of a registry means, not how it is written: 16 hex digits."""
+    at_default = {
+        name
+        for name, field in type(item).model_fields.items()
+        if field.json_schema_extra == LATER and getattr(item, name) == field.default
+    }
+    return hashlib.sha256(item.model_dump_json(exclude=ESTIMATES | at_default).encode()).hexdigest()[:16]
+
+
+def entry_digest(file: str | Path, name: str, cls: type[Checked]) -> str:
+    """Digest one entry of a registry, so that adding or changing another entry re-runs nothing."""
+    return digest(entry(file, name, cls))

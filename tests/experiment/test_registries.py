@@ -3,8 +3,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpsapf.cli.rules import entry_digest
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, entry, load_registry, load_yaml
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, entry, entry_digest, load_registry, load_yaml
 from dpsapf.support.errors import UserError, UserErrors
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -91,7 +90,7 @@ DEMO = load_yaml(CONFIG / "protocols.yaml")["demo-v1"]
         (DatasetEntry, DIGITS | {"license": "MIT"}, "license = 'MIT': unknown key: .*did you mean licence\\?"),
         (ModelEntry, {"path": "x", "resolution": 32}, "licence = None: is required: licence of the weights"),
         (ModelEntry, MODEL | {"sha256": 0}, "sha256 = 0: must be a valid string"),
-        (ProtocolEntry, DEMO | {"resize": "nearest"}, "resize = 'nearest': must be one of lanczos, bicubic"),
+        (ProtocolEntry, DEMO | {"resize": "nearest"}, "resize = 'nearest': must be one of lanczos, bicubic, torch-bilinear"),
         (ProtocolEntry, DEMO | {"kid_subset_size": 1}, "kid_subset_size = 1: must be at least 2"),
         (ProtocolEntry, DEMO | {"neighbours": 0}, "neighbours = 0: must be at least 1"),
         (ProtocolEntry, DEMO | {"synthetic_validation": 0.6}, "synthetic_validation = 0.6: must be at most 0.5"),

@@ -13,6 +13,7 @@ from dpsapf.experiment.registries import (
     DatasetEntry,
     ModelEntry,
     ProtocolEntry,
+    entry_digest,
     load_registry,
 )
 from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_config
@@ -22,7 +23,6 @@ from dpsapf.experiment.layout import Layout
 from dpsapf.cli.rules import (
     audit_files,
     code_digest,
-    entry_digest,
     fragility_file,
     flags,
     given,
