@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.columns import FIDELITY, MATRIX, SELECTED
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
@@ -44,12 +44,13 @@ def gather(options: CollectMetrics) -> Metrics:
         run_id=plan.run.id,
         run=plan.run,
         protocol=fidelity.protocol,
+        protocol_digest=fidelity.protocol_digest,
+        reference=fidelity.reference,
         accuracy=utility.accuracy,
         per_classifier=utility.per_classifier,
-        fid=fidelity.fid,
-        kid=fidelity.kid,
-        precision=fidelity.precision,
-        recall=fidelity.recall,
+        **{name: getattr(fidelity, name) for name in FIDELITY},
+        synthetic_images=fidelity.synthetic_images,
+        real_images=fidelity.real_images,
         ceiling_accuracy=ceiling.accuracy,
         target_epsilon=plan.run.epsilon,
         delta=ledger.delta if ledger.releases else None,
@@ -145,6 +146,9 @@ def read_evaluation(options: CollectMetrics) -> tuple[Fidelity, Utility, Utility
     for name, (trained_on, record) in records.items():
         if record.protocol != fidelity.protocol:
             raise UserError(f"--{name}", record.protocol, f"the protocol of --fidelity is {fidelity.protocol}; evaluate with one")
+        if record.protocol_digest != fidelity.protocol_digest:
+            remedy = f"{fidelity.protocol} had the meaning {fidelity.protocol_digest} for --fidelity; evaluate both again"
+            raise UserError(f"--{name}: protocol_digest", record.protocol_digest, remedy)
         if record.trained_on != trained_on:
             raise UserError(f"--{name}", record.trained_on, f"must come from classifiers trained on {trained_on} images")
     return fidelity, records["utility"][1], records["ceiling"][1]

@@ -26,6 +26,7 @@ MODULES: dict[type[Checked], str] = {
     stages.ComposeReleases: "dpsapf.privacy.compose",
     stages.Sample: "dpsapf.sampling.sample",
     stages.PublishPopulation: "dpsapf.evolution.publish",
+    stages.FetchEvaluationWeights: "dpsapf.evaluation.weights",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
     stages.CollectMetrics: "dpsapf.aggregation.collect",

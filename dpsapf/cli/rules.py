@@ -79,10 +79,12 @@ def score_flags(run: RunSpec) -> str:
     return f"--candidates {run.released_from} {flags(run, only=tuple(names))}"
 
 
-def given(files: Mapping[str, object]) -> str:
-    """Write a rule's named inputs as options; a list becomes several values, an empty one nothing."""
+def given(files: Mapping[str, object], besides: tuple[str, ...] = ()) -> str:
+    """Write a rule's named inputs as options, but some; a list becomes several values, an empty one nothing."""
     words: list[str] = []
     for name, value in files.items():
+        if name in besides:
+            continue
         paths = [str(value)] if isinstance(value, str) else [str(path) for path in value]
         words += ["--" + name.replace("_", "-"), *paths] if paths else []
     return shlex.join(words)

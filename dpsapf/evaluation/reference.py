@@ -1,17 +1,15 @@
 """reference-features: what synthetic images are compared with, and how well real ones would do."""
 
-import itertools
-
 import numpy as np
 import torch
 
-from dpsapf.datasets.prepared import Part, read_part
-from dpsapf.evaluation.features import BATCH, feature_batches
+from dpsapf.datasets.prepared import read_part
+from dpsapf.evaluation.real import write_reference
 from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Utility
-from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.registries import ProtocolEntry, digest, entry
 from dpsapf.experiment.stages import ReferenceFeatures
-from dpsapf.support.arrays import writing
+from dpsapf.support.checked import replace
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
@@ -40,15 +38,6 @@ def reference_features(options: ReferenceFeatures) -> None:
         outside_the_guarantee=True,
         provenance=provenance(),
     )
-    _write_features(train, protocol, options)
-    write_record(options.ceiling, ceiling)
+    write_reference(options.features, options.archive, dataset.id, options.protocol, protocol, options.device)
+    write_record(options.ceiling, replace(ceiling, protocol_digest=digest(protocol)))
     checkpoint.remove()
-
-
-def _write_features(train: Part, protocol: ProtocolEntry, options: ReferenceFeatures) -> None:
-    batches = feature_batches(train, protocol, options.device)
-    first = next(batches)
-    layout = {"features": ("F32", (len(train), first.shape[1]))}
-    with writing(options.features, layout, {"protocol": options.protocol}) as writer:
-        for number, batch in enumerate(itertools.chain([first], batches)):
-            writer.put("features", number * BATCH, batch)

@@ -4,6 +4,7 @@ import typing
 
 from pydantic import Field
 
+from dpsapf.experiment.columns import FIDELITY
 from dpsapf.experiment.methods import NoiseMode, Unit
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
@@ -175,15 +176,27 @@ class Timing(Checked):
 
 
 class Fidelity(Checked):
-    """fidelity.json. Computed on private training images, outside the guarantee."""
+    """fidelity.json. Computed on private images, outside the guarantee; what the protocol does not ask for is null."""
 
     protocol: str
+    protocol_digest: str  # of the protocol's entry, so that a changed meaning is seen
+    reference: str  # SHA-256 of the real images' features, which hold salt: says nothing to whoever lacks the dataset
     fid: float
+    fid_low: float | None = None  # bootstrap interval of fid over the synthetic images, 95 %
+    fid_high: float | None = None
+    fid_infinity: float | None = None  # fid for infinitely many synthetic images
     kid: float
+    kid_spread: float | None = None  # standard deviation over subsets
     precision: float
     recall: float
+    density: float | None = None
+    coverage: float | None = None
+    inception_score: float | None = None
+    inception_score_spread: float | None = None  # standard deviation over splits
+    fld: float | None = None
     synthetic_images: int
     real_images: int
+    test_images: int | None = None  # of fld
     outside_the_guarantee: bool
     provenance: dict
 
@@ -192,6 +205,7 @@ class Utility(Checked):
     """utility.json. Tested on private test images, outside the guarantee."""
 
     protocol: str
+    protocol_digest: str | None = None  # of the protocol's entry; the stages set it
     trained_on: typing.Literal["synthetic", "real"]
     accuracy: float  # mean over classifiers, in [0, 1]
     per_classifier: dict[str, float]
@@ -207,12 +221,25 @@ class Metrics(Checked):
     run_id: str
     run: RunSpec
     protocol: str
+    protocol_digest: str  # of the protocol's entry
+    reference: str  # SHA-256 of the real images' features
     accuracy: float
     per_classifier: dict[str, float]
     fid: float
+    fid_low: float | None = None
+    fid_high: float | None = None
+    fid_infinity: float | None = None
     kid: float
+    kid_spread: float | None = None
     precision: float
     recall: float
+    density: float | None = None
+    coverage: float | None = None
+    inception_score: float | None = None
+    inception_score_spread: float | None = None
+    fld: float | None = None
+    synthetic_images: int  # that fid and its like were computed from
+    real_images: int
     ceiling_accuracy: float  # the same classifiers trained on real images
     target_epsilon: float | None
     delta: float | None
@@ -233,9 +260,6 @@ class Metrics(Checked):
     outside_the_guarantee: tuple[str, ...] = (
         "accuracy",
         "per_classifier",
-        "fid",
-        "kid",
-        "precision",
-        "recall",
+        *FIDELITY,
         "ceiling_accuracy",
     )

@@ -284,6 +284,14 @@ class PublishPopulation(Checked):
     timing: Path = target("seconds and peak memory (.json)")
 
 
+class FetchEvaluationWeights(Checked):
+    """Download the weights of a protocol's feature network, or say where to put them."""
+
+    protocol: str = Field(description="key of the protocol in the registry")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
+
+
 class ReferenceFeatures(Checked):
     """Features of real images; classifiers trained on real images."""
 
@@ -294,7 +302,7 @@ class ReferenceFeatures(Checked):
     seed: Seed = Field(0, description="seed of the classifiers")
     threads: int = Field(1, description="CPU threads [threads]", ge=1)
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
-    features: Path = target("features of the real training images (.safetensors)")
+    features: Path = target("features of real images, their moments and radii (.safetensors)")
     ceiling: Path = target("utility of classifiers trained on real images (.json)")
 
 
@@ -305,7 +313,7 @@ class Evaluate(Checked):
     synthetic: Path = source("synthetic images (.npz)")
     archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
-    features: Path = source("features of the real training images (.safetensors)")
+    features: Path = source("features of real images, their moments and radii (.safetensors)")
     protocol: str = Field(description="key of the protocol in the registry")
     registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
     seed: Seed = Field(0, description="seed of the classifiers")

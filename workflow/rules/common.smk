@@ -13,6 +13,7 @@ from dpsapf.experiment.registries import (
     DatasetEntry,
     ModelEntry,
     ProtocolEntry,
+    entry,
     entry_digest,
     load_registry,
 )
@@ -69,6 +70,14 @@ COMPARISONS = [
 UPDATES = tuple(UpdateConfig.model_fields)
 VARIATIONS = tuple(VariationConfig.model_fields)
 PROTOCOL = CONFIG.evaluation.protocol
+# whether a published feature network is there; on a cluster it is fetched by the submitting host
+NETWORK = (
+    {}
+    if entry(
+        CONFIG.protocols_file, PROTOCOL, ProtocolEntry
+    ).feature_network.startswith("package:")
+    else {"fetched": LAYOUT.network(PROTOCOL, "fetched.txt")}
+)
 
 ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")
 

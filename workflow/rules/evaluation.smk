@@ -1,8 +1,34 @@
 EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}"
 
 
+localrules:
+    fetch_evaluation_weights,
+
+
+rule fetch_evaluation_weights:
+    input:
+        registry=ancient(CONFIG.protocols_file),
+    output:
+        LAYOUT.network("{protocol}", "fetched.txt"),
+    log:
+        LAYOUT.log("fetch_evaluation_weights", "{protocol}"),
+    benchmark:
+        LAYOUT.benchmark("fetch_evaluation_weights", "{protocol}")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=1000,
+    params:
+        entry=lambda w: entry_digest(CONFIG.protocols_file, w.protocol, ProtocolEntry),
+        code=code_digest("evaluation"),
+    shell:
+        "python -m dpsapf fetch-evaluation-weights --protocol {wildcards.protocol} --registry {input.registry} --out {output} --log {log}"
+
+
 rule reference_features:
     input:
+        **NETWORK,
         archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
     output:
@@ -28,6 +54,7 @@ rule reference_features:
 
 rule evaluate:
     input:
+        **NETWORK,
         synthetic=LAYOUT.run("{run}", "samples.npz"),
         archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.safetensors"),
         dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
@@ -49,7 +76,7 @@ rule evaluate:
     resources:
         **NEEDS.resources("evaluate"),
     params:
-        files=lambda w, input: given(input),
+        files=lambda w, input: given(input, besides=("fetched",)),
         options=EVALUATION,
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         run=lambda w: flags(RUNS[w.run], only=("seed",)),
