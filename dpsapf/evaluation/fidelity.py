@@ -5,7 +5,7 @@ import numpy as np
 from dpsapf.evaluation.gaussians import Features, frechet, frechet_infinity, moments
 from dpsapf.evaluation.inception_score import inception_score
 from dpsapf.evaluation.kernels import kernel_distance
-from dpsapf.evaluation.likelihood import feature_likelihood
+from dpsapf.evaluation.likelihood import MOST_CENTRES, likelihood
 from dpsapf.evaluation.neighbours import manifold_scores, radii
 from dpsapf.evaluation.real import Reference
 from dpsapf.evaluation.resampling import frechet_interval
@@ -44,9 +44,16 @@ def fidelity_scores(
         names = "inception_score", "inception_score_spread"
         scores |= zip(names, inception_score(probabilities, protocol.inception_splits), strict=True)
     if reference.test is not None:
-        fld_seed = child_seed(seed, "fld")
-        scores["fld"] = feature_likelihood(reference.features, reference.test, synthetic, device, fld_seed)
+        scores["fld"] = _feature_likelihood(reference, synthetic, protocol, seed, device)
     return scores
+
+
+def _feature_likelihood(reference: Reference, synthetic: np.ndarray, protocol: ProtocolEntry, seed: int, device: str) -> float:
+    """Return FLD, of test images or, as the paper's authors have it, of training images."""
+    real = reference.features
+    enough = len(synthetic) >= min(MOST_CENTRES, len(real) // 2)  # for what was subtracted to be the cached one
+    found = likelihood(real, reference.test, synthetic, device, child_seed(seed, "fld"), reference.baseline if enough else None)
+    return found.divergence + (found.gap if protocol.fld_of == "train" else 0.0)
 
 
 def _gaussian(reference: Reference, synthetic: np.ndarray, protocol: ProtocolEntry, seed: int) -> dict[str, float]:

@@ -6,6 +6,7 @@ comes from the dataset's secret bytes.
 
 import hashlib
 import itertools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from dpsapf.datasets.prepared import Part, read_part, read_salt
 from dpsapf.evaluation.feature_networks import load_network
 from dpsapf.evaluation.features import feature_batches
 from dpsapf.evaluation.gaussians import Moments, moments
+from dpsapf.evaluation.likelihood import MOST_CENTRES, baseline
 from dpsapf.evaluation.neighbours import radii
 from dpsapf.experiment.registries import ProtocolEntry, digest
 from dpsapf.support.arrays import Rows, Writer, open_arrays, writing
@@ -22,7 +24,7 @@ from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.randomness import numpy_generator
 
-DRAWN = 0  # seed of which real images are the reference: the same for every run, so that their features are made once
+DRAWN = 0  # seed of what is drawn of real images: the same for every run, so that it is made once
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Reference:
         precision_radii: distance of each image to its k-th nearest, as precision counts, fp32 [N].
         density_radii: as density and coverage count; that of precision where the protocol has neither.
         test: features of the real test images, fp32 [T, D]; None where the protocol has no FLD.
+        baseline: what FLD subtracts where there are enough synthetic images; None where the protocol has no FLD.
         digest: SHA-256 of the file.
     """
 
@@ -43,6 +46,7 @@ class Reference:
     precision_radii: np.ndarray
     density_radii: np.ndarray
     test: Rows | None
+    baseline: float | None
     digest: str
 
 
@@ -72,7 +76,6 @@ def write_reference(path: Path, archive: Path, dataset: str, name: str, protocol
         _put(writer, "features", itertools.chain([first], batches))
         if test is not None:
             _put(writer, "test", feature_batches(test, protocol, device, network))
-        writer.flush()
         features = writer.rows("features")
         of_all = moments(features)
         writer.put("mean", 0, of_all.mean[None])
@@ -80,6 +83,9 @@ def write_reference(path: Path, archive: Path, dataset: str, name: str, protocol
         writer.put("precision_radii", 0, radii(features, precision_neighbours(protocol), device, protocol.counts_itself))
         if _has_density(protocol):
             writer.put("density_radii", 0, radii(features, protocol.neighbours, device))
+        if test is not None:
+            subtracted = baseline(features, writer.rows("test"), MOST_CENTRES, device, DRAWN)
+            writer.put("baseline", 0, np.array([subtracted]))
 
 
 def read_reference(path: Path, dataset: str, name: str, protocol: ProtocolEntry) -> Reference:
@@ -104,6 +110,7 @@ def read_reference(path: Path, dataset: str, name: str, protocol: ProtocolEntry)
         of_precision,
         arrays["density_radii"][:] if "density_radii" in arrays else of_precision,
         arrays.get("test"),
+        float(arrays["baseline"][:][0]) if "baseline" in arrays else None,
         sha256(path),
     )
 
@@ -154,10 +161,10 @@ def _layout(count: int, dimensions: int, tested: int, protocol: ProtocolEntry) -
         "precision_radii": ("F32", (count,)),
     }
     layout |= {"density_radii": ("F32", (count,))} if _has_density(protocol) else {}
-    return layout | ({"test": ("F32", (tested, dimensions))} if tested else {})
+    return layout | ({"test": ("F32", (tested, dimensions)), "baseline": ("F64", (1,))} if tested else {})
 
 
-def _put(writer: Writer, name: str, batches: "itertools.chain[np.ndarray]") -> None:
+def _put(writer: Writer, name: str, batches: Iterable[np.ndarray]) -> None:
     done = 0
     for batch in batches:
         writer.put(name, done, batch)

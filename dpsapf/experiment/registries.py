@@ -105,6 +105,7 @@ class ProtocolEntry(Checked):
     precision_neighbours: int | None = later(None, "k of precision alone; null: neighbours", ge=1)
     counts_itself: bool = later(False, "True: in precision and recall, an image is its own first neighbour")
     metrics: tuple[Metric, ...] = later((), "metrics beside FID, KID, precision and recall")
+    fld_of: typing.Literal["test", "train"] = later("test", "real images whose likelihood FLD takes")
     inception_splits: int = later(10, "splits that the Inception Score is averaged over", ge=1)
     bootstrap_draws: int = later(0, "draws of FID's bootstrap interval; 0: none", ge=0)
 
