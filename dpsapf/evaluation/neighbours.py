@@ -4,8 +4,8 @@ Distances come in two steps. First all of them in fp32, a block at a time, as |x
 taken from all features before, so that norms are as small as they can be. Such a square is off by at most
 2 (D + 8) 2^-24 (|x|^2 + |y|^2): two norms and one product of D terms, and the subtraction. Then every pair that this leaves
 open is computed again from the features' differences in float64, and so is every radius. So scores are those of float64
-distances, rounded once to fp32. An image that is as far as the radius, for instance a copy of the neighbour that made it, is
-told from one that is nearer.
+distances, rounded once to fp32, whatever the blocks and the device. An image that is as far as the radius, for instance a copy
+of the neighbour that made it, is told from one that is nearer.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,17 +53,16 @@ def radii(features: Features, neighbours: int, device: str, itself: bool = False
     Raises:
         UserError: there are not that many others.
     """
-    others = neighbours - itself
-    if others == 0:
+    if itself and neighbours == 1:
         return np.zeros(len(features), np.float32)
-    return nearest_distances(features, others, device)[:, -1]
+    return nearest_distances(features, neighbours - itself, device)[:, -1]
 
 
 def nearest_distances(features: Features, count: int, device: str) -> np.ndarray:
     """Return the distances of every point to its nearest others, ascending: the radii for every k up to ``count``.
 
-    Of each pair of blocks one is computed. If more than 16 others are as near as the last one, within the error of fp32, and
-    not all at the same place, that distance is the one of one of them.
+    Of each two blocks of distances that mirror each other, one is computed. If more than 16 others are as near as the last one
+    within the error of fp32, all distances of that point are computed again: 0.3 s for 160,000 images of 2,048 features.
 
     Args:
         features: fp32 [N, D].
@@ -246,7 +245,7 @@ class _Nearest:
         self._features, self._kept = features, kept
         self._squares = torch.full((len(features), kept), torch.inf, device=device)
         self._positions = torch.zeros((len(features), kept), dtype=torch.int32, device=device)
-        self._error = torch.zeros(len(features), device=device)
+        self._norms = torch.zeros(len(features), device=device)
 
     def merge(self, centres: _Block, others: _Block, squares: torch.Tensor) -> None:
         """Take in the squared distances [n, m] of one block to another one's points."""
@@ -256,16 +255,27 @@ class _Nearest:
         positions = torch.cat([self._positions[rows], found.indices.int() + others.start], 1)
         best = values.topk(self._kept, dim=1, largest=False)
         self._squares[rows], self._positions[rows] = best.values, positions.gather(1, best.indices)
-        self._error[rows] = torch.maximum(self._error[rows], _error(centres, others))
+        self._norms[rows] = centres.norms
 
     def distances(self, count: int) -> np.ndarray:
         """Compute the nearest ones again; return their distances [N, count], ascending."""
-        limits = self._squares.sort(1).values[:, count - 1] + 2 * self._error
-        rows, columns = (self._squares <= limits[:, None]).cpu().numpy().nonzero()
-        found = np.full(self._squares.shape, np.inf, np.float32)
+        last, relative = self._squares.sort(1).values[:, count - 1].double(), _relative_error(self._features.shape[1])
+        farthest = (last + 3 * relative * self._norms) / (1 - 2 * relative)
+        candidates = (self._squares <= _upper(farthest, self._norms, relative)[:, None]).cpu().numpy()
+        rows, columns = candidates.nonzero()
+        found = np.full(candidates.shape, np.inf, np.float32)
         found[rows, columns] = _exact(self._features, rows, self._features, self._positions.cpu().numpy()[rows, columns])
-        found.sort(1)
-        return found[:, :count]
+        found = np.sort(found, 1)[:, :count]
+        too_few = candidates.all(1) & (found[:, -1] > 0) & (self._kept < len(self._features) - 1)
+        for row in too_few.nonzero()[0]:
+            found[row] = self._from_all(row, count)
+        return found
+
+    def _from_all(self, row: int, count: int) -> np.ndarray:
+        """Compute one point's nearest distances from all others, in float64."""
+        features, point = self._features, self._features[row : row + 1].astype(np.float64)
+        parts = [_lengths(features[start : start + BLOCK] - point) for start in range(0, len(features), BLOCK)]
+        return np.sort(np.delete(np.concatenate(parts), row))[:count]
 
 
 def _pairs(
@@ -283,9 +293,10 @@ def _pairs(
         Positions of centres and of points in their sets, and whether the distance is smaller than the radius.
     """
     limits = torch.from_numpy(radii.astype(np.float64) ** 2).to(squares.device)
-    rows, columns = (squares <= (limits + _error(centres, points)).float()[:, None]).nonzero(as_tuple=True)
+    relative = _relative_error(centres.points.shape[1])
+    rows, columns = (squares <= _upper(limits, centres.norms, relative)[:, None]).nonzero(as_tuple=True)
     excess = squares[rows, columns].double() - limits[rows]
-    error = _relative_error(centres) * (centres.norms[rows] + points.norms[columns]).double()
+    error = relative * (centres.norms[rows] + points.norms[columns]).double()
     within, unsure = (excess < -error).cpu().numpy(), (excess.abs() <= error).cpu().numpy()
     rows, columns = rows.cpu().numpy(), columns.cpu().numpy()
     reached = within.copy()
@@ -300,13 +311,17 @@ def _squares(left: _Block, right: _Block) -> torch.Tensor:
         return torch.addmm(right.norms, left.points, right.points.T, alpha=-2).add_(left.norms[:, None])
 
 
-def _error(left: _Block, right: _Block) -> torch.Tensor:
-    """Return how far squared distances may be off, for each point on the left [n]."""
-    return _relative_error(left) * (left.norms + right.norms.max())
+def _upper(squares: torch.Tensor, norms: torch.Tensor, relative: float) -> torch.Tensor:
+    """Return what `_squares` gives at most where the squared distance from points x is at most d^2 [n].
+
+    The error is relative (|x|^2 + |y|^2), and |y| is at most |x| + d.
+    """
+    return (squares + relative * (3 * norms + 2 * squares)).float()
 
 
-def _relative_error(block: _Block) -> float:
-    return 2 * (block.points.shape[1] + 8) * 2.0**-24
+def _relative_error(dimensions: int) -> float:
+    """Return how far `_squares` may be off, over the sum of both squared norms."""
+    return 2 * (dimensions + 8) * 2.0**-24
 
 
 @contextmanager
@@ -325,8 +340,13 @@ def _exact(first: Features, rows: np.ndarray, second: Features, columns: np.ndar
     found = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), PAIRS):
         some = slice(start, start + PAIRS)
-        found[some] = np.sqrt(np.square(first[rows[some]].astype(np.float64) - second[columns[some]]).sum(1))
+        found[some] = _lengths(first[rows[some]].astype(np.float64) - second[columns[some]])
     return found
+
+
+def _lengths(differences: np.ndarray) -> np.ndarray:
+    """Return the lengths of float64 vectors [n, D], fp32 [n]."""
+    return np.sqrt(np.square(differences).sum(1)).astype(np.float32)
 
 
 def _mean(features: Features) -> np.ndarray:
