@@ -72,9 +72,7 @@ def clean_fid_inception(weights: bytes, device: str) -> Network:
         Maps 299x299 images with values (x - 128) / 128 to 2,048 features.
     """
     with warnings.catch_warnings():
-        warnings.filterwarnings(
-            "ignore", message=".*torch.jit.load.*is deprecated", category=FutureWarning
-        )
+        warnings.filterwarnings("ignore", message=".*torch.jit.load.*is deprecated", category=FutureWarning)
         layers = torch.jit.load(io.BytesIO(weights), map_location=device).eval().layers
     return Network(lambda images: layers(images).flatten(1))
 

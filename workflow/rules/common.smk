@@ -73,9 +73,9 @@ PROTOCOL = CONFIG.evaluation.protocol
 # whether a published feature network is there; on a cluster it is fetched by the submitting host
 NETWORK = (
     {}
-    if entry(
-        CONFIG.protocols_file, PROTOCOL, ProtocolEntry
-    ).feature_network.startswith("package:")
+    if entry(CONFIG.protocols_file, PROTOCOL, ProtocolEntry).feature_network.startswith(
+        "package:"
+    )
     else {"fetched": LAYOUT.network(PROTOCOL, "fetched.txt")}
 )
 
