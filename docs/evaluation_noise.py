@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 
 from dpsapf.datasets.prepared import read_part
-from dpsapf.evaluation.probe import PROBE
+from dpsapf.experiment.registries import PROBE
 from dpsapf.evaluation.utility import accuracies
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import DatasetRecord

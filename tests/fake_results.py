@@ -223,7 +223,11 @@ def _evaluated(protocol, accuracy, fid, changes):
     utility = Utility(
         protocol=protocol,
         trained_on="synthetic",
+        selection="synthetic",
         accuracy=accuracy,
+        macro_f1=accuracy - 0.02,
+        calibration_error=0.1,
+        classifiers={},
         per_classifier={"cnn": accuracy - 0.01, "mlp": accuracy + 0.01},
         train_images=800,
         test_images=1000,

@@ -45,6 +45,8 @@ def gather(options: CollectMetrics) -> Metrics:
         run=plan.run,
         protocol=fidelity.protocol,
         accuracy=utility.accuracy,
+        macro_f1=utility.macro_f1,
+        calibration_error=utility.calibration_error,
         per_classifier=utility.per_classifier,
         fid=fidelity.fid,
         kid=fidelity.kid,

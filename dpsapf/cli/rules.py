@@ -24,7 +24,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "saliency": ("saliency", "optimization", "gradients", "public_models", "privacy"),
     "finetune": ("finetune", "optimization", "gradients", "public_models", "privacy"),
     "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
-    "evaluation": ("evaluation", "datasets"),
+    "evaluation": ("evaluation", "optimization", "datasets"),
     "evolution": (
         "evolution",
         "evaluation",

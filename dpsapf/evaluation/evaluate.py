@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dpsapf.datasets.prepared import read_part
+from dpsapf.evaluation.predictions import check_private_name, write_predictions
 from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
@@ -22,6 +23,7 @@ def evaluate(options: Evaluate) -> None:
     Raises:
         UserError: an output is not named, or the reference features are of another protocol.
     """
+    check_private_name(options.predictions)
     for what in options.what:
         if getattr(options, what) is None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
@@ -71,19 +73,16 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
 def measure_utility(
     synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate, checkpoint: Checkpoint | None = None
 ) -> Utility:
-    """Train classifiers on synthetic images and labels alone; test them on the real test images."""
-    from dpsapf.evaluation.utility import accuracies
+    """Train classifiers on synthetic images and labels alone; test them on the real test images.
 
-    classes = len(read_record(options.dataset, DatasetRecord).classes)
-    test = read_part(options.archive, "test")
-    scores = accuracies(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
-    return Utility(
-        protocol=options.protocol,
-        trained_on="synthetic",
-        accuracy=float(np.mean(list(scores.values()))),
-        per_classifier=scores,
-        train_images=len(synthetic[1]),
-        test_images=len(test),
-        outside_the_guarantee=True,
-        provenance=provenance(),
-    )
+    What they say of each test image goes to ``options.predictions``, if that is given.
+    """
+    from dpsapf.evaluation.utility import judge, side, utility_record
+
+    dataset = read_record(options.dataset, DatasetRecord)
+    test, classes = read_part(options.archive, "test"), len(dataset.classes)
+    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
+    if options.predictions:
+        write_predictions(options.predictions, found, test.labels, dataset.classes)
+    told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": protocol.recipe(side(synthetic)).selection}
+    return utility_record(found, synthetic, test, classes, **told)

@@ -2,18 +2,16 @@
 
 import itertools
 
-import numpy as np
 import torch
 
 from dpsapf.datasets.prepared import Part, read_part
 from dpsapf.evaluation.features import BATCH, feature_batches
 from dpsapf.experiment.fields import settings
-from dpsapf.experiment.records import DatasetRecord, Utility
+from dpsapf.experiment.records import DatasetRecord
 from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.stages import ReferenceFeatures
 from dpsapf.support.arrays import writing
 from dpsapf.support.checkpoint import Checkpoint
-from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
 
@@ -22,24 +20,16 @@ def reference_features(options: ReferenceFeatures) -> None:
 
     Both are computed from private images outside the guarantee.
     """
-    from dpsapf.evaluation.utility import accuracies
+    from dpsapf.evaluation.utility import judge, side, utility_record
 
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
-    dataset = read_record(options.dataset, DatasetRecord)
+    classes = len(read_record(options.dataset, DatasetRecord).classes)
     train, test = (read_part(options.archive, split) for split in ("train", "test"))
     checkpoint, parts = Checkpoint.beside(options.ceiling, settings(options)), [(part, part.labels) for part in (train, test)]
-    scores = accuracies(*parts, len(dataset.classes), protocol, options.seed, options.device, checkpoint)
-    ceiling = Utility(
-        protocol=options.protocol,
-        trained_on="real",
-        accuracy=float(np.mean(list(scores.values()))),
-        per_classifier=scores,
-        train_images=len(train),
-        test_images=len(test),
-        outside_the_guarantee=True,
-        provenance=provenance(),
-    )
+    found = judge(*parts, classes, protocol, options.seed, options.device, checkpoint)
+    told = {"protocol": options.protocol, "trained_on": "real", "selection": protocol.recipe(side(parts[0])).selection}
+    ceiling = utility_record(found, parts[0], test, classes, **told)
     _write_features(train, protocol, options)
     write_record(options.ceiling, ceiling)
     checkpoint.remove()

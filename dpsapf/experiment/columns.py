@@ -32,7 +32,7 @@ SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
 USED_RATE = "used_learning_rate"  # peak learning rate that was used; the axis learning_rate is empty where it is the config's
 
 # summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
-SPREAD_METRICS = ("accuracy", "fid", "kid", "precision", "recall")
+SPREAD_METRICS = ("accuracy", "macro_f1", "calibration_error", "fid", "kid", "precision", "recall")
 SEEDS = "n"  # runs in the group
 MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1
 

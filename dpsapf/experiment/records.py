@@ -5,6 +5,7 @@ import typing
 from pydantic import Field
 
 from dpsapf.experiment.methods import NoiseMode, Unit
+from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 
@@ -188,13 +189,27 @@ class Fidelity(Checked):
     provenance: dict
 
 
+class ClassifierScores(Checked):
+    """A classifier on the test images, averaged over its trainings, entry by entry."""
+
+    accuracy: float  # in [0, 1]
+    macro_f1: float  # mean of the classes' F1, over those with a test image
+    calibration_error: float | None  # expected calibration error, 15 bins of equal width; null: it gives no probabilities
+    per_class_accuracy: tuple[float | None, ...]  # null: the class has no test image
+    confusion: tuple[tuple[float, ...], ...]  # images of a true class (row) that are predicted as a class (column)
+
+
 class Utility(Checked):
     """utility.json. Tested on private test images, outside the guarantee."""
 
     protocol: str
     trained_on: typing.Literal["synthetic", "real"]
+    selection: ModelSelection  # which state of each classifier was tested
     accuracy: float  # mean over classifiers, in [0, 1]
-    per_classifier: dict[str, float]
+    macro_f1: float  # likewise
+    calibration_error: float | None  # likewise, over those that give probabilities; null: none does
+    per_classifier: dict[str, float]  # accuracy
+    classifiers: dict[str, ClassifierScores]
     train_images: int
     test_images: int
     outside_the_guarantee: bool
@@ -208,6 +223,8 @@ class Metrics(Checked):
     run: RunSpec
     protocol: str
     accuracy: float
+    macro_f1: float  # mean over classifiers
+    calibration_error: float | None  # likewise, over those that give probabilities
     per_classifier: dict[str, float]
     fid: float
     kid: float
@@ -232,6 +249,8 @@ class Metrics(Checked):
     peak_memory_mb: float
     outside_the_guarantee: tuple[str, ...] = (
         "accuracy",
+        "macro_f1",
+        "calibration_error",
         "per_classifier",
         "fid",
         "kid",

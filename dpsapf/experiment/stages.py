@@ -313,6 +313,7 @@ class Evaluate(Checked):
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
     fidelity: Path | None = target("fidelity.json", None)
     utility: Path | None = target("utility.json", None)
+    predictions: Path | None = target("private*.csv: what classifiers say of each test image; never published", None)
 
 
 class CollectMetrics(UpdateConfig):

@@ -114,16 +114,18 @@ def test_a_bad_entry_is_told_with_file_name_key_value_and_remedy(register, cls, 
 def test_an_entry_is_read_as_it_stands_in_the_file(file, cls):
     for name, data in load_yaml(CONFIG / file).items():
         read = entry(CONFIG / file, name, cls).model_dump(mode="json")
-        assert {key: read[key] for key in data.keys() - {"downloads"}} == {k: v for k, v in data.items() if k != "downloads"}
-        for found, told in zip(read.get("downloads", ()), data.get("downloads", ()), strict=True):
-            assert {key: found[key] for key in told} == told
+        nested = {"downloads", "recipes"}
+        assert {key: read[key] for key in data.keys() - nested} == {k: v for k, v in data.items() if k not in nested}
+        for key in nested:
+            for found, told in zip(read.get(key, ()), data.get(key, ()), strict=True):
+                assert {name: found[name] for name in told} == told
 
 
 PINNED = {
     "demo-v1": "5a2503f008d43e40",
     "demo-v2": "ebdf6f78c0eb4221",
     "probe-v1": "9a20ff83d587406b",
-    "paper-v1": "735837f705e0679b",
+    "paper-v1": "1b724274a97a9919",
 }
 
 
@@ -134,6 +136,17 @@ def test_no_protocol_changes_its_meaning_under_its_name():
     """
     assert {name: entry_digest(CONFIG / "protocols.yaml", name, ProtocolEntry) for name in PINNED} == PINNED
     assert set(PINNED) == set(load_yaml(CONFIG / "protocols.yaml"))
+
+
+def test_a_recipe_is_part_of_the_digest(register):
+    paper = load_yaml(CONFIG / "protocols.yaml")["paper-v1"]
+    first, *others = paper["recipes"]
+    files = [
+        {"p": paper},
+        {"p": paper | {"recipes": [first | {"ema_decay": 0.999}, *others]}},
+        {"p": paper | {"recipes": [first]}},
+    ]
+    assert len({entry_digest(register(file), "p", ProtocolEntry) for file in files}) == len(files)
 
 
 def test_a_changed_protocol_has_another_digest(register):
