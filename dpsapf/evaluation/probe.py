@@ -6,7 +6,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dpsapf.evaluation.features import Pixels, extract_features
-from dpsapf.experiment.registries import PROBE, ProtocolEntry
+from dpsapf.experiment.registries import ProtocolEntry
 
 
 def probe_predictions(train: tuple[Pixels, np.ndarray], images: Pixels, protocol: ProtocolEntry, device: str) -> np.ndarray:

@@ -81,13 +81,13 @@ class Recipe(Checked):
     decay_factor: float = Field(0.2, description="schedule step", gt=0, le=1)
     ema_decay: float = Field(
         0.0,
-        description="decay of the weight average that is tested, min(decay, (1 + t)/(10 + t)) after step t; 0: none",
+        description="decay of the weight average that is tested, at most (1 + t)/(10 + t) after step t; 0: none",
         ge=0,
         lt=1,
     )
     augmentation: typing.Literal["none", "shift", "crop-flip"] = Field(
         "none",
-        description="shift: a batch by up to 2 pixels; crop-flip: each image by up to 4, zeros around it, half of them mirrored",
+        description="shift: batches by up to 2 pixels; crop-flip: each image by up to 4, zeros around it, half are mirrored",
     )
     label_smoothing: float = Field(0.0, description="label smoothing", ge=0, lt=1)
     precision: typing.Literal["fp32", "bf16"] = Field("fp32", description="bf16: torch's autocast; weights stay fp32")
@@ -143,7 +143,7 @@ class ProtocolEntry(Checked):
     probe_ridge: float = Field(0.1, description="ridge of the probe per training image; its features have variance 1", gt=0)
     recipes: tuple[Recipe, ...] = Field(
         (),
-        description="in the place of classifiers and classifier_*: of several, the first whose largest_side the images do not exceed",
+        description="in the place of classifiers and classifier_*: the first whose largest_side the images do not exceed",
         exclude_if=lambda recipes: not recipes,  # so that the digests of protocols without are what they were
     )
 
