@@ -28,6 +28,7 @@ MODULES: dict[type[Checked], str] = {
     stages.PublishPopulation: "dpsapf.evolution.publish",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
+    stages.Diagnose: "dpsapf.evaluation.diagnostics",
     stages.CollectMetrics: "dpsapf.aggregation.collect",
     stages.Aggregate: "dpsapf.aggregation.aggregate",
     stages.Bench: "dpsapf.bench.compare",

@@ -316,6 +316,22 @@ class Evaluate(Checked):
     predictions: Path | None = target("private*.csv: what classifiers say of each test image; never published", None)
 
 
+class Diagnose(Checked):
+    """Look for copies of training images, guess membership (outside the guarantee)."""
+
+    synthetic: Path = source("synthetic images (.npz)")
+    archive: Path = source("dataset.safetensors")
+    protocol: str = Field(description="key of the protocol in the registry; for its feature network")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    pairs: int = Field(12, description="nearest pairs that are drawn [pairs]", ge=1)
+    draws: int = Field(200, description="draws of the bootstrap intervals", ge=20)
+    seed: Seed = Field(0, description="seed of the bootstrap, and of which images are compared")
+    threads: int = Field(1, description="CPU threads [threads]", ge=1)
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
+    out: Path = target("diagnostics.json")
+    sheet: Path = target("private*.png: synthetic images beside the nearest training images; never published")
+
+
 class CollectMetrics(UpdateConfig):
     """Gather one run's records."""
 
