@@ -28,6 +28,7 @@ MODULES: dict[type[Checked], str] = {
     stages.PublishPopulation: "dpsapf.evolution.publish",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
+    stages.AuditValidation: "dpsapf.privacy.audit",
     stages.Diagnose: "dpsapf.evaluation.diagnostics",
     stages.CollectMetrics: "dpsapf.aggregation.collect",
     stages.Aggregate: "dpsapf.aggregation.aggregate",

@@ -12,6 +12,7 @@ from dpsapf.experiment.stages import Evaluate
 from dpsapf.support.arrays import open_arrays
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import child_seed
 from dpsapf.support.records import read_record, write_record
@@ -75,14 +76,24 @@ def measure_utility(
 ) -> Utility:
     """Train classifiers on synthetic images and labels alone; test them on the real test images.
 
-    What they say of each test image goes to ``options.predictions``, if that is given.
+    What they say of each test image goes to ``options.predictions``, if that is given. If the protocol selects by noisy
+    counts on private validation images, these are released and recorded.
+
+    Raises:
+        UserError: the run's ledger reserved no such counts.
     """
+    from dpsapf.evaluation.private_counts import planned_counts, write_counts
     from dpsapf.evaluation.utility import judge, side, utility_record
 
     dataset = read_record(options.dataset, DatasetRecord)
     test, classes = read_part(options.archive, "test"), len(dataset.classes)
-    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
+    recipe = protocol.recipe(side(synthetic))
+    counts = planned_counts(recipe, len(synthetic[1]), options)
+    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint, counts)
+    told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": recipe.selection}
+    if counts:
+        write_counts(counts, options)
+        told["counts"] = sha256(options.counts)
     if options.predictions:
         write_predictions(options.predictions, found, test.labels, dataset.classes)
-    told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": protocol.recipe(side(synthetic)).selection}
     return utility_record(found, synthetic, test, classes, **told)

@@ -28,7 +28,8 @@ def reference_features(options: ReferenceFeatures) -> None:
     train, test = (read_part(options.archive, split) for split in ("train", "test"))
     checkpoint, parts = Checkpoint.beside(options.ceiling, settings(options)), [(part, part.labels) for part in (train, test)]
     found = judge(*parts, classes, protocol, options.seed, options.device, checkpoint)
-    told = {"protocol": options.protocol, "trained_on": "real", "selection": protocol.recipe(side(parts[0])).selection}
+    selection = protocol.recipe(side(parts[0])).selection
+    told = {"protocol": options.protocol, "trained_on": "real", "selection": "last" if selection == "last" else "synthetic"}
     ceiling = utility_record(found, parts[0], test, classes, **told)
     _write_features(train, protocol, options)
     write_record(options.ceiling, ceiling)

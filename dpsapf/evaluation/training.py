@@ -36,6 +36,11 @@ class Images:
     positions: np.ndarray
     device: str
 
+    @classmethod
+    def all(cls, pixels: Pixels | torch.Tensor, labels: np.ndarray, device: str) -> "Images":
+        """Take all of some images."""
+        return cls(pixels, labels, np.arange(len(labels)), device)
+
     def __len__(self) -> int:
         """Return n."""
         return len(self.positions)

@@ -6,22 +6,23 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-import numpy as np
 import torch
 
 from dpsapf.datasets.prepared import Part
 from dpsapf.evaluation.classifiers import build_classifier
+from dpsapf.evaluation.private_counts import PrivateCounts
 from dpsapf.evaluation.probe import probe_predictions
 from dpsapf.evaluation.scores import Predictions, average, score
 from dpsapf.evaluation.training import Images, Labelled, accuracy, logits, resident, train_classifier
 from dpsapf.experiment.records import Utility
 from dpsapf.experiment.registries import PROBE, ProtocolEntry, Recipe
-from dpsapf.support.checkpoint import Checkpoint
+from dpsapf.support.checkpoint import Checkpoint, named
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import child_seed, numpy_generator, torch_generator
 
 LOG = logging.getLogger(__name__)
+TRAINED, COUNTED = "trained/", "counted/"  # prefixes of a checkpoint's tensors
 Judged = Callable[[torch.nn.Module], float]
 
 
@@ -33,6 +34,7 @@ def judge(
     seed: int,
     device: str,
     checkpoint: Checkpoint | None = None,
+    counts: PrivateCounts | None = None,
 ) -> dict[str, list[Predictions]]:
     """Train every classifier of the protocol and let it predict the test images.
 
@@ -47,26 +49,44 @@ def judge(
         seed: of initial weights, batches and the held-out share.
         device: ``cpu`` or ``cuda``.
         checkpoint: keeps what was tested, so that an interrupted stage goes on with the next classifier.
+        counts: by which states are chosen if the recipe's selection is noisy-private-validation; None, for the ceiling: they
+            are chosen as by ``synthetic``.
 
     Returns:
         By classifier, in the protocol's order: the predictions of each of its trainings.
     """
     recipe = protocol.recipe(side(train))
-    tested = Images(*test, np.arange(len(test[1])), device)
-    saved = checkpoint.load() if checkpoint else None
-    found = saved[1] if saved else {}
+    tested = Images.all(*test, device)
+    found = _restored(checkpoint, counts)
     data = resident(train, device) if recipe.trained else train
     for repeat, name in track(list(itertools.product(range(recipe.repeats), recipe.trained)), "classifiers", "model"):
         if (key := _key(name, repeat)) not in found:
-            found[key] = _trained(name, data, tested, classes, recipe, repeat_seed(seed, repeat))
-            if checkpoint:
-                checkpoint.save({}, found)
+            judged = counts.judged(name, repeat) if counts else None
+            found[key] = _trained(name, data, tested, classes, recipe, repeat_seed(seed, repeat), judged)
+            _keep(checkpoint, found, counts)
     result = {
         name: [Predictions.of(found[_key(name, repeat)].numpy()) for repeat in range(recipe.repeats)] for name in recipe.trained
     }
     if PROBE in recipe.classifiers:
         result[PROBE] = [Predictions(probe_predictions(train, test[0], protocol, device), None)]
     return {name: result[name] for name in recipe.classifiers}
+
+
+def _restored(checkpoint: Checkpoint | None, counts: PrivateCounts | None) -> dict[str, torch.Tensor]:
+    """Return the logits of trainings that are done, by name, and let counts go on."""
+    saved = checkpoint.load() if checkpoint else None
+    if saved is None:
+        return {}
+    if counts:
+        counts.restore(saved[0], named(saved[1], COUNTED))
+    return named(saved[1], TRAINED)
+
+
+def _keep(checkpoint: Checkpoint | None, found: dict[str, torch.Tensor], counts: PrivateCounts | None) -> None:
+    if checkpoint:
+        facts, tensors = counts.state() if counts else ({}, {})
+        counted = {COUNTED + name: value for name, value in tensors.items()}
+        checkpoint.save(facts, {TRAINED + name: value for name, value in found.items()} | counted)
 
 
 def side(images: Labelled) -> int:
@@ -89,13 +109,15 @@ def repeat_seed(seed: int, repeat: int) -> int:
     return child_seed(seed, "classifier repeat", repeat) if repeat else seed
 
 
-def _trained(name: str, train: Labelled, tested: Images, classes: int, recipe: Recipe, seed: int) -> torch.Tensor:
+def _trained(
+    name: str, train: Labelled, tested: Images, classes: int, recipe: Recipe, seed: int, judged: Judged | None
+) -> torch.Tensor:
     """Train a classifier and return its logits of the test images; dropout draws from torch's own state, which is given back."""
     device = tested.device
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(child_seed(seed, "classifier", name))
         model = build_classifier(name, classes).to(device)
-        fitting, judged = _chosen_by(recipe, train, seed, device)
+        fitting, judged = (Images.all(*train, device), judged) if judged else _chosen_by(recipe, train, seed, device)
         train_classifier(model, fitting, recipe, torch_generator(seed, "classifier", name, "batches"), judged)
         return logits(model, tested)
 
@@ -103,7 +125,7 @@ def _trained(name: str, train: Labelled, tested: Images, classes: int, recipe: R
 def _chosen_by(recipe: Recipe, train: Labelled, seed: int, device: str) -> tuple[Images, Judged | None]:
     """Return what is trained on, and what judges a state; None: the last is tested."""
     if recipe.selection == "last":
-        return Images(*train, np.arange(len(train[1])), device), None
+        return Images.all(*train, device), None
     fitting, validation = held_out(train, recipe.validation_share, seed, device)
     return fitting, lambda model: accuracy(model, validation)
 
@@ -125,7 +147,7 @@ def utility_record(
         train: what was trained on.
         test: the real test images.
         classes: number of classes.
-        told: protocol, trained_on and selection of the record.
+        told: protocol, trained_on, selection and counts of the record.
     """
     scores = {name: average([score(test.labels, each, classes) for each in found]) for name, found in predictions.items()}
     overall = average(list(scores.values()))
