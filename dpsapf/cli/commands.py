@@ -29,6 +29,8 @@ MODULES: dict[type[Checked], str] = {
     stages.FetchEvaluationWeights: "dpsapf.evaluation.weights",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
+    stages.AuditValidation: "dpsapf.privacy.audit",
+    stages.Diagnose: "dpsapf.evaluation.diagnostics",
     stages.CollectMetrics: "dpsapf.aggregation.collect",
     stages.Aggregate: "dpsapf.aggregation.aggregate",
     stages.Bench: "dpsapf.bench.compare",

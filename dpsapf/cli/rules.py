@@ -9,11 +9,14 @@ from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
+from dpsapf.experiment.registries import DatasetEntry, ProtocolEntry, entry, load_registry
 from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
 
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
+COUNTS = "noisy-private-validation"
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models", "datasets"),
@@ -22,7 +25,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "saliency": ("saliency", "optimization", "gradients", "public_models", "privacy"),
     "finetune": ("finetune", "optimization", "gradients", "public_models", "privacy"),
     "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
-    "evaluation": ("evaluation", "datasets"),
+    "evaluation": ("evaluation", "optimization", "datasets", "privacy"),
     "evolution": (
         "evolution",
         "evaluation",
@@ -128,6 +131,15 @@ def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
     """Map input names to files of a run's own release, of ``names`` (keys of `OWN`) those that its method leaves."""
     row = method(run.method)
     return {name: layout.run(run.id, file) for name in names for file, left_if in [OWN[name]] if getattr(row, left_if)}
+
+
+def counted_runs(config: Config) -> list[RunSpec]:
+    """List the runs whose evaluation releases noisy counts of validation images."""
+    protocol = entry(config.protocols_file, config.evaluation.protocol, ProtocolEntry)
+    if not any(recipe.selection == COUNTS for recipe in protocol.recipes):
+        return []
+    datasets = load_registry(config.datasets_file, DatasetEntry)
+    return [run for run in config.runs if protocol.recipe(datasets[run.dataset].resolution).selection == COUNTS]
 
 
 def run_pattern(runs: Iterable[RunSpec]) -> str:

@@ -7,6 +7,7 @@ from dpsapf.datasets.archive import stored_rows
 from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.feature_networks import load_network
 from dpsapf.evaluation.features import Pixels, all_features, class_probabilities
+from dpsapf.evaluation.predictions import check_private_name, write_predictions
 from dpsapf.evaluation.real import check_count, read_reference
 from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
@@ -15,6 +16,7 @@ from dpsapf.experiment.stages import Evaluate
 from dpsapf.support.checked import replace
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
@@ -25,6 +27,7 @@ def evaluate(options: Evaluate) -> None:
     Raises:
         UserError: an output is not named, or the reference features are of another protocol.
     """
+    check_private_name(options.predictions)
     for what in options.what:
         if getattr(options, what) is None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
@@ -71,19 +74,26 @@ def measure_fidelity(synthetic: Pixels, protocol: ProtocolEntry, options: Evalua
 def measure_utility(
     synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate, checkpoint: Checkpoint | None = None
 ) -> Utility:
-    """Train classifiers on synthetic images and labels alone; test them on the real test images."""
-    from dpsapf.evaluation.utility import accuracies
+    """Train classifiers on synthetic images and labels alone; test them on the real test images.
 
-    classes = len(read_record(options.dataset, DatasetRecord).classes)
-    test = read_part(options.archive, "test")
-    scores = accuracies(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
-    return Utility(
-        protocol=options.protocol,
-        trained_on="synthetic",
-        accuracy=float(np.mean(list(scores.values()))),
-        per_classifier=scores,
-        train_images=len(synthetic[1]),
-        test_images=len(test),
-        outside_the_guarantee=True,
-        provenance=provenance(),
-    )
+    What they say of each test image goes to ``options.predictions``, if that is given. If the protocol selects by noisy
+    counts on private validation images, these are released and recorded.
+
+    Raises:
+        UserError: the run's ledger reserved no such counts.
+    """
+    from dpsapf.evaluation.private_counts import planned_counts, write_counts
+    from dpsapf.evaluation.utility import judge, side, utility_record
+
+    dataset = read_record(options.dataset, DatasetRecord)
+    test, classes = read_part(options.archive, "test"), len(dataset.classes)
+    recipe = protocol.recipe(side(synthetic))
+    counts = planned_counts(recipe, len(synthetic[1]), options)
+    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint, counts)
+    told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": recipe.selection}
+    if counts:
+        write_counts(counts, options)
+        told["counts"] = sha256(options.counts)
+    if options.predictions:
+        write_predictions(options.predictions, found, test.labels, dataset.classes)
+    return utility_record(found, synthetic, test, classes, **told)

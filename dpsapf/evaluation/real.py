@@ -64,9 +64,8 @@ def write_reference(path: Path, archive: Path, dataset: str, name: str, protocol
     Raises:
         UserError: there are too few images, or the network cannot be had.
     """
-    real = drawn(read_part(archive, protocol.reference_split), protocol)
+    real = real_images(archive, name, protocol)
     test = read_part(archive, "test") if "fld" in protocol.metrics else None
-    check_count("real", len(real), name, protocol)
     network = load_network(protocol, device)
     batches = feature_batches(real, protocol, device, network)
     first = next(batches)
@@ -115,8 +114,14 @@ def read_reference(path: Path, dataset: str, name: str, protocol: ProtocolEntry)
     )
 
 
-def drawn(part: Part, protocol: ProtocolEntry) -> Part:
-    """Return the images of a split that a protocol compares with: all, or a draw of ``reference_images``, in their order."""
+def real_images(archive: Path, name: str, protocol: ProtocolEntry) -> Part:
+    """Return the images of a split that a protocol compares with: all, or a draw of ``reference_images``, in their order.
+
+    Raises:
+        UserError: there are too few.
+    """
+    part = read_part(archive, protocol.reference_split)
+    check_count("real", min(len(part), protocol.reference_images or len(part)), name, protocol)
     if protocol.reference_images is None or protocol.reference_images >= len(part):
         return part
     generator = numpy_generator(DRAWN, "reference images")

@@ -48,7 +48,7 @@ FIDELITY = (  # what synthetic images were compared with real ones by; all but f
 )
 
 # summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
-SPREAD_METRICS = ("accuracy", "fid", "kid", "precision", "recall")
+SPREAD_METRICS = ("accuracy", "macro_f1", "calibration_error", "fid", "kid", "precision", "recall")
 OPTIONAL_METRICS = ("fid_infinity", "density", "coverage", "inception_score", "fld")  # likewise, where the protocol has them
 SEEDS = "n"  # runs in the group
 MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1

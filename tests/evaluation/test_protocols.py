@@ -189,7 +189,8 @@ def test_too_few_or_too_many_synthetic_images_are_refused_before_any_feature(
     assert not (folder / "fidelity.json").exists()
 
 
-def test_too_few_real_images_are_refused_and_nothing_is_written(folder):
+def test_too_few_real_images_are_refused_before_anything_is_trained(folder, monkeypatch):
+    monkeypatch.setattr("dpsapf.evaluation.utility.judge", None)
     register(folder, least_images=301)
     with pytest.raises(UserError, match="300 real': mine-v1 needs at least 301"):
         make_reference(folder)
@@ -239,7 +240,7 @@ def at_paper_scale(folder, monkeypatch):
 
     def make(name):
         data = load_yaml("config/protocols.yaml")[name]
-        data |= {"classifiers": ["probe"], "classifier_steps": 1, "kid_subset_size": 12, "kid_subsets": 3}
+        data |= {"classifiers": ["probe"], "recipes": [], "kid_subset_size": 12, "kid_subsets": 3}
         for key in ("synthetic_images", "reference_images"):
             data |= {key: 24} if key in data else {}
         data |= {"least_images": 20} if "least_images" in data else {}

@@ -96,8 +96,10 @@ def test_validation_images_play_no_part(made):
 
 
 def test_the_seed_reaches_the_classifiers_and_not_the_features(made, monkeypatch):
+    from dpsapf.evaluation.utility import judge
+
     seeds, before = [], (made / "features.safetensors").read_bytes()
-    monkeypatch.setattr("dpsapf.evaluation.utility.accuracies", lambda *inputs: seeds.append(inputs[4]) or {"resnet": 0.5})
+    monkeypatch.setattr("dpsapf.evaluation.utility.judge", lambda *inputs: seeds.append(inputs[4]) or judge(*inputs))
     reference_features(options(made, seed=7))
     assert seeds == [7] and (made / "features.safetensors").read_bytes() == before
 

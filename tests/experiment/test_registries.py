@@ -4,7 +4,6 @@ import pytest
 import yaml
 
 from dpsapf.experiment.registries import (
-    LATER,
     DatasetEntry,
     ModelEntry,
     ProtocolEntry,
@@ -122,20 +121,22 @@ def test_a_bad_entry_is_told_with_file_name_key_value_and_remedy(register, cls, 
 def test_an_entry_is_read_as_it_stands_in_the_file(file, cls):
     for name, data in load_yaml(CONFIG / file).items():
         read = entry(CONFIG / file, name, cls).model_dump(mode="json")
-        assert {key: read[key] for key in data.keys() - {"downloads"}} == {k: v for k, v in data.items() if k != "downloads"}
-        for found, told in zip(read.get("downloads", ()), data.get("downloads", ()), strict=True):
-            assert {key: found[key] for key in told} == told
+        nested = {"downloads", "recipes"}
+        assert {key: read[key] for key in data.keys() - nested} == {k: v for k, v in data.items() if k not in nested}
+        for key in nested:
+            for found, told in zip(read.get(key, ()), data.get(key, ()), strict=True):
+                assert {name: found[name] for name in told} == told
 
 
 PINNED = {
     "demo-v1": "5a2503f008d43e40",
     "demo-v2": "ebdf6f78c0eb4221",
     "probe-v1": "9a20ff83d587406b",
-    "paper-text-v1": "967c3d1e86d414d6",
-    "paper-lite-v1": "49b1de0f029af820",
-    "paper-code-v1": "cd3dfa1904064715",
-    "clean-v1": "286624d7dfdf0aab",
-    "dinov2-v1": "1f93f9464736886e",
+    "paper-text-v1": "0be0d7872fc096b8",
+    "paper-lite-v1": "d8986e3de6eb2088",
+    "paper-code-v1": "d9555042ead05dbf",
+    "clean-v1": "8a5f1bfa395ea5bd",
+    "dinov2-v1": "34d08fe6ce93f66c",
 }
 
 
@@ -163,15 +164,29 @@ OTHER = {
     "inception_splits": 1,
     "bootstrap_draws": 1,
 }
+RECIPE = {"classifiers": ["resnet"], "steps": 1, "batch": 1, "optimizer": "sgd", "learning_rate": 0.1}
 
 
 def test_a_key_that_came_later_changes_the_digest_only_away_from_its_default(register):
-    fields = {key: field for key, field in ProtocolEntry.model_fields.items() if field.json_schema_extra == LATER}
-    assert fields.keys() >= OTHER.keys() and not fields.keys() & DEMO.keys()
+    fields = {key: field for key, field in ProtocolEntry.model_fields.items() if field.exclude_if is not None}
+    assert fields.keys() == OTHER.keys() | {"recipes"} and not fields.keys() & DEMO.keys()
     same = {key: list(field.default) if isinstance(field.default, tuple) else field.default for key, field in fields.items()}
     assert entry_digest(register({"x": DEMO | same}), "x", ProtocolEntry) == PINNED["demo-v1"]
     others = {entry_digest(register({"x": DEMO | {key: value}}), "x", ProtocolEntry) for key, value in OTHER.items()}
-    assert len(others | {PINNED["demo-v1"]}) == len(OTHER) + 1
+    recipes = DEMO | {"classifiers": [], "recipes": [RECIPE]}
+    others |= {entry_digest(register({"x": recipes}), "x", ProtocolEntry), PINNED["demo-v1"]}
+    assert len(others) == len(OTHER) + 2
+
+
+def test_a_recipe_is_part_of_the_digest(register):
+    paper = load_yaml(CONFIG / "protocols.yaml")["paper-text-v1"]
+    first, *others = paper["recipes"]
+    files = [
+        {"p": paper},
+        {"p": paper | {"recipes": [first | {"ema_decay": 0.999}, *others]}},
+        {"p": paper | {"recipes": [first]}},
+    ]
+    assert len({entry_digest(register(file), "p", ProtocolEntry) for file in files}) == len(files)
 
 
 def test_a_changed_protocol_has_another_digest(register):
