@@ -143,6 +143,11 @@ def test_a_pattern_matches_the_ids_of_its_runs_alone():
     assert not re.fullmatch(run_pattern([]), "") and not re.fullmatch(run_pattern([]), runs[0].id)
 
 
+def test_inputs_that_a_command_does_not_take_are_left_out():
+    assert given({"fetched": "a.txt", "features": "b"}, besides=("fetched",)) == "--features b"
+    assert given({"fetched": "a.txt", "features": "b"}) == "--fetched a.txt --features b"
+
+
 def protocols(tmp_path, **changes):
     """Digests of the two protocols, after changes to the second."""
     data = load_yaml(ROOT / "config" / "protocols.yaml")
