@@ -15,7 +15,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -144,6 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python docs/metrics_scale.py", description="time and memory of the fidelity metrics")
     parser.add_argument("--folder", type=Path, required=True, help="where to draw features; 300 MB")
     parser.add_argument("--metrics", nargs="+", choices=METRICS, default=list(METRICS), help="metrics to time (default: all)")
+    parser.add_argument("--slices", type=int, choices=(1, 2), default=2, help="slices; of 1, all take in proportion (default: 2)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--out", type=Path, help="table to write (.csv)")
     parser.add_argument("--measure", nargs=3, help=argparse.SUPPRESS)
@@ -153,7 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     for count in {count for sizes in SLICES for count in sizes}:
         draw(options.folder, count)
-    rows = [row for name in options.metrics for row in measured(name, options.folder, options.threads)]
+    slices = SLICES[: options.slices]
+    rows = [
+        row for name in options.metrics for row in extrapolated(name, measured(name, slices, options.folder, options.threads))
+    ]
     frame = pd.DataFrame(rows).assign(dimensions=DIMENSIONS, threads=options.threads, commit=commit(ROOT))
     print(frame.to_string(index=False))
     if options.out:
@@ -161,23 +165,35 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def measured(name: str, folder: Path, threads: int) -> list[dict]:
-    """Run a metric on every slice, each in a process of its own; return the rows, with what all images would take."""
+def measured(name: str, slices: Sequence[tuple[int, int]], folder: Path, threads: int) -> list[dict]:
+    """Run a metric on some slices, each in a process of its own; return their rows."""
     rows = []
-    for synthetic, real in SLICES:
+    for synthetic, real in slices:
         words = [sys.executable, __file__, "--folder", str(folder), "--threads", str(threads), "--measure", name]
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         found = subprocess.run([*words, str(synthetic), str(real)], cwd=ROOT, env=environment, stdout=subprocess.PIPE, check=True)
         rows.append({"metric": name, "synthetic": synthetic, "real": real, **json.loads(found.stdout)})
+        print(rows[-1], file=sys.stderr, flush=True)
+    return rows
+
+
+def extrapolated(name: str, rows: list[dict]) -> list[dict]:
+    """Add to each row what all images would take."""
     metric = METRICS[name]
     whole = (metric.whole or metric.operations)(*FULL)
-    seconds = on_the_line([metric.operations(*sizes) for sizes in SLICES], [row["seconds"] for row in rows], whole)
-    memory = on_the_line([real for _, real in SLICES], [row["peak_memory_mb"] for row in rows], FULL[1])
+    operations = [metric.operations(row["synthetic"], row["real"]) for row in rows]
+    seconds = on_the_line(operations, [row["seconds"] for row in rows], whole)
+    memory = on_the_line([row["real"] for row in rows], [row["peak_memory_mb"] for row in rows], FULL[1])
     return [row | {"extrapolated_seconds": round(seconds, 1), "extrapolated_memory_mb": round(memory)} for row in rows]
 
 
 def on_the_line(sizes: list[float], values: list[float], size: float) -> float:
-    """Return the value at a size, on the line through two points that does not fall; the larger value if sizes are equal."""
+    """Return the value at a size, on the line through two points, or through one and 0; it does not fall.
+
+    If both sizes are equal, the second value.
+    """
+    if len(sizes) == 1:
+        return values[0] * size / sizes[0]
     slope = (values[1] - values[0]) / (sizes[1] - sizes[0]) if sizes[1] > sizes[0] else 0.0
     return max(values[1], values[1] + slope * (size - sizes[1]))
 

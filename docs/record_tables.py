@@ -82,6 +82,25 @@ def scale(records: Records) -> str:
     return pipes(header, rows)
 
 
+def metrics_agreement(records: Records) -> str:
+    """Lay out metrics-agreement.csv: how far each fidelity metric is from each library's."""
+    rows = [
+        [row["metric"], row["library"], f"{row['largest_difference']:.0e}", f"{row['largest_value']:.2g}"]
+        for _, row in records.table("metrics-agreement.csv").iterrows()
+    ]
+    return pipes(["metric", "library", "largest difference", "largest value"], rows)
+
+
+def metrics_scale(records: Records) -> str:
+    """Lay out metrics-scale.csv: what each fidelity metric takes on the larger slice, and would take on all images."""
+    table = records.table("metrics-scale.csv").drop_duplicates("metric", keep="last")
+    synthetic, real = table["synthetic"].iloc[0], table["real"].iloc[0]
+    columns = ("seconds", "extrapolated_seconds", "peak_memory_mb", "extrapolated_memory_mb")
+    rows = [[row["metric"], *(f"{row[name]:,.0f}" for name in columns)] for _, row in table.iterrows()]
+    header = ["metric", f"seconds, {synthetic:,} and {real:,}", "seconds, all", "MB", "MB, all"]
+    return pipes(header, rows)
+
+
 def edge_factors(column: str, records: Records) -> str:
     """Lay out how many times larger a learning rate survives: ways and shares of three seeds down, panels across."""
     table = records.table("stability/figures/stability_edges.csv")
@@ -210,5 +229,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "bench": bench,
     "storage": storage,
     "scale": scale,
+    "metrics-agreement": metrics_agreement,
+    "metrics-scale": metrics_scale,
     "measured": measured,
 }

@@ -32,6 +32,17 @@ class Moments:
     covariance: np.ndarray
 
 
+def finite(values: np.ndarray) -> np.ndarray:
+    """Return sums over features as they are.
+
+    Raises:
+        UserError: they are no numbers: some feature is none, and comparisons with it would pass for a score.
+    """
+    if not np.isfinite(values).all():
+        raise UserError("features", "NaN or infinity", "the feature network failed on some image")
+    return values
+
+
 def moments(features: Features) -> Moments:
     """Return mean and covariance of features [N, D], in one pass over chunks of rows.
 
@@ -39,7 +50,7 @@ def moments(features: Features) -> Moments:
     distance's square root makes an error of 0.1 %.
 
     Raises:
-        UserError: there are fewer than two.
+        UserError: there are fewer than two, or a feature is no number.
     """
     sums = _Sums(features[:CHUNK])
     for start in range(CHUNK, len(features), CHUNK):
@@ -146,6 +157,6 @@ class _Sums:
     def moments(self) -> Moments:
         if self._count < 2:
             raise UserError("images", self._count, "a covariance needs two or more")
-        mean = self._sum / self._count
+        mean = finite(self._sum) / self._count
         covariance = (self._products - self._count * np.outer(mean, mean)) / (self._count - 1)
         return Moments(self._count, self._shift + mean, covariance)

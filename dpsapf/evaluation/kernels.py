@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from dpsapf.evaluation.gaussians import Features
+from dpsapf.evaluation.gaussians import Features, finite
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
 
@@ -20,7 +20,7 @@ def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int
         seed: of the subsets, in [0, 2^32). They are those that clean-fid draws after `np.random.seed` of it.
 
     Raises:
-        UserError: there are fewer images than ``size``.
+        UserError: there are fewer images than ``size``, or a feature is no number.
     """
     fewest = min(len(real), len(synthetic))
     if not 2 <= size <= fewest:
@@ -29,7 +29,7 @@ def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int
     for _ in track(range(subsets), "kernel distance", "subset"):
         drawn = [features[generator.choice(len(features), size, replace=False)] for features in (synthetic, real)]
         values.append(discrepancy(*(rows.astype(np.float64) for rows in reversed(drawn))))
-    return float(np.mean(values)), float(np.std(values))
+    return float(np.mean(finite(np.array(values)))), float(np.std(values))
 
 
 def discrepancy(real: np.ndarray, synthetic: np.ndarray) -> float:

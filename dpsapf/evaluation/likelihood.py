@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dpsapf.evaluation.gaussians import Features
+from dpsapf.evaluation.gaussians import Features, finite
 from dpsapf.evaluation.neighbours import full_precision
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
@@ -176,7 +176,7 @@ class _Mixture:
         total = 0.0
         for rows in _chunks(0, len(images)):
             total += self._terms(_squares(images[rows], self._centres, self._norms)).logsumexp(1).double().sum().item()
-        return -100 / self._dimensions * total / len(images)
+        return float(finite(np.float64(-100 / self._dimensions * total / len(images))))
 
     def _gradient(self, start: int, stop: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the gradients of a batch's score / 100 by the logarithms of variances [M], and of the background's [1].

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from dpsapf.evaluation.gaussians import Features
+from dpsapf.evaluation.gaussians import Features, finite
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
 
@@ -73,7 +73,7 @@ def nearest_distances(features: Features, count: int, device: str) -> np.ndarray
         fp32 [N, count].
 
     Raises:
-        UserError: there are not that many others.
+        UserError: there are not that many others, or a feature is no number.
     """
     if not 1 <= count < len(features):
         raise UserError("neighbours", count, f"must be 1 to {len(features) - 1}, the number of other images")
@@ -185,7 +185,7 @@ def _fill(
     real: Features, synthetic: Features, device: str, of_real: Sequence[_Balls] = (), of_synthetic: Sequence[_Balls] = ()
 ) -> None:
     """Find all pairs in balls around real or around synthetic points."""
-    shift = _mean(real)
+    shift, _ = _mean(real), _mean(synthetic)
     first, second = _Points(real, shift, device), _Points(synthetic, shift, device)
     for rows in track(first.blocks(), "distances", "block"):
         left = first[rows]
@@ -350,6 +350,6 @@ def _lengths(differences: np.ndarray) -> np.ndarray:
 
 
 def _mean(features: Features) -> np.ndarray:
-    """Return the mean of features [N, D], fp32 [D]."""
+    """Return the mean of features [N, D], fp32 [D]; they are checked to be numbers."""
     total = sum(features[start : start + BLOCK].sum(0, dtype=np.float64) for start in range(0, len(features), BLOCK))
-    return (total / len(features)).astype(np.float32)
+    return (finite(total) / len(features)).astype(np.float32)

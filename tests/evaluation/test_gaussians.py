@@ -58,6 +58,14 @@ def test_a_covariance_needs_two_images(count):
         moments(features()[:count])
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_told(wrong):
+    values = features()
+    values[417, 3] = wrong
+    with pytest.raises(UserError, match="NaN or infinity"):
+        moments(values)
+
+
 def test_closed_form_of_diagonal_gaussians():
     """|m1 - m2|^2 + sum (s1 - s2)^2."""
     one, other = diagonal([0, 1, 2], [1, 2, 3]), diagonal([1, 1, 0], [2, 2, 0.5])

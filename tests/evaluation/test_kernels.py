@@ -116,6 +116,13 @@ def test_the_seed_decides_the_subsets_and_the_file_does_not(tmp_path):
     assert kernel_distance(in_file(real, tmp_path), synthetic, 3, 100, 7) == values[0]
 
 
+def test_features_that_are_no_numbers_are_told():
+    values = features()
+    values[417, 3] = np.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        kernel_distance(features(), values, 1, 500, 0)
+
+
 @pytest.mark.parametrize("size", [1, 51])
 def test_too_few_images_are_an_error(size):
     with pytest.raises(UserError, match="must be 2 to 50"):

@@ -133,6 +133,14 @@ def test_of_many_synthetic_images_some_are_drawn(monkeypatch):
     assert feature_likelihood(TRAIN, TEST, synthetic, "cpu", SEED) == pytest.approx(fld(synthetic[drawn]), abs=1e-9)
 
 
+@pytest.mark.parametrize("wrong", range(3))
+def test_features_that_are_no_numbers_are_told(wrong):
+    sets = [real(40, seed) for seed in range(3)]
+    sets[wrong][11, 3] = np.nan
+    with pytest.raises(UserError, match="NaN or infinity"):
+        feature_likelihood(*sets, "cpu", SEED)
+
+
 @pytest.mark.parametrize(("counts", "message"), [((3, 9, 9), "training"), ((9, 1, 9), "test"), ((9, 9, 0), "synthetic")])
 def test_too_few_images_are_an_error(counts, message):
     with pytest.raises(UserError, match=f"{message} images.*or more"):

@@ -150,6 +150,17 @@ def test_too_few_images_are_an_error(k, itself):
         radii(features(50), k, "cpu", itself)
 
 
+@pytest.mark.parametrize("wrong", [np.nan, np.inf])
+def test_features_that_are_no_numbers_are_told(wrong):
+    """Comparisons with them are false: they would pass for images far off."""
+    real, synthetic = CASES["near"]()
+    known = radii(real, 5, "cpu")
+    synthetic[17, 2] = wrong
+    for call in (lambda: radii(synthetic, 5, "cpu"), lambda: precision(real, known, synthetic, "cpu")):
+        with pytest.raises(UserError, match="NaN or infinity"):
+            call()
+
+
 def test_products_are_fp32_whatever_the_process_does_otherwise(monkeypatch):
     """A process may multiply in TF32 or bf16; the bound on the error would not hold."""
     seen, multiply = [], torch.addmm
