@@ -48,6 +48,13 @@ def test_mean_spread_and_interval_over_three_seeds(tmp_path):
     assert row["accuracy_interval95"] == pytest.approx(T_975[2] * 0.03 / 3**0.5, rel=1e-6)
 
 
+def test_a_score_that_no_run_has_is_empty(tmp_path):
+    """The probe gives no probabilities, and so has no calibration error."""
+    runs, summary, _ = tables(tmp_path, dict.fromkeys(seeds(LORA, 2), 0.5), calibration_error=None)
+    assert runs["calibration_error"].isna().all() and summary["calibration_error_mean"].isna().all()
+    assert summary["calibration_error_interval95"].isna().all() and summary["macro_f1_mean"].notna().all()
+
+
 def test_one_seed_has_no_spread_not_zero_spread(tmp_path):
     _, summary, _ = tables(tmp_path, {LORA: 0.5})
     row = summary.iloc[0]

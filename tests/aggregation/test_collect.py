@@ -33,12 +33,17 @@ def collected(layout, run, **changes):
     return read_record(options.out, Metrics)
 
 
+def collected_utility(layout):
+    return read_record(layout.run(SAPF.id, "utility.json"), Utility)
+
+
 def test_a_run_that_selects_and_trains(layout):
     metrics = collected(layout, SAPF, accuracy=0.625, fid=12.5, per_classifier={"cnn": 0.6, "mlp": 0.65})
     assert metrics.run_id == SAPF.id
     assert metrics.run == SAPF
     assert (metrics.accuracy, metrics.fid, metrics.ceiling_accuracy) == (0.625, 12.5, 0.93)
     assert metrics.per_classifier == {"cnn": 0.6, "mlp": 0.65}
+    assert (metrics.macro_f1, metrics.calibration_error) == (collected_utility(layout).macro_f1, 0.1)
     assert (metrics.noise_multiplier, metrics.noise_multiplier_without_selection) == (0.83, 0.8)
     assert (metrics.target_epsilon, metrics.delta, metrics.selection_epsilon) == (10.0, 3.5e-5, 0.4)
     assert metrics.selected_matrices == round(0.3 * len(candidate_table()))

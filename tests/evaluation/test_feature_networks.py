@@ -107,6 +107,7 @@ def test_a_network_without_classes_has_no_inception_score():
         class_probabilities(np.zeros((2, 3), np.float32), Network(lambda images: images), wanted, "cpu")
 
 
+@pytest.mark.slow
 def test_dinov2_is_timms_with_its_position_embedding_resampled(tmp_path):
     path = dinov2_safetensors(tmp_path / "model.safetensors")
     assert load_file(path)["pos_embed"].shape == (1, 37 * 37 + 1, 768)

@@ -68,8 +68,9 @@ def test_a_local_file_is_read_by_its_digest_and_a_truncated_one_refused_and_left
     path, wanted = Path(PUBLISHED[CLEAN_FID].file), protocol(feature_sha256=sha256(original))
     path.parent.mkdir(parents=True)
     path.write_bytes(original.read_bytes()[:-1])
-    with pytest.raises(UserError, match=r"inception-2015-12-05.pt.*must be .*delete it.*fetch-evaluation-weights.*clean-fid"):
-        read_weights(wanted)
+    for use in (obtain, read_weights):
+        with pytest.raises(UserError, match=r"inception-2015-12-05.pt.*must be .*delete it.*fetch-evaluation-weights.*clean-fid"):
+            use(wanted)
     assert path.exists() and not calls
     path.write_bytes(original.read_bytes())
     assert read_weights(wanted) == original.read_bytes() and not calls
