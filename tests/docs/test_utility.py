@@ -31,6 +31,8 @@ def test_the_recipes_of_the_papers_code_are_a_protocols():
     paper = load_yaml(ROOT / "config" / "protocols.yaml")["paper-text-v1"]
     protocol = ProtocolEntry.model_validate(paper | yaml.safe_load(block))
     text = ProtocolEntry.model_validate(paper)
+    code = ProtocolEntry.model_validate(load_yaml(ROOT / "config" / "protocols.yaml")["paper-code-v1"])
+    assert code.recipes == protocol.recipes
     assert [len(protocol.recipe(side).classifiers) for side in (32, 96)] == [3, 1]
     for side in (32, 96):  # text and code differ in the networks alone
         one, other = (each.recipe(side).model_dump(exclude={"classifiers"}) for each in (protocol, text))

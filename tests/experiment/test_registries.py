@@ -134,7 +134,7 @@ PINNED = {
     "probe-v1": "9a20ff83d587406b",
     "paper-text-v1": "0be0d7872fc096b8",
     "paper-lite-v1": "d8986e3de6eb2088",
-    "paper-code-v1": "d9555042ead05dbf",
+    "paper-code-v1": "2d331bc8b1f62c81",
     "clean-v1": "8a5f1bfa395ea5bd",
     "dinov2-v1": "34d08fe6ce93f66c",
 }
