@@ -15,11 +15,10 @@ import pandas as pd
 import torch
 
 from dpsapf.datasets.prepared import read_part
-from dpsapf.evaluation.probe import PROBE
 from dpsapf.evaluation.utility import accuracies
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import DatasetRecord
-from dpsapf.experiment.registries import ProtocolEntry, entry, load_yaml
+from dpsapf.experiment.registries import PROBE, ProtocolEntry, entry, load_yaml
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import parse_config
 from dpsapf.support.checked import replace

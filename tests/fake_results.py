@@ -15,6 +15,7 @@ from dpsapf.support.records import write_record
 from tests.prepared_dataset import write_dataset
 
 PROTOCOL = "test-v1"
+PROTOCOL_DIGEST = "0123456789abcdef"
 RATES = (0.02, 0.04, 0.07, 0.12, 0.2)
 CONFIG_RATE = 0.02  # the invented config's learning rate, which a run without one of its own has
 DATASETS = {
@@ -211,6 +212,8 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
 def _evaluated(protocol, accuracy, fid, changes):
     fidelity = Fidelity(
         protocol=protocol,
+        protocol_digest=PROTOCOL_DIGEST,
+        reference="digest of the real side",
         fid=fid,
         kid=fid / 1000,
         precision=0.5,
@@ -222,8 +225,13 @@ def _evaluated(protocol, accuracy, fid, changes):
     )
     utility = Utility(
         protocol=protocol,
+        protocol_digest=PROTOCOL_DIGEST,
         trained_on="synthetic",
+        selection="synthetic",
         accuracy=accuracy,
+        macro_f1=accuracy - 0.02,
+        calibration_error=0.1,
+        classifiers={},
         per_classifier={"cnn": accuracy - 0.01, "mlp": accuracy + 0.01},
         train_images=800,
         test_images=1000,

@@ -14,6 +14,7 @@ from dpsapf.experiment.columns import (
     LAYER,
     MATRIX,
     MEAN,
+    OPTIONAL_METRICS,
     PROJECTION,
     SCORE,
     SD,
@@ -58,16 +59,24 @@ def aggregate(options: Aggregate) -> None:
 
 
 def check_records(records: Sequence[Metrics], paths: Sequence[Path]) -> None:
-    """Check that records can be compared: one protocol, every run once.
+    """Check that records can be compared: one protocol of one meaning, one reference per dataset, every run once.
 
     Raises:
         UserError: names the first record that differs from those before it.
     """
     seen: dict[str, Path] = {}
+    references: dict[str, tuple[str, Path]] = {}
     for record, path in zip(records, paths, strict=True):
         if record.protocol != records[0].protocol:
             remedy = f"{paths[0]} has protocol {records[0].protocol}: never mix protocols, evaluate all runs with one"
             raise UserError(f"{path}: protocol", record.protocol, remedy)
+        if record.protocol_digest != records[0].protocol_digest:
+            remedy = f"in {paths[0]} {record.protocol} means {records[0].protocol_digest}: evaluate all runs again"
+            raise UserError(f"{path}: protocol_digest", record.protocol_digest, remedy)
+        reference, first = references.setdefault(record.run.dataset, (record.reference, path))
+        if record.reference != reference:
+            remedy = f"{first} was compared with other features of {record.run.dataset}: evaluate all runs with one file of them"
+            raise UserError(f"{path}: reference", record.reference, remedy)
         if record.run_id in seen:
             raise UserError(f"{path}: run_id", record.run_id, f"is also in {seen[record.run_id]}: give every run once")
         seen[record.run_id] = path
@@ -109,10 +118,10 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
     """
     groups = runs.groupby([*SETTING, "protocol"], dropna=False, sort=False)
     summary = groups.size().rename(SEEDS).reset_index()
-    for metric in SPREAD_METRICS:
-        values = groups[metric]
-        summary[metric + MEAN] = values.mean().to_numpy()
-        summary[metric + SD] = values.std(ddof=1).to_numpy()
+    for metric in (*SPREAD_METRICS, *(name for name in OPTIONAL_METRICS if name in runs and runs[name].notna().any())):
+        values, of_all = groups[metric], groups[metric].count() == groups.size()
+        summary[metric + MEAN] = values.mean().where(of_all).to_numpy()  # missing where a seed's is
+        summary[metric + SD] = values.std(ddof=1).where(of_all).to_numpy()
         summary[metric + INTERVAL] = summary[metric + SD] * interval_factor(summary[SEEDS])
     return summary
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.experiment.columns import MATRIX, SELECTED
+from dpsapf.experiment.columns import FIDELITY, MATRIX, SELECTED
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility, ValidationLedger
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CollectMetrics
 from dpsapf.optimization.noise_walk import noise_walk
@@ -39,17 +39,21 @@ def gather(options: CollectMetrics) -> Metrics:
     plan, ledger = read_plan_and_ledger(options.plan, options.ledger)
     spend = read_spend(options, ledger)
     fidelity, utility, ceiling = read_evaluation(options)
+    check_validation(options, ledger, utility)
     timing = read_timing(options)
     return Metrics(
         run_id=plan.run.id,
         run=plan.run,
         protocol=fidelity.protocol,
+        protocol_digest=fidelity.protocol_digest,
+        reference=fidelity.reference,
         accuracy=utility.accuracy,
+        macro_f1=utility.macro_f1,
+        calibration_error=utility.calibration_error,
         per_classifier=utility.per_classifier,
-        fid=fidelity.fid,
-        kid=fidelity.kid,
-        precision=fidelity.precision,
-        recall=fidelity.recall,
+        **{name: getattr(fidelity, name) for name in FIDELITY},
+        synthetic_images=fidelity.synthetic_images,
+        real_images=fidelity.real_images,
         ceiling_accuracy=ceiling.accuracy,
         target_epsilon=plan.run.epsilon,
         delta=ledger.delta if ledger.releases else None,
@@ -145,9 +149,27 @@ def read_evaluation(options: CollectMetrics) -> tuple[Fidelity, Utility, Utility
     for name, (trained_on, record) in records.items():
         if record.protocol != fidelity.protocol:
             raise UserError(f"--{name}", record.protocol, f"the protocol of --fidelity is {fidelity.protocol}; evaluate with one")
+        if record.protocol_digest != fidelity.protocol_digest:
+            remedy = f"{fidelity.protocol} had the meaning {fidelity.protocol_digest} for --fidelity; evaluate both again"
+            raise UserError(f"--{name}: protocol_digest", record.protocol_digest, remedy)
         if record.trained_on != trained_on:
             raise UserError(f"--{name}", record.trained_on, f"must come from classifiers trained on {trained_on} images")
     return fidelity, records["utility"][1], records["ceiling"][1]
+
+
+def check_validation(options: CollectMetrics, ledger: Ledger, utility: Utility) -> None:
+    """Check that classifiers were chosen by counts that were audited, if by counts at all.
+
+    Raises:
+        UserError: the audit's record is missing, or is of another ledger or of other counts.
+    """
+    if utility.counts is None:
+        return
+    if options.validation is None:
+        raise UserError("--validation", None, "classifiers were chosen by noisy counts: run audit-validation, give its record")
+    audited = read_record(options.validation, ValidationLedger)
+    if (audited.run, audited.ledger, audited.counts) != (ledger.run, sha256(options.ledger), utility.counts):
+        raise UserError("--validation", audited.run.id, "is not of these counts under this ledger: run audit-validation again")
 
 
 def count_selected(options: CollectMetrics, run: RunSpec) -> int:

@@ -1,6 +1,5 @@
 """One Snakemake on one config's results: held by the operating system, and so gone with its process, however that ends."""
 
-import errno
 import fcntl
 import logging
 import os
@@ -9,10 +8,10 @@ import typing
 from pathlib import Path
 
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import CANNOT_LOCK
 
 LOG = logging.getLogger(__name__)
 FILE = ".one-snakemake"
-CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
 
 
 def hold(results: Path) -> typing.TextIO:

@@ -13,6 +13,7 @@ SHARED = ("score_saliency", "finetune", "sample")
 START = 5  # minutes in which a job starts: Snakemake twice, torch, the model's weights
 SPARE = 2.0  # times the estimate, for slower nodes and busy disks
 PROCESS = 6000  # MB of a process with torch, its CUDA context and libraries
+DISTANCES = 4e9  # bytes of distances between features and of their products, at most
 Number = Callable[..., int]
 
 
@@ -75,5 +76,7 @@ class Needs:
 
 def _held(rule: str, config: Config, sizes: Sizes) -> float:
     """Return the bytes of images and features that a job holds at once."""
-    features, pixels = (sizes.images or 0) * FEATURES * 8, config.sampling.count * sizes.dataset.resolution**2 * 3
-    return {"evaluate": 3 * features + 2 * pixels, "reference_features": features, "evolve": 2 * features + pixels}.get(rule, 0)
+    real, synthetic = ((count or 0) * FEATURES * 8 for count in (sizes.images, config.sampling.count))
+    pixels = config.sampling.count * sizes.dataset.resolution**2 * 3
+    held = {"evaluate": DISTANCES + 3 * synthetic + pixels, "reference_features": DISTANCES, "evolve": 2 * real + pixels}
+    return held.get(rule, 0)

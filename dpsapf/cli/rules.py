@@ -9,14 +9,15 @@ from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.registries import entry
+from dpsapf.experiment.registries import DatasetEntry, ProtocolEntry, entry, load_registry
 from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
 
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
 SOURCES = {".py", ".html", ".css", ".js"}
-ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
+COUNTS = "noisy-private-validation"
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models", "datasets"),
@@ -25,7 +26,7 @@ CODE: dict[str, tuple[str, ...]] = {
     "saliency": ("saliency", "optimization", "gradients", "public_models", "privacy"),
     "finetune": ("finetune", "optimization", "gradients", "public_models", "privacy"),
     "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
-    "evaluation": ("evaluation", "datasets"),
+    "evaluation": ("evaluation", "optimization", "datasets", "privacy"),
     "evolution": (
         "evolution",
         "evaluation",
@@ -82,10 +83,12 @@ def score_flags(run: RunSpec) -> str:
     return f"--candidates {run.released_from} {flags(run, only=tuple(names))}"
 
 
-def given(files: Mapping[str, object]) -> str:
-    """Write a rule's named inputs as options; a list becomes several values, an empty one nothing."""
+def given(files: Mapping[str, object], besides: tuple[str, ...] = ()) -> str:
+    """Write a rule's named inputs as options, but some; a list becomes several values, an empty one nothing."""
     words: list[str] = []
     for name, value in files.items():
+        if name in besides:
+            continue
         paths = [str(value)] if isinstance(value, str) else [str(path) for path in value]
         words += ["--" + name.replace("_", "-"), *paths] if paths else []
     return shlex.join(words)
@@ -98,12 +101,6 @@ def code_digest(stage: str) -> str:
         for path in sorted(path for path in (PACKAGE / folder).rglob("*") if path.suffix in SOURCES):
             digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
-
-
-def entry_digest(file: str, name: str, cls: type[Checked]) -> str:
-    """Digest one entry of a registry, so that adding or changing another entry re-runs nothing."""
-    told = entry(file, name, cls).model_dump_json(exclude=ESTIMATES)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
@@ -135,6 +132,15 @@ def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
     """Map input names to files of a run's own release, of ``names`` (keys of `OWN`) those that its method leaves."""
     row = method(run.method)
     return {name: layout.run(run.id, file) for name in names for file, left_if in [OWN[name]] if getattr(row, left_if)}
+
+
+def counted_runs(config: Config) -> list[RunSpec]:
+    """List the runs whose evaluation releases noisy counts of validation images."""
+    protocol = entry(config.protocols_file, config.evaluation.protocol, ProtocolEntry)
+    if not any(recipe.selection == COUNTS for recipe in protocol.recipes):
+        return []
+    datasets = load_registry(config.datasets_file, DatasetEntry)
+    return [run for run in config.runs if protocol.recipe(datasets[run.dataset].resolution).selection == COUNTS]
 
 
 def run_pattern(runs: Iterable[RunSpec]) -> str:

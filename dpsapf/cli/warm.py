@@ -31,7 +31,6 @@ from dpsapf.support.interruption import SIGNALS
 
 SOCKET = "DPSAPF_WARM"
 LAZY = (
-    "cleanfid.fid",
     "cleanfid.resize",
     "dpsapf.evaluation.features",
     "dpsapf.evaluation.fidelity",

@@ -3,16 +3,21 @@
 import numpy as np
 import torch
 
+from dpsapf.datasets.archive import stored_rows
 from dpsapf.datasets.prepared import read_part
+from dpsapf.evaluation.feature_networks import load_network
+from dpsapf.evaluation.features import Pixels, all_features, class_probabilities
+from dpsapf.evaluation.predictions import check_private_name, write_predictions
+from dpsapf.evaluation.real import check_count, read_reference
 from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
-from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.registries import ProtocolEntry, digest, entry
 from dpsapf.experiment.stages import Evaluate
-from dpsapf.support.arrays import open_arrays
+from dpsapf.support.checked import replace
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.provenance import provenance
-from dpsapf.support.randomness import child_seed
 from dpsapf.support.records import read_record, write_record
 
 
@@ -22,47 +27,45 @@ def evaluate(options: Evaluate) -> None:
     Raises:
         UserError: an output is not named, or the reference features are of another protocol.
     """
+    check_private_name(options.predictions)
     for what in options.what:
         if getattr(options, what) is None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
-    with np.load(options.synthetic, allow_pickle=False) as archive:
-        synthetic = archive["images"], archive["labels"]
+    synthetic = stored_rows(options.synthetic, "images"), stored_rows(options.synthetic, "labels")[:]
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:
         checkpoint = Checkpoint.beside(options.utility, settings(options))
-        write_record(options.utility, measure_utility(synthetic, protocol, options, checkpoint))
+        utility = measure_utility(synthetic, protocol, options, checkpoint)
+        write_record(options.utility, replace(utility, protocol_digest=digest(protocol)))
         checkpoint.remove()
 
 
-def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Evaluate) -> Fidelity:
-    """Compare synthetic images, uint8 [M, H, W, 3], with the real training images' features.
+def measure_fidelity(synthetic: Pixels, protocol: ProtocolEntry, options: Evaluate) -> Fidelity:
+    """Compare synthetic images, uint8 [M, H, W, 3], with the real images' features.
 
     Raises:
-        UserError: the reference features are of another protocol, or there are too few images for its ``neighbours``.
+        UserError: the reference features are of another dataset or protocol, or there are too few images for it.
     """
-    from dpsapf.evaluation.features import extract_features
-    from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
+    from dpsapf.evaluation.fidelity import fidelity_scores
 
-    arrays, facts = open_arrays(options.features)
-    real, name = arrays["features"][:].astype(np.float64), facts["protocol"]
-    if name != options.protocol:
-        raise UserError("--features", name, f"made under another protocol than {options.protocol}: run reference-features")
-    if min(len(real), len(synthetic)) <= protocol.neighbours:
-        counts = f"{len(real)} real, {len(synthetic)} synthetic"
-        raise UserError("images", counts, f"{options.protocol} needs more than {protocol.neighbours} of each")
-    features = extract_features(synthetic, protocol, options.device)
-    precision, recall = precision_recall(real, features, protocol.neighbours, options.device)
+    dataset = read_record(options.dataset, DatasetRecord)
+    reference = read_reference(options.features, dataset.id, options.protocol, protocol)
+    for kind, count in (("real", len(reference.features)), ("synthetic", len(synthetic))):
+        check_count(kind, count, options.protocol, protocol)
+    network = load_network(protocol, options.device)
+    features = all_features(synthetic, protocol, options.device, network)
+    scores = class_probabilities(features, network, protocol, options.device)
     return Fidelity(
         protocol=options.protocol,
-        fid=frechet(real, features),
-        kid=kernel(real, features, protocol.kid_subsets, protocol.kid_subset_size, child_seed(options.seed, "kid") % 2**32),
-        precision=precision,
-        recall=recall,
+        protocol_digest=digest(protocol),
+        reference=reference.digest,
+        **fidelity_scores(reference, features, scores, protocol, options.seed, options.device),
         synthetic_images=len(features),
-        real_images=len(real),
+        real_images=len(reference.features),
+        test_images=None if reference.test is None else len(reference.test),
         outside_the_guarantee=True,
         provenance=provenance(),
     )
@@ -71,19 +74,26 @@ def measure_fidelity(synthetic: np.ndarray, protocol: ProtocolEntry, options: Ev
 def measure_utility(
     synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate, checkpoint: Checkpoint | None = None
 ) -> Utility:
-    """Train classifiers on synthetic images and labels alone; test them on the real test images."""
-    from dpsapf.evaluation.utility import accuracies
+    """Train classifiers on synthetic images and labels alone; test them on the real test images.
 
-    classes = len(read_record(options.dataset, DatasetRecord).classes)
-    test = read_part(options.archive, "test")
-    scores = accuracies(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
-    return Utility(
-        protocol=options.protocol,
-        trained_on="synthetic",
-        accuracy=float(np.mean(list(scores.values()))),
-        per_classifier=scores,
-        train_images=len(synthetic[1]),
-        test_images=len(test),
-        outside_the_guarantee=True,
-        provenance=provenance(),
-    )
+    What they say of each test image goes to ``options.predictions``, if that is given. If the protocol selects by noisy
+    counts on private validation images, these are released and recorded.
+
+    Raises:
+        UserError: the run's ledger reserved no such counts.
+    """
+    from dpsapf.evaluation.private_counts import planned_counts, write_counts
+    from dpsapf.evaluation.utility import judge, side, utility_record
+
+    dataset = read_record(options.dataset, DatasetRecord)
+    test, classes = read_part(options.archive, "test"), len(dataset.classes)
+    recipe = protocol.recipe(side(synthetic))
+    counts = planned_counts(recipe, len(synthetic[1]), options)
+    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint, counts)
+    told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": recipe.selection}
+    if counts:
+        write_counts(counts, options)
+        told["counts"] = sha256(options.counts)
+    if options.predictions:
+        write_predictions(options.predictions, found, test.labels, dataset.classes)
+    return utility_record(found, synthetic, test, classes, **told)

@@ -1,20 +1,25 @@
 """Features of images under an evaluation protocol."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from dpsapf.datasets.prepared import Part
-from dpsapf.evaluation.network import load_feature_network
+from dpsapf.evaluation.feature_networks import Network, load_network
 from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.arrays import Rows
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
 
-BATCH = 250
-Extractor = Callable[[torch.Tensor], torch.Tensor]
-Pixels = np.ndarray | Part
+BATCH = 250  # images at a time, as far as they are small
+ROWS = 4096  # features at a time
+PIXELS = 64 * 299**2  # of a batch, at most
+IMAGENET_MEAN, IMAGENET_SD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+Pixels = np.ndarray | Part | Rows
+"""Images, uint8 [N, H, W, 3], in memory or in a file."""
 
 
 def extract_features(images: Pixels, protocol: ProtocolEntry, device: str) -> np.ndarray:
@@ -22,13 +27,16 @@ def extract_features(images: Pixels, protocol: ProtocolEntry, device: str) -> np
     return np.concatenate(list(feature_batches(images, protocol, device))).astype(np.float64)
 
 
-def feature_batches(images: Pixels, protocol: ProtocolEntry, device: str) -> Iterator[np.ndarray]:
-    """Compute the protocol's features, `BATCH` images at a time.
+def feature_batches(images: Pixels, protocol: ProtocolEntry, device: str, network: Network | None = None) -> Iterator[np.ndarray]:
+    """Compute the protocol's features, some images at a time, in their order.
+
+    torch's threads read and resize the next images while the network works on these. Two batches of pixels are in memory.
 
     Args:
         images: uint8 [N, H, W, 3], in memory or in a file.
-        protocol: names the network, its resolution and the resize filter.
+        protocol: names the network, its resolution, the resize filter and the range of values.
         device: ``cpu`` or ``cuda``.
+        network: the protocol's, if it is loaded already.
 
     Yields:
         float32 [b, D].
@@ -36,48 +44,89 @@ def feature_batches(images: Pixels, protocol: ProtocolEntry, device: str) -> Ite
     Raises:
         UserError: the network is unknown, has another digest, or cannot be had.
     """
-    extractor = build_extractor(protocol, device)
-    for start in track(range(0, len(images), BATCH), "features", "batch"):
-        batch = _resized(images[start : start + BATCH], protocol)
+    network = network or load_network(protocol, device)
+    size = max(1, min(BATCH, PIXELS // protocol.feature_resolution**2))
+    batches = _resized(images, protocol, size)
+    for batch in track(batches, "features", "batch", total=-(-len(images) // size)):
         with torch.inference_mode():
-            yield extractor(torch.from_numpy(batch).permute(0, 3, 1, 2).to(device)).cpu().float().numpy()
+            yield network.features(prepared(batch, protocol, device)).cpu().float().numpy()
 
 
-def build_extractor(protocol: ProtocolEntry, device: str) -> Extractor:
-    """Return a function from images [B, 3, H, W] with values 0 to 255 to features [B, D]."""
-    if protocol.feature_network == "clean-fid:inception":
-        return _inception(device)
-    package, _, name = protocol.feature_network.partition(":")
-    path = Path(__file__).parent / "networks" / f"{name}.safetensors"
-    if package != "package" or not path.exists():
-        raise UserError("feature_network", protocol.feature_network, "must be clean-fid:inception or a packaged network")
-    network = load_feature_network(path, protocol.feature_sha256).to(device)
-    return lambda images: network(images.float() / 127.5 - 1)
+def all_features(images: Pixels, protocol: ProtocolEntry, device: str, network: Network | None = None) -> np.ndarray:
+    """Collect `feature_batches` in one array, float32 [N, D]."""
+    features, done = None, 0
+    for batch in feature_batches(images, protocol, device, network):
+        if features is None:
+            features = np.empty((len(images), batch.shape[1]), np.float32)
+        features[done : done + len(batch)] = batch
+        done += len(batch)
+    return features
 
 
-def _inception(device: str) -> Extractor:
-    """Load Inception-v3 as clean-fid does; it downloads the weights to a temporary folder on first use.
+def class_probabilities(features: np.ndarray, network: Network, protocol: ProtocolEntry, device: str) -> np.ndarray | None:
+    """Return what the network takes images for, float32 [N, classes]; None where the protocol has no Inception Score.
+
+    Args:
+        features: of the images, float32 [N, D].
+        network: that they were computed by.
+        protocol: that names the network.
+        device: ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: the weights cannot be downloaded, or are broken (an earlier download was cut off).
+        UserError: the network tells no classes apart.
     """
-    from cleanfid.features import build_feature_extractor
-
-    try:
-        return build_feature_extractor("clean", torch.device(device), use_dataparallel=False)
-    except OSError as error:
-        raise UserError("feature_network", "clean-fid:inception", f"its weights cannot be downloaded: {error}") from error
-    except RuntimeError as error:
-        remedy = f"the file of weights is broken, delete it: {str(error).splitlines()[0]}"
-        raise UserError("feature_network", "clean-fid:inception", remedy) from error
+    if "inception_score" not in protocol.metrics:
+        return None
+    if network.logits is None:
+        raise UserError("metrics", "inception_score", f"{protocol.feature_network} tells no classes apart: leave it out")
+    with torch.inference_mode():
+        chunks = (network.logits(rows.to(device)).softmax(1).cpu() for rows in torch.from_numpy(features).split(ROWS))
+        return torch.cat(list(chunks)).numpy()
 
 
-def _resized(images: np.ndarray, protocol: ProtocolEntry) -> np.ndarray:
-    """Resize with clean-fid's own filters; float32 [B, h, w, 3], values 0 to 255."""
-    side = protocol.feature_resolution
-    if images.shape[1] == side:
-        return images.astype(np.float32)
+def _resized(images: Pixels, protocol: ProtocolEntry, size: int) -> Iterator[np.ndarray]:
+    """Read and resize on all threads, one batch ahead; batches [b, h, w, 3] of values 0 to 255."""
+    resize = _resizer(protocol)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        ahead: Iterator[np.ndarray] | None = None
+        for start in range(0, len(images), size):
+            batch = images[start : start + size]
+            started = pool.map(resize, batch)  # starts all of them
+            if ahead is not None:
+                yield np.stack(list(ahead))
+            ahead = started
+        if ahead is not None:
+            yield np.stack(list(ahead))
+
+
+def _resizer(protocol: ProtocolEntry) -> Callable[[np.ndarray], np.ndarray]:
+    """Return a function that resizes an image uint8 [H, W, 3] with clean-fid's own filters (Pillow's, antialiased)."""
+    if protocol.resize == "torch-bilinear":
+        return lambda image: image  # a batch is resized on the device, see `prepared`
     from cleanfid.resize import make_resizer
 
-    resize = make_resizer("PIL", False, protocol.resize, (side, side))
-    return np.stack([resize(image) for image in images]).astype(np.float32)
+    side = protocol.feature_resolution
+    resize = make_resizer("PIL", protocol.quantise, protocol.resize, (side, side))
+    return lambda image: image if image.shape[:2] == (side, side) else resize(image)
+
+
+def prepared(batch: np.ndarray, protocol: ProtocolEntry, device: str) -> torch.Tensor:
+    """Put a batch into the network's range of values.
+
+    Args:
+        batch: [b, h, w, 3] with values 0 to 255.
+        protocol: its ``torch-bilinear`` resizes here, as pytorch-fid does inside its network: without antialiasing.
+        device: ``cpu`` or ``cuda``.
+
+    Returns:
+        fp32 [b, 3, side, side].
+    """
+    images, side = torch.from_numpy(batch).permute(0, 3, 1, 2).to(device).float(), protocol.feature_resolution
+    if protocol.resize == "torch-bilinear" and images.shape[-2:] != (side, side):
+        images = functional.interpolate(images, (side, side), mode="bilinear", align_corners=False)
+    if protocol.value_range == "tensorflow":
+        return (images - 128) / 128
+    if protocol.value_range == "imagenet":
+        mean, deviation = (torch.tensor(values, device=device)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_SD))
+        return (images / 255 - mean) / deviation
+    return images / 127.5 - 1

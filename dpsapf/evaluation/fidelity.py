@@ -1,68 +1,90 @@
-"""How close synthetic features are to real ones: FID, KID, precision and recall."""
-
-import warnings
+"""How close synthetic features are to real ones: every metric that a protocol names."""
 
 import numpy as np
-import torch
-from cleanfid.fid import frechet_distance, kernel_distance
-from scipy.linalg import LinAlgWarning
 
-CHUNK = 512  # rows of a distance matrix that are held at once
-
-
-def frechet(real: np.ndarray, synthetic: np.ndarray) -> float:
-    """Return the Frechet distance of two feature sets [N, D] and [M, D] (Heusel et al. 2017), by clean-fid.
-
-    A feature that is constant makes a covariance singular, of which SciPy warns. The product of two covariances has
-    a square root all the same, and its trace is right to about 1e-5, so the warning is dropped.
-    """
-    statistics = [(features.mean(0), np.cov(features, rowvar=False)) for features in (real, synthetic)]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Matrix is singular", LinAlgWarning)
-        return float(frechet_distance(*statistics[0], *statistics[1]))
+from dpsapf.evaluation.gaussians import Features, frechet, frechet_infinity, moments
+from dpsapf.evaluation.inception_score import inception_score
+from dpsapf.evaluation.kernels import kernel_distance
+from dpsapf.evaluation.likelihood import MOST_CENTRES, likelihood
+from dpsapf.evaluation.neighbours import manifold_scores, radii
+from dpsapf.evaluation.real import Reference
+from dpsapf.evaluation.resampling import frechet_interval
+from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.randomness import child_seed, numpy_generator
 
 
-def kernel(real: np.ndarray, synthetic: np.ndarray, subsets: int, size: int, seed: int) -> float:
-    """Return the kernel distance (Binkowski et al. 2018) by clean-fid: the unbiased estimate, averaged over subsets.
-
-    It can be negative. clean-fid draws its subsets from NumPy's global state, so that is seeded here for the call
-    and given back as it was.
+def fidelity_scores(
+    reference: Reference,
+    synthetic: np.ndarray,
+    probabilities: np.ndarray | None,
+    protocol: ProtocolEntry,
+    seed: int,
+    device: str,
+) -> dict[str, float]:
+    """Compute a protocol's metrics; names are those of `dpsapf.experiment.records.Fidelity`.
 
     Args:
-        real: [N, D].
-        synthetic: [M, D].
-        subsets: number of subsets.
-        size: images per subset, at most N and M are taken.
-        seed: of the subsets, 32 bits.
+        reference: the real side.
+        synthetic: features fp32 [M, D].
+        probabilities: of the feature network's classes [M, classes]; None where the protocol has no Inception Score.
+        protocol: which metrics, with which k, subsets, splits and draws.
+        seed: of everything that is drawn.
+        device: ``cpu`` or ``cuda``, for distances between features.
+
+    Returns:
+        The scores; a metric that the protocol does not name is not there.
     """
-    state = np.random.get_state()  # noqa: NPY002
-    try:
-        np.random.seed(seed)  # noqa: NPY002
-        return kernel_distance(real, synthetic, num_subsets=subsets, max_subset_size=size)
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
+    scores = _gaussian(reference, synthetic, protocol, seed)
+    size = min(protocol.kid_subset_size, len(reference.features), len(synthetic))
+    kid_seed = child_seed(seed, "kid") % 2**32
+    names = "kid", "kid_spread"
+    scores |= zip(names, kernel_distance(reference.features, synthetic, protocol.kid_subsets, size, kid_seed), strict=True)
+    scores |= _manifold(reference, synthetic, protocol, device)
+    if probabilities is not None:
+        names = "inception_score", "inception_score_spread"
+        scores |= zip(names, inception_score(probabilities, protocol.inception_splits), strict=True)
+    if reference.test is not None:
+        scores["fld"] = _feature_likelihood(reference, synthetic, protocol, seed, device)
+    return scores
 
 
-def precision_recall(real: np.ndarray, synthetic: np.ndarray, neighbours: int, device: str = "cpu") -> tuple[float, float]:
-    """Return improved precision and recall (Kynkaanniemi et al. 2019), both in [0, 1].
-
-    Precision is the share of synthetic features inside some real feature's ball, whose radius is the distance to
-    its k-th nearest neighbour among the real ones; recall the same with the roles exchanged.
-
-    Args:
-        real: [N, D], N > k.
-        synthetic: [M, D], M > k.
-        neighbours: k.
-        device: where distances are computed.
-    """
-    first, second = torch.from_numpy(real).to(device), torch.from_numpy(synthetic).to(device)
-    return _covered(first, second, neighbours), _covered(second, first, neighbours)
+def _feature_likelihood(reference: Reference, synthetic: np.ndarray, protocol: ProtocolEntry, seed: int, device: str) -> float:
+    """Return FLD, of test images or, as the paper's authors have it, of training images."""
+    real = reference.features
+    enough = len(synthetic) >= min(MOST_CENTRES, len(real) // 2)  # for what was subtracted to be the cached one
+    found = likelihood(real, reference.test, synthetic, device, child_seed(seed, "fld"), reference.baseline if enough else None)
+    return found.divergence + (found.gap if protocol.fld_of == "train" else 0.0)
 
 
-def _covered(centres: torch.Tensor, points: torch.Tensor, neighbours: int) -> float:
-    """Return the share of points that lie in some centre's ball, a chunk of centres at a time."""
-    covered = torch.zeros(len(points), dtype=torch.bool, device=points.device)
-    for chunk in centres.split(CHUNK):
-        radii = torch.cdist(chunk, centres).kthvalue(neighbours + 1, dim=1).values  # the nearest is the centre itself
-        covered |= (torch.cdist(chunk, points) <= radii[:, None]).any(0)
-    return covered.double().mean().item()
+def _gaussian(reference: Reference, synthetic: np.ndarray, protocol: ProtocolEntry, seed: int) -> dict[str, float]:
+    compared = _compared(synthetic, protocol, seed)
+    scores = {"fid": frechet(reference.moments, moments(compared))}
+    if protocol.bootstrap_draws:
+        bounds = frechet_interval(reference.moments, compared, child_seed(seed, "fid interval"), protocol.bootstrap_draws)
+        scores |= zip(("fid_low", "fid_high"), bounds, strict=True)
+    if "fid_infinity" in protocol.metrics:
+        scores["fid_infinity"] = frechet_infinity(reference.moments, synthetic, child_seed(seed, "fid infinity"))
+    return scores
+
+
+def _compared(synthetic: np.ndarray, protocol: ProtocolEntry, seed: int) -> Features:
+    """Return the synthetic features that FID is computed from."""
+    if protocol.frechet_images is None or protocol.frechet_images >= len(synthetic):
+        return synthetic
+    rows = numpy_generator(seed, "fid").choice(len(synthetic), protocol.frechet_images, replace=False)
+    return synthetic[np.sort(rows)]
+
+
+def _manifold(reference: Reference, synthetic: np.ndarray, protocol: ProtocolEntry, device: str) -> dict[str, float]:
+    around_synthetic = radii(synthetic, protocol.neighbours, device, protocol.counts_itself)
+    found = manifold_scores(
+        reference.features,
+        synthetic,
+        reference.precision_radii,
+        around_synthetic,
+        reference.density_radii,
+        protocol.neighbours,
+        device,
+    )
+    wanted = ("precision", "recall", *(name for name in ("density", "coverage") if name in protocol.metrics))
+    return {name: getattr(found, name) for name in wanted}

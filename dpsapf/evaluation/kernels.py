@@ -5,7 +5,6 @@ import numpy as np
 from dpsapf.evaluation.gaussians import Features, finite
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
-from dpsapf.support.randomness import numpy_generator
 
 
 def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int, seed: int) -> tuple[float, float]:
@@ -18,7 +17,7 @@ def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int
         synthetic: fp32 [M, D].
         subsets: number of subsets, at least 1.
         size: images of each kind in a subset, drawn without replacement, 2 to min(N, M).
-        seed: of the subsets; each has its own generator.
+        seed: of the subsets, in [0, 2^32). They are those that clean-fid draws after `np.random.seed` of it.
 
     Raises:
         UserError: there are fewer images than ``size``, or a feature is no number.
@@ -26,11 +25,10 @@ def kernel_distance(real: Features, synthetic: Features, subsets: int, size: int
     fewest = min(len(real), len(synthetic))
     if not 2 <= size <= fewest:
         raise UserError("size of KID's subsets", size, f"must be 2 to {fewest}, the number of images")
-    values = []
-    for number in track(range(subsets), "kernel distance", "subset"):
-        generator = numpy_generator(seed, "kernel-distance", number)
-        drawn = [features[generator.choice(len(features), size, replace=False)] for features in (real, synthetic)]
-        values.append(discrepancy(*(rows.astype(np.float64) for rows in drawn)))
+    values, generator = [], np.random.RandomState(seed)
+    for _ in track(range(subsets), "kernel distance", "subset"):
+        drawn = [features[generator.choice(len(features), size, replace=False)] for features in (synthetic, real)]
+        values.append(discrepancy(*(rows.astype(np.float64) for rows in reversed(drawn))))
     return float(np.mean(finite(np.array(values)))), float(np.std(values))
 
 

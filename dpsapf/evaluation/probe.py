@@ -8,28 +8,24 @@ from sklearn.preprocessing import StandardScaler
 from dpsapf.evaluation.features import Pixels, extract_features
 from dpsapf.experiment.registries import ProtocolEntry
 
-PROBE = "probe"  # its name among a protocol's classifiers
 
-
-def probe_accuracy(
-    train: tuple[Pixels, np.ndarray], test: tuple[Pixels, np.ndarray], protocol: ProtocolEntry, device: str
-) -> float:
-    """Fit a linear probe to the features of some images and test it on those of others.
+def probe_predictions(train: tuple[Pixels, np.ndarray], images: Pixels, protocol: ProtocolEntry, device: str) -> np.ndarray:
+    """Fit a linear probe to the features of some images and let it predict others.
 
     Args:
         train: images uint8 [N, H, W, 3] and labels int64 [N].
-        test: real test images and labels.
+        images: real test images, uint8 [M, H, W, 3].
         protocol: names the feature network and the strength of the ridge.
         device: ``cpu`` or ``cuda``, of the feature network.
 
     Returns:
-        Accuracy in [0, 1].
+        Predicted classes, int64 [M].
 
     Raises:
         UserError: the feature network is unknown, has another digest, or cannot be had.
     """
     probe = fit_probe(extract_features(train[0], protocol, device), train[1], protocol.probe_ridge)
-    return float(probe.score(extract_features(test[0], protocol, device), test[1]))
+    return probe.predict(extract_features(images, protocol, device))
 
 
 def fit_probe(features: np.ndarray, labels: np.ndarray, ridge: float) -> Pipeline:

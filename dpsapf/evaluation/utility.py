@@ -1,59 +1,32 @@
 """Utility: classifiers trained on one set of images, tested once on real test images."""
 
-import copy
 import itertools
 import logging
-from dataclasses import dataclass
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
-import numpy as np
 import torch
-from torch.nn import functional
 
+from dpsapf.datasets.prepared import Part
 from dpsapf.evaluation.classifiers import build_classifier
-from dpsapf.evaluation.features import Pixels
-from dpsapf.evaluation.probe import PROBE, probe_accuracy
-from dpsapf.experiment.registries import ProtocolEntry
-from dpsapf.support.checkpoint import Checkpoint
+from dpsapf.evaluation.private_counts import PrivateCounts
+from dpsapf.evaluation.probe import probe_predictions
+from dpsapf.evaluation.scores import Predictions, average, score
+from dpsapf.evaluation.training import Images, Labelled, accuracy, logits, resident, train_classifier
+from dpsapf.experiment.records import Utility
+from dpsapf.experiment.registries import PROBE, ProtocolEntry, Recipe
+from dpsapf.support.checkpoint import Checkpoint, named
 from dpsapf.support.progress import track
+from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import child_seed, numpy_generator, torch_generator
 
 LOG = logging.getLogger(__name__)
-SHIFT = 2  # pixels of random translation; no flips, which would change a digit
-CHECKS = 8  # states that validation chooses from
-TESTED = 500  # images that are classified at a time
-Labelled = tuple[Pixels, np.ndarray]
-"""Images, uint8 [N, H, W, 3], in memory or in a file, and their labels, int64 [N]."""
+TRAINED, COUNTED = "trained/", "counted/"  # prefixes of a checkpoint's tensors
+Judged = Callable[[torch.nn.Module], float]
 
 
-@dataclass(frozen=True)
-class Images:
-    """Some labelled images, put on a device a batch at a time.
-
-    Attributes:
-        pixels: uint8 [N, H, W, 3], in memory or in a file.
-        labels: int64 [N].
-        positions: of these images among them, int64 [n].
-        device: where batches go.
-    """
-
-    pixels: Pixels
-    labels: np.ndarray
-    positions: np.ndarray
-    device: str
-
-    def __len__(self) -> int:
-        """Return n."""
-        return len(self.positions)
-
-    def batch(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return images with values in [-1, 1], fp32 [b, 3, H, W], and labels [b], at int64 ``rows`` [b] of these."""
-        chosen = self.positions[rows.numpy()]
-        pixels, labels = torch.from_numpy(self.pixels[chosen]), torch.from_numpy(self.labels[chosen])
-        return pixels.permute(0, 3, 1, 2).to(self.device).float() / 127.5 - 1, labels.to(self.device)
-
-
-def accuracies(
+def judge(
     train: Labelled,
     test: Labelled,
     classes: int,
@@ -61,12 +34,12 @@ def accuracies(
     seed: int,
     device: str,
     checkpoint: Checkpoint | None = None,
-) -> dict[str, float]:
-    """Train every classifier of the protocol and test it.
+    counts: PrivateCounts | None = None,
+) -> dict[str, list[Predictions]]:
+    """Train every classifier of the protocol and let it predict the test images.
 
-    A share of the *training* images selects each classifier's best state; the test images are used once, at the end.
-    The accuracy of a classifier is its mean over ``protocol.classifier_repeats`` trainings. The probe has no seed and
-    is fitted once (see `probe_accuracy`).
+    Which of a classifier's states predicts, the recipe's ``selection`` says; the test images are used once, at the end.
+    The probe has no seed and is fitted once (see `probe_predictions`).
 
     Args:
         train: synthetic images for the utility, real ones for the ceiling.
@@ -76,24 +49,59 @@ def accuracies(
         seed: of initial weights, batches and the held-out share.
         device: ``cpu`` or ``cuda``.
         checkpoint: keeps what was tested, so that an interrupted stage goes on with the next classifier.
+        counts: by which states are chosen if the recipe's selection is noisy-private-validation; None, for the ceiling: they
+            are chosen as by ``synthetic``.
 
     Returns:
-        Accuracy in [0, 1] by classifier.
+        By classifier, in the protocol's order: the predictions of each of its trainings.
     """
-    names = [name for name in protocol.classifiers if name != PROBE]
-    tested, repeats = Images(*test, np.arange(len(test[1])), device), range(protocol.classifier_repeats if names else 0)
+    recipe = protocol.recipe(side(train))
+    tested = Images.all(*test, device)
+    found = _restored(checkpoint, counts)
+    data = resident(train, device) if recipe.trained else train
+    for repeat, name in track(list(itertools.product(range(recipe.repeats), recipe.trained)), "classifiers", "model"):
+        if (key := _key(name, repeat)) not in found:
+            judged = counts.judged(name, repeat) if counts else None
+            found[key] = _trained(name, data, tested, classes, recipe, repeat_seed(seed, repeat), judged)
+            _keep(checkpoint, found, counts)
+    result = {
+        name: [Predictions.of(found[_key(name, repeat)].numpy()) for repeat in range(recipe.repeats)] for name in recipe.trained
+    }
+    if PROBE in recipe.classifiers:
+        result[PROBE] = [Predictions(probe_predictions(train, test[0], protocol, device), None)]
+    return {name: result[name] for name in recipe.classifiers}
+
+
+def _restored(checkpoint: Checkpoint | None, counts: PrivateCounts | None) -> dict[str, torch.Tensor]:
+    """Return the logits of trainings that are done, by name, and let counts go on."""
     saved = checkpoint.load() if checkpoint else None
-    scores = saved[0] if saved else {}
-    for repeat, name in track(list(itertools.product(repeats, names)), "classifiers", "model"):
-        if (key := f"{name}, repeat {repeat}") not in scores:
-            scores[key] = _trained(name, train, tested, classes, protocol, repeat_seed(seed, repeat), device)
-            if checkpoint:
-                checkpoint.save(scores, {})
-    result = {name: fmean(scores[f"{name}, repeat {repeat}"] for repeat in repeats) for name in names}
-    if PROBE in protocol.classifiers:
-        result[PROBE] = probe_accuracy(train, test, protocol, device)
-    LOG.info("accuracy %s", result)
-    return {name: result[name] for name in protocol.classifiers}
+    if saved is None:
+        return {}
+    if counts:
+        counts.restore(saved[0], named(saved[1], COUNTED))
+    return named(saved[1], TRAINED)
+
+
+def _keep(checkpoint: Checkpoint | None, found: dict[str, torch.Tensor], counts: PrivateCounts | None) -> None:
+    if checkpoint:
+        facts, tensors = counts.state() if counts else ({}, {})
+        counted = {COUNTED + name: value for name, value in tensors.items()}
+        checkpoint.save(facts, {TRAINED + name: value for name, value in found.items()} | counted)
+
+
+def side(images: Labelled) -> int:
+    """Return the side of some images [pixels]."""
+    return images[0][:1].shape[1]
+
+
+def accuracies(train: Labelled, test: Labelled, *others: typing.Any) -> dict[str, float]:  # noqa: ANN401 - as `judge`
+    """Return each classifier's accuracy in [0, 1], the mean over its trainings; arguments as `judge`."""
+    found = judge(train, test, *others)
+    return {name: fmean(float((each.classes == test[1]).mean()) for each in trainings) for name, trainings in found.items()}
+
+
+def _key(name: str, repeat: int) -> str:
+    return f"{name}, repeat {repeat}"
 
 
 def repeat_seed(seed: int, repeat: int) -> int:
@@ -101,67 +109,59 @@ def repeat_seed(seed: int, repeat: int) -> int:
     return child_seed(seed, "classifier repeat", repeat) if repeat else seed
 
 
-def _trained(name: str, train: Labelled, tested: Images, classes: int, protocol: ProtocolEntry, seed: int, device: str) -> float:
-    """Train a classifier and return its accuracy on the test images."""
-    fitting, validation = _held_out(train, protocol.synthetic_validation, seed, device)
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(child_seed(seed, "classifier", name))
+def _trained(
+    name: str, train: Labelled, tested: Images, classes: int, recipe: Recipe, seed: int, judged: Judged | None
+) -> torch.Tensor:
+    """Train a classifier and return its logits of the test images; dropout draws from torch's own state, which is given back."""
+    device = tested.device
+    with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
+        torch.manual_seed(child_seed(seed, "classifier", name))
         model = build_classifier(name, classes).to(device)
-    train_classifier(model, fitting, validation, protocol, torch_generator(seed, "classifier", name, "batches"))
-    return accuracy(model, tested)
+        fitting, judged = (Images.all(*train, device), judged) if judged else _chosen_by(recipe, train, seed, device)
+        train_classifier(model, fitting, recipe, torch_generator(seed, "classifier", name, "batches"), judged)
+        return logits(model, tested)
 
 
-def _held_out(train: Labelled, share: float, seed: int, device: str) -> tuple[Images, Images]:
+def _chosen_by(recipe: Recipe, train: Labelled, seed: int, device: str) -> tuple[Images, Judged | None]:
+    """Return what is trained on, and what judges a state; None: the last is tested."""
+    if recipe.selection == "last":
+        return Images.all(*train, device), None
+    fitting, validation = held_out(train, recipe.validation_share, seed, device)
+    return fitting, lambda model: accuracy(model, validation)
+
+
+def held_out(train: Labelled, share: float, seed: int, device: str) -> tuple[Images, Images]:
+    """Split images into those that are trained on and a share of them, one at least, that is not."""
     order = numpy_generator(seed, "classifier", "validation").permutation(len(train[1]))
     first = max(1, round(share * len(order)))
     return Images(*train, order[first:], device), Images(*train, order[:first], device)
 
 
-def train_classifier(
-    model: torch.nn.Module, train: Images, validation: Images, protocol: ProtocolEntry, generator: torch.Generator
-) -> None:
-    """Train with AdamW on a one-cycle schedule and leave the state that is best on the validation images.
+def utility_record(
+    predictions: Mapping[str, Sequence[Predictions]], train: Labelled, test: Part, classes: int, **told: object
+) -> Utility:
+    """Score predictions into a record.
 
     Args:
-        model: changed in place.
-        train: what is trained on.
-        validation: images that are not.
-        protocol: steps, batch and learning rate.
-        generator: of batches and shifts.
+        predictions: as `judge` returns them.
+        train: what was trained on.
+        test: the real test images.
+        classes: number of classes.
+        told: protocol, trained_on, selection and counts of the record.
     """
-    steps = protocol.classifier_steps
-    optimizer = torch.optim.AdamW(model.parameters(), lr=protocol.classifier_learning_rate, weight_decay=0.05)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, protocol.classifier_learning_rate, total_steps=steps)
-    best, best_state = -1.0, None
-    for step in range(1, steps + 1):
-        model.train()
-        images, labels = train.batch(torch.randint(len(train), (protocol.classifier_batch,), generator=generator))
-        loss = functional.cross_entropy(model(_shifted(images, generator)), labels, label_smoothing=0.1)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-        if step % max(1, steps // CHECKS) == 0 or step == steps:
-            score = accuracy(model, validation)
-            if score >= best:
-                best, best_state = score, copy.deepcopy(model.state_dict())
-    model.load_state_dict(best_state)
-
-
-def _shifted(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Translate a batch by up to `SHIFT` pixels, edges repeated."""
-    side = images.shape[-1]
-    down, right = torch.randint(2 * SHIFT + 1, (2,), generator=generator).tolist()
-    padded = functional.pad(images, (SHIFT,) * 4, mode="replicate")
-    return padded[..., down : down + side, right : right + side]
-
-
-@torch.inference_mode()
-def accuracy(model: torch.nn.Module, images: Images) -> float:
-    """Return the share of images whose class is predicted, in [0, 1]."""
-    model.eval()
-    hits = 0
-    for rows in torch.arange(len(images)).split(TESTED):
-        pixels, labels = images.batch(rows)
-        hits += int((model(pixels).argmax(1) == labels).sum())
-    return hits / len(images)
+    scores = {name: average([score(test.labels, each, classes) for each in found]) for name, found in predictions.items()}
+    overall = average(list(scores.values()))
+    accuracies = {name: each.accuracy for name, each in scores.items()}
+    LOG.info("accuracy %s", accuracies)
+    return Utility(
+        accuracy=overall.accuracy,
+        macro_f1=overall.macro_f1,
+        calibration_error=overall.calibration_error,
+        per_classifier=accuracies,
+        classifiers=scores,
+        train_images=len(train[1]),
+        test_images=len(test),
+        outside_the_guarantee=True,
+        provenance=provenance(),
+        **told,
+    )

@@ -31,8 +31,25 @@ CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>
 SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
 USED_RATE = "used_learning_rate"  # peak learning rate that was used; the axis learning_rate is empty where it is the config's
 
+FIDELITY = (  # what synthetic images were compared with real ones by; all but four are empty where the protocol has not got them
+    "fid",
+    "fid_low",
+    "fid_high",
+    "fid_infinity",
+    "kid",
+    "kid_spread",
+    "precision",
+    "recall",
+    "density",
+    "coverage",
+    "inception_score",
+    "inception_score_spread",
+    "fld",
+)
+
 # summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
-SPREAD_METRICS = ("accuracy", "fid", "kid", "precision", "recall")
+SPREAD_METRICS = ("accuracy", "macro_f1", "calibration_error", "fid", "kid", "precision", "recall")
+OPTIONAL_METRICS = ("fid_infinity", "density", "coverage", "inception_score", "fld")  # likewise, where the protocol has them
 SEEDS = "n"  # runs in the group
 MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1
 

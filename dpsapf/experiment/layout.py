@@ -34,6 +34,10 @@ class Layout:
         """Path of a dataset's reference features under an evaluation protocol."""
         return f"{self.root}/cache/reference/{dataset}--{protocol}/{file}"
 
+    def network(self, protocol: str, file: str) -> str:
+        """Path of what is known of an evaluation protocol's feature network."""
+        return f"{self.root}/cache/networks/{protocol}/{file}"
+
     def run(self, run: str, file: str) -> str:
         """Path of a run's file."""
         return f"{self.root}/runs/{run}/{file}"

@@ -4,7 +4,9 @@ import typing
 
 from pydantic import Field
 
+from dpsapf.experiment.columns import FIDELITY
 from dpsapf.experiment.methods import NoiseMode, Unit
+from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 
@@ -54,7 +56,7 @@ class Release(Checked):
     not claimed. ``none``: exact, without any guarantee.
     """
 
-    name: typing.Literal["saliency", "dp-sgd", "pe-histogram"]
+    name: typing.Literal["saliency", "dp-sgd", "pe-histogram", "validation"]
     mechanism: typing.Literal["gaussian", "exponential", "ptr", "none"] = "gaussian"
     noise_multiplier: float | None = Field(None, description="gaussian: noise standard deviation over sensitivity", gt=0)
     sensitivity: float | None = Field(description="bound on one unit's contribution; null: unbounded", gt=0)
@@ -80,6 +82,7 @@ class Plan(Checked):
     noise: NoiseMode  # seed: reproducible; system: drawn from the operating system, no seed exists
     prior: tuple[Release, ...] = ()  # earlier releases of the same dataset that the target has to hold, too
     releases: tuple[Release, ...]
+    reserved: tuple[Release, ...] = ()  # what evaluation may release after the audit, which holds it already
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
     dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection; null: nothing is trained
@@ -142,6 +145,7 @@ class Ledger(Checked):
     dataset_id: str
     prior: tuple[Release, ...]
     releases: tuple[Release, ...]
+    reserved: tuple[Release, ...] = ()  # what evaluation may release later; spent_epsilon counts it as if it had
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
     digests: dict[str, str]  # latents, scores, selection, population -> SHA-256
     weights_digest: str | None
@@ -151,6 +155,22 @@ class Ledger(Checked):
     def released_digest(self) -> str | None:
         """SHA-256 of what the run itself released: weights, or an evolved population; None if nothing."""
         return self.weights_digest or self.digests.get("population")
+
+
+class ValidationLedger(Checked):
+    """validation_ledger.json: noisy validation counts are the release that the run's ledger reserved."""
+
+    run: RunSpec
+    ledger: str  # SHA-256 of ledger.json
+    counts: str  # SHA-256 of the noisy counts
+    release: Release
+    unit: Unit
+    dataset_id: str
+    target_epsilon: float | None
+    delta: float
+    spent_epsilon: dict[str, float]  # of the run with these counts: accountant -> composed epsilon; empty without a guarantee
+    not_for_release: str | None
+    provenance: dict
 
 
 class Composition(Checked):
@@ -175,26 +195,54 @@ class Timing(Checked):
 
 
 class Fidelity(Checked):
-    """fidelity.json. Computed on private training images, outside the guarantee."""
+    """fidelity.json. Computed on private images, outside the guarantee; what the protocol does not ask for is null."""
 
     protocol: str
+    protocol_digest: str  # of the protocol's entry, so that a changed meaning is seen
+    reference: str  # SHA-256 of the real images' features, which hold salt: says nothing to whoever lacks the dataset
     fid: float
+    fid_low: float | None = None  # bootstrap interval of fid over the synthetic images, 95 %
+    fid_high: float | None = None
+    fid_infinity: float | None = None  # fid for infinitely many synthetic images
     kid: float
+    kid_spread: float | None = None  # standard deviation over subsets
     precision: float
     recall: float
+    density: float | None = None
+    coverage: float | None = None
+    inception_score: float | None = None
+    inception_score_spread: float | None = None  # standard deviation over splits
+    fld: float | None = None
     synthetic_images: int
     real_images: int
+    test_images: int | None = None  # of fld
     outside_the_guarantee: bool
     provenance: dict
+
+
+class ClassifierScores(Checked):
+    """A classifier on the test images, averaged over its trainings, entry by entry."""
+
+    accuracy: float  # in [0, 1]
+    macro_f1: float  # mean of the classes' F1, over those with a test image
+    calibration_error: float | None  # expected calibration error, 15 bins of equal width; null: it gives no probabilities
+    per_class_accuracy: tuple[float | None, ...]  # null: the class has no test image
+    confusion: tuple[tuple[float, ...], ...]  # images of a true class (row) that are predicted as a class (column)
 
 
 class Utility(Checked):
     """utility.json. Tested on private test images, outside the guarantee."""
 
     protocol: str
+    protocol_digest: str | None = None  # of the protocol's entry; the stages set it
     trained_on: typing.Literal["synthetic", "real"]
+    selection: ModelSelection  # which state of each classifier was tested
+    counts: str | None = None  # SHA-256 of the noisy validation counts that it was chosen by; null: by none
     accuracy: float  # mean over classifiers, in [0, 1]
-    per_classifier: dict[str, float]
+    macro_f1: float  # likewise
+    calibration_error: float | None  # likewise, over those that give probabilities; null: none does
+    per_classifier: dict[str, float]  # accuracy
+    classifiers: dict[str, ClassifierScores]
     train_images: int
     test_images: int
     outside_the_guarantee: bool
@@ -207,12 +255,27 @@ class Metrics(Checked):
     run_id: str
     run: RunSpec
     protocol: str
+    protocol_digest: str  # of the protocol's entry
+    reference: str  # SHA-256 of the real images' features
     accuracy: float
+    macro_f1: float  # mean over classifiers
+    calibration_error: float | None  # likewise, over those that give probabilities
     per_classifier: dict[str, float]
     fid: float
+    fid_low: float | None = None
+    fid_high: float | None = None
+    fid_infinity: float | None = None
     kid: float
+    kid_spread: float | None = None
     precision: float
     recall: float
+    density: float | None = None
+    coverage: float | None = None
+    inception_score: float | None = None
+    inception_score_spread: float | None = None
+    fld: float | None = None
+    synthetic_images: int  # that fid and its like were computed from
+    real_images: int
     ceiling_accuracy: float  # the same classifiers trained on real images
     target_epsilon: float | None
     delta: float | None
@@ -232,10 +295,9 @@ class Metrics(Checked):
     peak_memory_mb: float
     outside_the_guarantee: tuple[str, ...] = (
         "accuracy",
+        "macro_f1",
+        "calibration_error",
         "per_classifier",
-        "fid",
-        "kid",
-        "precision",
-        "recall",
+        *FIDELITY,
         "ceiling_accuracy",
     )

@@ -34,6 +34,11 @@ class PrivacyConfig(Checked):
     noise: NoiseMode = Field(
         "seed", description="seed: reproducible, for research; system: from the operating system's generator, for a release"
     )
+    validation_noise: float | None = Field(
+        None,
+        description="noise multiplier of each count, of protocols that select by noisy-private-validation; null: others",
+        gt=0,
+    )
     prior: tuple[Path, ...] = Field(
         (),
         description="ledgers or refusals' spend records of earlier releases of the dataset, which epsilon has to hold, too",
@@ -207,7 +212,8 @@ def parse_config(data: dict, where: str = "config") -> Config:
     """Check a parsed config against its closed model and its registries, and expand its runs.
 
     Raises:
-        UserErrors: a line for every unknown or missing key, value out of range, and name that no registry has.
+        UserErrors: a line for every unknown or missing key, value out of range, and name that no registry has; or the
+            protocol compares another number of images.
     """
     errors: list[UserError] = []
     try:
@@ -217,6 +223,10 @@ def parse_config(data: dict, where: str = "config") -> Config:
     errors += [UserError(f"{where}: {key}", name, one_of(name, known)) for key, name, known in _names(data) if name not in known]
     if errors:
         raise UserErrors(errors)
+    protocol = load_registry(config.protocols_file, ProtocolEntry)[config.evaluation.protocol]
+    if protocol.synthetic_images not in (None, config.sampling.count):
+        remedy = f"protocol {config.evaluation.protocol} compares exactly {protocol.synthetic_images}: draw so many"
+        raise UserError(f"{where}: sampling.count", config.sampling.count, remedy)
     if not config.runs:
         raise UserError(f"{where}: studies", {}, "no runs: name at least one study with a dataset and a method")
     return config

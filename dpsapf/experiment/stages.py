@@ -111,6 +111,8 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     candidate_table: Path = source("candidates.csv")
     saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
     evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
+    protocol: str | None = Field(None, description="key of the protocol, if evaluation releases counts of private images")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
     out: Path = target("plan.json")
 
 
@@ -284,6 +286,14 @@ class PublishPopulation(Checked):
     timing: Path = target("seconds and peak memory (.json)")
 
 
+class FetchEvaluationWeights(Checked):
+    """Download the weights of a protocol's feature network, or say where to put them."""
+
+    protocol: str = Field(description="key of the protocol in the registry")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    out: Path | None = target("list of what is there (.txt)", None)
+
+
 class ReferenceFeatures(Checked):
     """Features of real images; classifiers trained on real images."""
 
@@ -294,7 +304,7 @@ class ReferenceFeatures(Checked):
     seed: Seed = Field(0, description="seed of the classifiers")
     threads: int = Field(1, description="CPU threads [threads]", ge=1)
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
-    features: Path = target("features of the real training images (.safetensors)")
+    features: Path = target("features of real images, their moments and radii (.safetensors)")
     ceiling: Path = target("utility of classifiers trained on real images (.json)")
 
 
@@ -305,7 +315,7 @@ class Evaluate(Checked):
     synthetic: Path = source("synthetic images (.npz)")
     archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
-    features: Path = source("features of the real training images (.safetensors)")
+    features: Path = source("features of real images, their moments and radii (.safetensors)")
     protocol: str = Field(description="key of the protocol in the registry")
     registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
     seed: Seed = Field(0, description="seed of the classifiers")
@@ -313,6 +323,38 @@ class Evaluate(Checked):
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
     fidelity: Path | None = target("fidelity.json", None)
     utility: Path | None = target("utility.json", None)
+    ledger: Path | None = source("ledger.json, if the protocol selects by noisy-private-validation", None)
+    counts: Path | None = target("noisy validation counts (.csv)", None)
+    spend: Path | None = target("validation_spend.json", None)
+    private: Path | None = target("private_validation.json: what was measured of the counts; never published", None)
+    predictions: Path | None = target("private*.csv: what classifiers say of each test image; never published", None)
+
+
+class AuditValidation(Checked):
+    """Audit the noisy counts that evaluation released."""
+
+    ledger: Path = source("ledger.json")
+    dataset: Path = source("dataset.json")
+    counts: Path = source("noisy validation counts (.csv)")
+    spend: Path = source("spend record of the counts")
+    private: Path = source("what was measured of them")
+    out: Path = target("validation_ledger.json")
+
+
+class Diagnose(Checked):
+    """Look for copies of training images, guess membership (outside the guarantee)."""
+
+    synthetic: Path = source("synthetic images (.npz)")
+    archive: Path = source("dataset.safetensors")
+    protocol: str = Field(description="key of the protocol in the registry; for its feature network")
+    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    pairs: int = Field(12, description="nearest pairs that are drawn [pairs]", ge=1)
+    draws: int = Field(200, description="draws of the bootstrap intervals", ge=20)
+    seed: Seed = Field(0, description="seed of the bootstrap, and of which images are compared")
+    threads: int = Field(1, description="CPU threads [threads]", ge=1)
+    device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
+    out: Path = target("diagnostics.json")
+    sheet: Path = target("private*.png: synthetic images beside the nearest training images; never published")
 
 
 class CollectMetrics(UpdateConfig):
@@ -330,6 +372,7 @@ class CollectMetrics(UpdateConfig):
     fidelity: Path = source("fidelity.json")
     utility: Path = source("utility.json")
     ceiling: Path = source("utility of classifiers trained on real images")
+    validation: Path | None = source("validation_ledger.json, if classifiers were chosen by noisy counts", None)
     out: Path = target("metrics.json")
 
 

@@ -178,9 +178,11 @@ def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
     fixed = list(releases[:-1])
     spent = epsilon("pld", fixed or releases, delta) + MARGIN
     most = f"{CALIBRATED[releases[-1].name]} with noise multiplier {SIGMA_RANGE[1]:g} costs"
-    what = (most, "the saliency release alone costs", "the earlier releases alone cost")[min(len(fixed), 2)]
+    scored = len(fixed) == 1 and fixed[0].name == "saliency"
+    reserved = "reserved and " if any(release.name == "validation" for release in fixed) else ""
+    what = "the saliency release alone costs" if scored else f"the {reserved}earlier releases alone cost" if fixed else most
     remedy = f"cannot be met: {what} {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
-    if len(fixed) != 1 or fixed[0].mechanism != "gaussian" or goal <= 0:
+    if not scored or fixed[0].mechanism != "gaussian" or goal <= 0:
         return remedy
 
     alone = calibrate(goal + MARGIN, delta, lambda sigma: [replace(fixed[0], noise_multiplier=sigma)])

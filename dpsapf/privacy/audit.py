@@ -1,11 +1,14 @@
-"""audit-privacy: compose what was released, from what was measured, and let no image exist otherwise."""
+"""audit-privacy: compose what was released, from what was measured, and let no image exist otherwise.
+
+audit-validation does the same for the counts that evaluation may release later.
+"""
 
 import logging
 import math
 from pathlib import Path
 
-from dpsapf.experiment.records import Ledger, Measured, Plan, Release, Selection, Spend
-from dpsapf.experiment.stages import AuditPrivacy
+from dpsapf.experiment.records import DatasetRecord, Ledger, Measured, Plan, Release, Selection, Spend, ValidationLedger
+from dpsapf.experiment.stages import AuditPrivacy, AuditValidation
 from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.support.errors import UserError
@@ -34,7 +37,7 @@ def audit_privacy(options: AuditPrivacy) -> None:
     releases = tuple(spend.release for spend in spends)
     spent = {}
     if plan.target_epsilon is not None:
-        spent = {name: epsilon(name, (*plan.prior, *releases), plan.delta) for name in ACCOUNTANTS}
+        spent = {name: epsilon(name, (*plan.prior, *releases, *plan.reserved), plan.delta) for name in ACCOUNTANTS}
         check_target(plan, spent)
     LOG.info("%s: spent %s of epsilon %s", plan.run.id, spent, plan.target_epsilon)
     write_record(options.out, _ledger(plan, spends, spent))
@@ -58,6 +61,7 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
         dataset_id=plan.dataset_id,
         prior=plan.prior,
         releases=tuple(spend.release for spend in spends),
+        reserved=plan.reserved,
         spent_epsilon=spent,
         digests=digests,
         weights_digest=by_name["dp-sgd"].digest if "dp-sgd" in by_name else None,
@@ -67,9 +71,9 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
 
 def not_for_release(plan: Plan, spends: tuple[Spend, ...]) -> str | None:
     """Say why nothing of a run may be published as private, or None: it may."""
-    if any(spend.release.noise == "seed" for spend in spends):
+    if any(release.noise == "seed" for release in (*(spend.release for spend in spends), *plan.reserved)):
         return "noise from a seed, which whoever knows it can subtract: set privacy.noise to system"
-    if spends and plan.target_epsilon is None:
+    if (spends or plan.reserved) and plan.target_epsilon is None:
         return "no guarantee: epsilon is infinite"
     return None
 
@@ -149,7 +153,7 @@ def _same(what: str, found: str | None, recorded: str | None) -> None:
         )
 
 
-def check_target(plan: Plan, spent: dict[str, float]) -> None:
+def check_target(plan: Plan | Ledger, spent: dict[str, float]) -> None:
     """Check the composed epsilon of every certifying accountant against the target.
 
     Raises:
@@ -158,3 +162,47 @@ def check_target(plan: Plan, spent: dict[str, float]) -> None:
     for name in CERTIFIERS:
         if not (math.isfinite(spent[name]) and spent[name] <= plan.target_epsilon):
             raise UserError(f"{name} epsilon", spent[name], f"exceeds the target {plan.target_epsilon} of {plan.run.id}")
+
+
+def audit_validation(options: AuditValidation) -> None:
+    """Write validation_ledger.json if and only if noisy counts are what the run's ledger reserved.
+
+    Raises:
+        UserError: the ledger reserved none, the counts were released otherwise, of other images, or after another ledger; a
+            file is not what its record says; what was measured contradicts the release; or the composition exceeds the target.
+    """
+    ledger, spend = read_record(options.ledger, Ledger), read_record(options.spend, Spend)
+    reserved = [release for release in ledger.reserved if release.name == "validation"]
+    if not reserved:
+        raise UserError("--ledger", ledger.run.id, "reserved no validation counts: plan the run with their protocol and noise")
+    _check_release(reserved[0], spend.release, options.spend)
+    dataset = read_record(options.dataset, DatasetRecord)
+    expected = (ledger.run.id, ledger.unit, ledger.dataset_id, ledger.dataset_id, dataset.validation, sha256(options.ledger))
+    found = (spend.subject, spend.unit, spend.dataset_id, dataset.id, spend.population, spend.made_from.get("ledger"))
+    for key, one, other in zip(
+        ("subject", "unit", "dataset_id", "--dataset", "population", "ledger"), found, expected, strict=True
+    ):
+        if one != other:
+            raise UserError(f"{options.spend}: {key}", one, f"the run has {other}: evaluate it again")
+    _same("--counts", sha256(options.counts), spend.digest)
+    _same("--private", sha256(options.private), spend.private)
+    check_measures(spend, read_record(options.private, Measured), options.private)
+    spent = {}
+    if ledger.target_epsilon is not None:
+        releases = (*ledger.prior, *ledger.releases, spend.release)
+        spent = {name: epsilon(name, releases, ledger.delta) for name in ACCOUNTANTS}
+        check_target(ledger, spent)
+    record = ValidationLedger(
+        run=ledger.run,
+        ledger=sha256(options.ledger),
+        counts=spend.digest,
+        release=spend.release,
+        unit=ledger.unit,
+        dataset_id=ledger.dataset_id,
+        target_epsilon=ledger.target_epsilon,
+        delta=ledger.delta,
+        spent_epsilon=spent,
+        not_for_release=ledger.not_for_release,
+        provenance=provenance(),
+    )
+    write_record(options.out, record)

@@ -48,7 +48,7 @@ def compose_releases(options: ComposeReleases) -> None:
 def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[Release]:
     """Collect what ledgers and spend records say was released of a dataset; each distinct release once.
 
-    A ledger's own earlier releases count, too.
+    A ledger's own earlier releases count, too, and what evaluation may release under it.
 
     Raises:
         UserError: a record is of another dataset, or protects another unit.
@@ -78,4 +78,5 @@ def _named(record: Ledger | Spend) -> list[tuple[str, Release]]:
         return [(record.digest or record.private, record.release)]
     digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
     earlier = [(f"before {record.run.id}, {place}", release) for place, release in enumerate(record.prior)]
+    earlier += [(f"reserved by {record.run.id}, {record.released_digest}", release) for release in record.reserved]
     return earlier + [(digests[release.name], release) for release in record.releases]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from dpsapf.experiment.methods import AXES, TRAINING_AXES, Method, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
+from dpsapf.experiment.registries import Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
@@ -23,10 +24,16 @@ PUBLIC = (
     "hyperparameters, chosen without the images that the run trains on",
     "the public model",
 )
+PUBLIC_VALIDATION = "the number of validation images, of which right predictions are counted"
 
 
 def make_plan(
-    run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy, prior: Sequence[Release] = ()
+    run: RunSpec,
+    dataset: DatasetRecord,
+    saliency: list[Release],
+    options: PlanPrivacy,
+    prior: Sequence[Release] = (),
+    reserved: Sequence[Release] = (),
 ) -> Plan:
     """Calibrate DP-SGD, or votes, beside what is released before it; returns the plan without writing it.
 
@@ -36,6 +43,7 @@ def make_plan(
         saliency: the saliency release as its own side describes it; empty for a method that does not select.
         options: DP-SGD's settings, and the number of rounds of votes.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
+        reserved: releases that evaluation may make later, which the target has to hold, too.
 
     Raises:
         UserError: the target cannot be met.
@@ -43,8 +51,9 @@ def make_plan(
     row, count = method(run.method), population(dataset, options.unit)
     delta = options.delta or default_delta(count)
     check_delta(delta, count)
-    alone = _noise([*prior], run, count, delta, options)
-    sigma = _noise([*prior, *saliency], run, count, delta, options) if saliency else alone
+    others = [*prior, *reserved]
+    alone = _noise(others, run, count, delta, options)
+    sigma = _noise([*others, *saliency], run, count, delta, options) if saliency else alone
     releases = [*saliency, *([own_release(row, sigma, count, options)] if row.spends else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
@@ -55,13 +64,14 @@ def make_plan(
         target_epsilon=run.epsilon,
         delta=delta,
         relation=RELATION[options.unit],
-        public=PUBLIC,
+        public=(*PUBLIC, *([PUBLIC_VALIDATION] if reserved else [])),
         clipping=options.clipping if row.clips else "none",
         clipping_norm=options.clipping_norm,
         noise=options.noise,
         prior=tuple(prior),
         releases=tuple(releases),
-        planned_epsilon={name: epsilon(name, [*prior, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},
+        reserved=tuple(reserved),
+        planned_epsilon={name: epsilon(name, [*others, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},
         selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,
         dp_sgd_noise_alone=alone if row.trains else None,
         dataset_id=dataset.id,
@@ -121,6 +131,38 @@ def histogram_release(sigma: float, options: PlanPrivacy) -> Release:
         sensitivity=1.0,
         sampling_rate=1.0,
         steps=options.evolution.iterations,
+        noise=options.noise,
+    )
+
+
+def validation_release(recipe: Recipe, dataset: DatasetRecord, options: PlanPrivacy) -> Release | None:
+    """Describe the counts that a recipe selects classifiers' states by; None if it selects by something else.
+
+    Each count is of the validation images whose class is predicted right, with Gaussian noise. Zeroing one of them out changes
+    it by 1 at most: a classifier in evaluation mode predicts each image alone. Everybody is counted at each checkpoint of each
+    training of each classifier, and all counts compose. A validation image is no training image, so it meets this release
+    alone; the plan adds it to what training images meet all the same.
+
+    Raises:
+        UserError: the noise is missing or superfluous, users are protected (one may have many validation images), or the
+            dataset has no validation images.
+    """
+    if recipe.selection != "noisy-private-validation":
+        if options.validation_noise is not None:
+            raise UserError("validation_noise", options.validation_noise, f"{options.protocol} counts nothing: leave it out")
+        return None
+    if options.validation_noise is None:
+        raise UserError("validation_noise", None, f"{options.protocol} counts private images: set the counts' noise multiplier")
+    if options.unit != "image":
+        raise UserError("unit", options.unit, "counts are bounded for one image only: use a protocol with another selection")
+    if not dataset.validation:
+        raise UserError("validation", 0, f"{dataset.name} has no validation images: use a protocol with another selection")
+    return Release(
+        name="validation",
+        noise_multiplier=options.validation_noise,
+        sensitivity=1.0,
+        sampling_rate=1.0,
+        steps=len(recipe.trained) * recipe.repeats * recipe.checkpoints,
         noise=options.noise,
     )
 

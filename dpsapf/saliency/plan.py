@@ -5,12 +5,13 @@ import pandas as pd
 from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.methods import AXES, NoiseMode, method
 from dpsapf.experiment.records import DatasetRecord, Release
+from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.compose import prior_releases
 from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population
+from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population, validation_release
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
@@ -38,7 +39,22 @@ def plan_privacy(options: PlanPrivacy) -> None:
     check_axes(run)
     _check_family(run, options)
     releases = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
-    write_record(options.out, make_plan(run, dataset, releases, options, prior_releases(options.prior, dataset.id, options.unit)))
+    prior = prior_releases(options.prior, dataset.id, options.unit)
+    write_record(options.out, make_plan(run, dataset, releases, options, prior, _reserved(dataset, options)))
+
+
+def _reserved(dataset: DatasetRecord, options: PlanPrivacy) -> list[Release]:
+    """Describe what evaluation releases under the protocol.
+
+    Raises:
+        UserError: the counts' noise is given without a protocol, or as `validation_release`.
+    """
+    if options.protocol is None:
+        if options.validation_noise is not None:
+            raise UserError("--protocol", None, "validation_noise is of a protocol's counts: name it, or leave the noise out")
+        return []
+    recipe = entry(options.registry, options.protocol, ProtocolEntry).recipe(dataset.resolution)
+    return list(filter(None, [validation_release(recipe, dataset, options)]))
 
 
 def _check_family(run: RunSpec, options: PlanPrivacy) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
 
-DTYPES = {"U8": "u1", "I64": "<i8", "F16": "<f2", "F32": "<f4"}  # safetensors' names
+DTYPES = {"U8": "u1", "I64": "<i8", "F16": "<f2", "F32": "<f4", "F64": "<f8"}  # safetensors' names
 MAX_HEADER = 100 * 2**20  # bytes, as in safetensors
 Layout = Mapping[str, tuple[str, tuple[int, ...]]]
 """Arrays by name: their dtype, a key of `DTYPES`, and shape."""
@@ -131,6 +131,10 @@ class Writer:
         position, done = rows.offset + start * math.prod(rows.shape[1:]) * rows.dtype.itemsize, 0
         while done < len(data):
             done += os.pwrite(self._file, data[done:], position + done)
+
+    def rows(self, name: str) -> Rows:
+        """Return an array of the file under way, to read what was put."""
+        return self._rows[name]
 
     def flush(self) -> None:
         """Wait until everything that was put is on the disk."""

@@ -1,12 +1,32 @@
 """Files that are never half-written, and their digests."""
 
+import errno
+import fcntl
 import functools
 import hashlib
+import logging
 import os
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+LOG = logging.getLogger(__name__)
+CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
+
+
+@contextmanager
+def exclusive(path: Path) -> Iterator[None]:
+    """Let one process at a time into the block; the others wait. The lock file ``path`` stays, and a dead process frees it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in CANNOT_LOCK:
+                raise
+            LOG.warning("%s: its file system has no locks (%s): let one process at a time fetch", path.parent, error.strerror)
+        yield
 
 
 @contextmanager

@@ -1,4 +1,5 @@
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,9 +10,11 @@ from dpsapf.aggregation.collect import collect_metrics
 from dpsapf.experiment.columns import SPREAD_METRICS
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import TRAINING_AXES
+from dpsapf.experiment.records import Metrics
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
 from tests.fake_results import aggregate_options, candidate_table, write_run
 
 FLOOR = RunSpec(dataset="digits", public_model="m", method="no-finetune")
@@ -43,6 +46,13 @@ def test_mean_spread_and_interval_over_three_seeds(tmp_path):
     assert row["accuracy_mean"] == pytest.approx(0.53)
     assert row["accuracy_sd"] == pytest.approx(statistics.stdev(values))
     assert row["accuracy_interval95"] == pytest.approx(T_975[2] * 0.03 / 3**0.5, rel=1e-6)
+
+
+def test_a_score_that_no_run_has_is_empty(tmp_path):
+    """The probe gives no probabilities, and so has no calibration error."""
+    runs, summary, _ = tables(tmp_path, dict.fromkeys(seeds(LORA, 2), 0.5), calibration_error=None)
+    assert runs["calibration_error"].isna().all() and summary["calibration_error_mean"].isna().all()
+    assert summary["calibration_error_interval95"].isna().all() and summary["macro_f1_mean"].notna().all()
 
 
 def test_one_seed_has_no_spread_not_zero_spread(tmp_path):
@@ -138,3 +148,41 @@ def test_missing_selection_of_a_run_that_trains_is_refused(tmp_path):
     (layout.root / "runs" / LORA.id / "selection.csv").unlink()
     with pytest.raises(UserError, match="its selection must stand beside its metrics"):
         aggregate(aggregate_options(layout, [LORA]))
+
+
+def test_metrics_of_a_protocol_are_spread_where_it_has_them_and_missing_ones_stay_missing(tmp_path):
+    runs, summary, _ = tables(tmp_path, dict.fromkeys(seeds(LORA, 2), 0.5), fld=12.0, coverage=0.25)
+    assert (summary["fld_mean"][0], summary["coverage_mean"][0], summary["fld_sd"][0]) == (12.0, 0.25, 0)
+    assert not {"density_mean", "inception_score_mean", "fid_infinity_mean"} & set(summary.columns)
+    assert runs["density"].isna().all() and (runs["fld"] == 12.0).all() and (runs["synthetic_images"] == 800).all()
+    runs.loc[1, "fld"] = np.nan
+    row = summary_table(runs).iloc[0]
+    assert (
+        row["n"] == 2 and row[["fld_mean", "fld_sd", "fld_interval95"]].isna().all() and row["fid_mean"] == summary["fid_mean"][0]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"protocol_digest": "another"}, "protocol_digest = 'another': in .* test-v1 means 0123456789abcdef: evaluate all runs"),
+        ({"reference": "another"}, "reference = 'another': .* was compared with other features of digits"),
+    ],
+)
+def test_records_of_one_name_and_two_meanings_or_two_references_are_refused(tmp_path, changes, message):
+    layout, runs = Layout(tmp_path), seeds(LORA, 2)
+    for run in runs:
+        collect_metrics(write_run(layout, run, candidate_table(1)))
+    path = Path(layout.run(runs[1].id, "metrics.json"))
+    write_record(path, replace(read_record(path, Metrics), **changes))
+    options = aggregate_options(layout, runs)
+    with pytest.raises(UserError, match=message):
+        aggregate(options)
+    assert not options.runs.exists()
+
+
+def test_each_dataset_has_a_reference_of_its_own(tmp_path):
+    layout, runs = Layout(tmp_path), [LORA, replace(LORA, dataset="mnist5k")]
+    for run in runs:
+        collect_metrics(write_run(layout, run, candidate_table(1), reference=run.dataset))
+    aggregate(aggregate_options(layout, runs))

@@ -2,7 +2,7 @@ import pandas as pd
 import pytest
 
 from dpsapf.aggregation.collect import collect_metrics
-from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, MATRIX
+from dpsapf.experiment.columns import COLUMNS, FIDELITY, FRAGILITY_SHRUNK, MATRIX
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Ledger, Metrics, Plan, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
@@ -10,7 +10,7 @@ from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
-from tests.fake_results import candidate_table, write_run
+from tests.fake_results import PROTOCOL_DIGEST, candidate_table, write_run
 
 SAPF = RunSpec(dataset="digits", public_model="m", method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0, epsilon=10.0)
 LORA = RunSpec(dataset="digits", public_model="m", method="dp-lora", epsilon=10.0)
@@ -33,12 +33,17 @@ def collected(layout, run, **changes):
     return read_record(options.out, Metrics)
 
 
+def collected_utility(layout):
+    return read_record(layout.run(SAPF.id, "utility.json"), Utility)
+
+
 def test_a_run_that_selects_and_trains(layout):
     metrics = collected(layout, SAPF, accuracy=0.625, fid=12.5, per_classifier={"cnn": 0.6, "mlp": 0.65})
     assert metrics.run_id == SAPF.id
     assert metrics.run == SAPF
     assert (metrics.accuracy, metrics.fid, metrics.ceiling_accuracy) == (0.625, 12.5, 0.93)
     assert metrics.per_classifier == {"cnn": 0.6, "mlp": 0.65}
+    assert (metrics.macro_f1, metrics.calibration_error) == (collected_utility(layout).macro_f1, 0.1)
     assert (metrics.noise_multiplier, metrics.noise_multiplier_without_selection) == (0.83, 0.8)
     assert (metrics.target_epsilon, metrics.delta, metrics.selection_epsilon) == (10.0, 3.5e-5, 0.4)
     assert metrics.selected_matrices == round(0.3 * len(candidate_table()))
@@ -164,3 +169,21 @@ def test_selection_of_another_model_is_refused(layout):
     options = write_run(layout, LORA, candidate_table())
     candidate_table(layers_per_block=1).to_csv(options.candidate_table, index=False)
     refused(options, "holds other matrices than --candidate-table")
+
+
+def test_every_metric_of_the_fidelity_record_is_collected(layout):
+    scores = {name: number / 10 for number, name in enumerate(FIDELITY, 1)}
+    metrics = collected(layout, SAPF, **scores)
+    assert {name: getattr(metrics, name) for name in FIDELITY} == scores
+    assert (metrics.protocol_digest, metrics.synthetic_images, metrics.real_images) == (PROTOCOL_DIGEST, 800, 3500)
+    assert metrics.reference == "digest of the real side"
+
+
+@pytest.mark.parametrize("name", ["utility", "ceiling"])
+@pytest.mark.parametrize("digest", [None, "another"])
+def test_a_record_of_another_meaning_of_the_protocol_is_refused(layout, name, digest):
+    options = write_run(layout, SAPF, candidate_table())
+    rewrite(getattr(options, name), Utility, protocol_digest=digest)
+    with pytest.raises(UserError, match=f"--{name}: protocol_digest = .*meaning {PROTOCOL_DIGEST} for --fidelity"):
+        collect_metrics(options)
+    assert not options.out.exists()

@@ -19,7 +19,6 @@ from dpsapf.cli.rules import (
     SHARED,
     audit_files,
     code_digest,
-    entry_digest,
     flags,
     given,
     own_files,
@@ -29,7 +28,7 @@ from dpsapf.cli.rules import (
 )
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
-from dpsapf.experiment.registries import ProtocolEntry, load_yaml
+from dpsapf.experiment.registries import ProtocolEntry, entry_digest, load_yaml
 from dpsapf.experiment.runs import Study, expand, normalise
 from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SamplingConfig
 from dpsapf.experiment.stages import Finetune
@@ -144,12 +143,17 @@ def test_a_pattern_matches_the_ids_of_its_runs_alone():
     assert not re.fullmatch(run_pattern([]), "") and not re.fullmatch(run_pattern([]), runs[0].id)
 
 
+def test_inputs_that_a_command_does_not_take_are_left_out():
+    assert given({"fetched": "a.txt", "features": "b"}, besides=("fetched",)) == "--features b"
+    assert given({"fetched": "a.txt", "features": "b"}) == "--fetched a.txt --features b"
+
+
 def protocols(tmp_path, **changes):
     """Digests of the two protocols, after changes to the second."""
     data = load_yaml(ROOT / "config" / "protocols.yaml")
-    data["paper-v1"] |= changes
+    data["demo-v2"] |= changes
     (tmp_path / "protocols.yaml").write_text(yaml.safe_dump(data))
-    return [entry_digest(tmp_path / "protocols.yaml", name, ProtocolEntry) for name in ("demo-v1", "paper-v1")]
+    return [entry_digest(tmp_path / "protocols.yaml", name, ProtocolEntry) for name in ("demo-v1", "demo-v2")]
 
 
 def test_an_entrys_digest_ignores_other_entries(tmp_path):
@@ -158,7 +162,7 @@ def test_an_entrys_digest_ignores_other_entries(tmp_path):
 
 
 def test_an_entrys_digest_is_of_what_it_means_not_of_how_it_is_written(tmp_path):
-    fields, data = ProtocolEntry.model_fields, load_yaml(ROOT / "config" / "protocols.yaml")["paper-v1"]
+    fields, data = ProtocolEntry.model_fields, load_yaml(ROOT / "config" / "protocols.yaml")["demo-v2"]
     defaults = {name: field.default for name, field in fields.items() if not field.is_required() and name not in data}
     assert defaults and protocols(tmp_path) == protocols(tmp_path, **defaults)
 

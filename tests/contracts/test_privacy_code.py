@@ -74,6 +74,7 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "evolution/checkpoint.py",
         "evolution/votes.py",
         "evolution/evolve.py",
+        "evaluation/private_counts.py",
     }
 
 
@@ -102,11 +103,22 @@ def test_what_must_not_be_called(forbidden):
         "evaluation/utility.py",
         "bench/steps.py",
     }  # inside torch.random.fork_rng
-    lent = {"evaluation/fidelity.py"}  # clean-fid's global draws: seeded for the call, then given back
-    allowed = {"torch.manual_seed": forked, "np.random.seed": lent}
+    digested = {"evaluation/feature_networks.py"}  # see below
+    allowed = {"torch.manual_seed": forked, "torch.load": digested}
     assert users <= allowed.get(forbidden, set())
-    for user in users - lent:
+    for user in users - digested:
         assert "torch.random.fork_rng(" in (PACKAGE / user).read_text()
+
+
+def test_published_weights_are_loaded_from_digested_bytes_without_unpickling():
+    """`read_weights` returns bytes that it has digested; state dictionaries are read without running code."""
+    loaders = {"torch.load", "torch.jit.load"}
+    users = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if loaders & set(calls(path))}
+    assert users == {"evaluation/feature_networks.py"}
+    text = (PACKAGE / "evaluation" / "feature_networks.py").read_text()
+    lines = [line for line in text.splitlines() if "torch.load(" in line or "torch.jit.load(io" in line]
+    assert len(lines) == 2 and all("io.BytesIO(weights)" in line for line in lines)
+    assert all("weights_only=True" in line for line in lines if "torch.load(" in line)
 
 
 def test_no_array_is_read_with_pickles():

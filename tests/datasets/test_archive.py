@@ -4,7 +4,8 @@ import zipfile
 import numpy as np
 import pytest
 
-from dpsapf.datasets.archive import write_archive
+from dpsapf.datasets.archive import stored_rows, write_archive
+from dpsapf.support.arrays import Rows
 
 ARRAYS = {"images": np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3), "labels": np.array([1, 0])}
 
@@ -48,3 +49,27 @@ def test_a_failed_write_leaves_nothing(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         write_archive(tmp_path / "a.npz", ARRAYS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("rows", [slice(None), slice(3, 5), slice(4, 99), np.array([5, 0, 0])])
+def test_rows_of_a_stored_array_are_numpys_and_are_not_all_read(tmp_path, rows):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+    write_archive(tmp_path / "a.npz", {"labels": np.arange(6), "images": images})
+    found = stored_rows(tmp_path / "a.npz", "images")
+    assert isinstance(found, Rows) and len(found) == 6 and np.array_equal(found[rows], images[rows])
+    assert np.array_equal(stored_rows(tmp_path / "a.npz", "labels")[:], np.arange(6))
+
+
+def test_rows_of_arrays_that_are_not_stored_row_by_row_are_read_whole(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
+    np.savez_compressed(tmp_path / "compressed.npz", images=images)
+    np.savez(tmp_path / "columns.npz", images=np.asfortranarray(images))
+    for name in ("compressed", "columns"):
+        found = stored_rows(tmp_path / f"{name}.npz", "images")
+        assert isinstance(found, np.ndarray) and np.array_equal(found, images)
+
+
+def test_pickled_rows_are_refused(tmp_path):
+    np.savez(tmp_path / "objects.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        stored_rows(tmp_path / "objects.npz", "images")

@@ -1,6 +1,7 @@
 import sys
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import yaml
@@ -91,7 +92,7 @@ def test_utility_alone_does_not_load_the_distances(folder, monkeypatch):
 def test_too_few_images_for_the_neighbours_are_refused(folder):
     reference(folder)
     write_archive(folder / "few.npz", {"images": noise(5, 32), "labels": np.arange(5) % 2})
-    with pytest.raises(UserError, match="60 real, 5 synthetic.*more than 5 of each"):
+    with pytest.raises(UserError, match="images = '5 synthetic': tiny-v1 needs at least 6 real and synthetic ones each"):
         evaluate(options(folder, synthetic=folder / "few.npz"))
 
 
@@ -115,6 +116,35 @@ def test_the_probe_is_one_more_classifier(folder):
     assert list(utility.per_classifier) == ["probe", "resnet"] and ceiling.per_classifier == utility.per_classifier
     assert utility.accuracy == pytest.approx(np.mean(list(utility.per_classifier.values())))
     assert utility.per_classifier["probe"] == 1.0  # the classes differ by their brightness
+
+
+def test_predictions_of_each_test_image_are_kept_on_request(folder):
+    reference(folder)
+    evaluate(options(folder, what=("utility",), predictions=folder / "private_predictions.csv"))
+    found = read_record(folder / "utility.json", Utility)
+    table = pd.read_csv(folder / "private_predictions.csv")
+    assert len(table) == 20 and table["image"].tolist() == list(range(20)) and table["outside_the_guarantee"].all()
+    assert table["class"].tolist() == ["a", "b"] * 10 and set(table["classifier"]) == {"resnet"}
+    assert (table["class"] == table["predicted"]).mean() == pytest.approx(found.per_classifier["resnet"])
+    assert table["confidence"].between(0.5, 1).all()  # of two classes
+
+
+def test_predictions_without_a_private_name_are_refused_before_anything_is_trained(folder):
+    with pytest.raises(UserError, match="let its name begin with private, as private_predictions.csv"):
+        evaluate(options(folder, what=("utility",), features=folder / "dataset.json", predictions=folder / "predictions.csv"))
+    assert not (folder / "utility.json").exists()
+
+
+def test_the_record_has_the_scores_of_each_classifier(folder):
+    reference(folder)
+    evaluate(options(folder, what=("utility",)))
+    found = read_record(folder / "utility.json", Utility)
+    scores = found.classifiers["resnet"]
+    confusion = np.array(scores.confusion)
+    assert confusion.sum() == 20 and np.trace(confusion) / 20 == pytest.approx(found.accuracy)
+    assert scores.per_class_accuracy == pytest.approx(tuple(confusion.diagonal() / confusion.sum(1)))
+    assert (found.macro_f1, found.calibration_error) == (scores.macro_f1, scores.calibration_error)
+    assert found.selection == "synthetic" and found.counts is None and found.outside_the_guarantee
 
 
 def noise(count, side):

@@ -1,12 +1,13 @@
-import cleanfid.features
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from dpsapf.evaluation import feature_networks
 from dpsapf.evaluation import features as module
-from dpsapf.evaluation.features import build_extractor, extract_features
+from dpsapf.evaluation.feature_networks import Network, load_network
+from dpsapf.evaluation.features import all_features, extract_features, feature_batches
 from dpsapf.evaluation.network import FeatureNetwork
 from dpsapf.experiment.registries import ProtocolEntry
 from dpsapf.support.errors import UserError
@@ -24,7 +25,7 @@ def protocol(**changes):
 
 def test_unknown_network_and_wrong_digest_are_refused(folder):
     images = np.zeros((2, 32, 32, 3), np.uint8)
-    with pytest.raises(UserError, match="must be clean-fid:inception or a packaged network"):
+    with pytest.raises(UserError, match="'package:none': no such packaged network: there is package:tiny$"):
         extract_features(images, protocol(feature_network="package:none"), "cpu")
     with pytest.raises(UserError, match="must have SHA-256 0000"):
         extract_features(images, protocol(feature_sha256="0000"), "cpu")
@@ -32,9 +33,16 @@ def test_unknown_network_and_wrong_digest_are_refused(folder):
 
 @pytest.fixture
 def inception(monkeypatch):
-    """Stands for clean-fid's Inception: returns its input, and so shows what it is given."""
-    monkeypatch.setattr(cleanfid.features, "build_feature_extractor", lambda *args, **kwargs: lambda x: x.flatten(1))
-    return protocol(feature_network="clean-fid:inception", feature_resolution=20, resize="bicubic")
+    """Stands for clean-fid's Inception: returns its input as numbers from 0 to 255, and so shows what it is given."""
+    shows = Network(lambda images: (images * 128 + 128).flatten(1))
+    monkeypatch.setitem(feature_networks.BUILDERS, "clean-fid:inception", lambda *_: shows)
+    monkeypatch.setattr(feature_networks, "read_weights", lambda _: b"")
+    return cleaned()
+
+
+def cleaned(**changes):
+    clean_fid = {"feature_network": "clean-fid:inception", "value_range": "tensorflow"}
+    return protocol(**(clean_fid | {"feature_resolution": 20, "resize": "bicubic"} | changes))
 
 
 def test_inception_is_given_clean_fids_resizing_of_floats(inception):
@@ -49,7 +57,7 @@ def test_inception_is_given_clean_fids_resizing_of_floats(inception):
 def test_images_of_the_right_size_are_given_as_they_are(inception):
     images = noise(3, 20)
     given = extract_features(images, inception, "cpu").reshape(3, 3, 20, 20)
-    assert np.array_equal(given, images.transpose(0, 3, 1, 2)) and given.dtype == np.float64
+    assert np.allclose(given, images.transpose(0, 3, 1, 2), atol=1e-4) and given.dtype == np.float64
 
 
 def test_features_do_not_depend_on_the_batch(folder, monkeypatch):
@@ -58,19 +66,6 @@ def test_features_do_not_depend_on_the_batch(folder, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 3)
     assert whole.shape == (7, 64)
     assert np.allclose(extract_features(images, protocol(), "cpu"), whole, atol=1e-6)  # float32 network
-
-
-@pytest.mark.parametrize(
-    ("error", "message"),
-    [(OSError("no route"), "cannot be downloaded: no route"), (RuntimeError("bad archive\ntrace"), "delete it: bad archive$")],
-)
-def test_inception_that_cannot_be_had_is_told_in_one_line(monkeypatch, error, message):
-    def fail(*args, **kwargs):
-        raise error
-
-    monkeypatch.setattr(cleanfid.features, "build_feature_extractor", fail)
-    with pytest.raises(UserError, match=message):
-        extract_features(noise(2, 299), protocol(feature_network="clean-fid:inception"), "cpu")
 
 
 def test_a_packaged_network_is_given_images_from_minus_1_to_1(folder):
@@ -87,15 +82,18 @@ def test_a_packaged_network_is_given_images_from_minus_1_to_1(folder):
 def test_a_pinned_network_is_loaded_and_gives_no_gradient(folder):
     digest = sha256(folder / "networks" / "tiny.safetensors")
     assert extract_features(noise(2, 32), protocol(feature_sha256=digest), "cpu").shape == (2, 64)
-    network = build_extractor(protocol(), "cpu")
+    network = load_network(protocol(), "cpu")
     with torch.inference_mode():
-        assert not network(torch.zeros(1, 3, 32, 32)).requires_grad
+        features = network.features(torch.zeros(1, 3, 32, 32))
+        assert not features.requires_grad and network.logits(features).shape == (1, 3)
 
 
-@pytest.mark.parametrize("name", ["tiny", "clean-fid:tiny", "package:", "package:other"])
-def test_only_packaged_networks_and_clean_fids_are_known(folder, name):
-    with pytest.raises(UserError, match=rf"feature_network = '{name}': must be clean-fid:inception or a packaged network"):
-        build_extractor(protocol(feature_network=name), "cpu")
+@pytest.mark.parametrize(
+    ("name", "remedy"), [("tiny", "must be"), ("clean-fid:tiny", "must be"), ("package:", "no such packaged")]
+)
+def test_only_packaged_and_published_networks_are_known(folder, name, remedy):
+    with pytest.raises(UserError, match=rf"feature_network = '{name}': {remedy}"):
+        load_network(protocol(feature_network=name), "cpu")
 
 
 def test_features_stay_with_their_images(folder):
@@ -110,7 +108,7 @@ def test_the_protocols_filter_is_used(inception, name, other):
     """On a network that returns its input; features of two filters are not comparable."""
     images = noise(1, 48)
     filters = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
-    given = extract_features(images, protocol(feature_network="clean-fid:inception", feature_resolution=20, resize=name), "cpu")
+    given = extract_features(images, cleaned(resize=name), "cpu")
     channel = Image.fromarray(images[0, :, :, 0].astype(np.float32))
     resized = {key: np.asarray(channel.resize((20, 20), value)) for key, value in filters.items()}
     computed = given.reshape(3, 20, 20)[0]
@@ -123,3 +121,66 @@ def test_smaller_and_larger_images_are_brought_to_the_networks_size(folder, side
     flat = np.full((1, side, side, 3), 90, np.uint8)
     expected = extract_features(np.full((1, 32, 32, 3), 90, np.uint8), protocol(), "cpu")
     assert np.allclose(extract_features(flat, protocol(), "cpu"), expected, atol=1e-5)  # the filter's rounding
+
+
+@pytest.mark.parametrize("quantise", [False, True])
+def test_quantised_images_are_those_of_a_file_and_others_keep_their_fractions(inception, quantise):
+    images = noise(2, 48)
+    given = extract_features(images, cleaned(quantise=quantise), "cpu").reshape(2, 3, 20, 20).transpose(0, 2, 3, 1)
+    whole = np.asarray(Image.fromarray(images[1]).resize((20, 20), Image.Resampling.BICUBIC))
+    assert np.allclose(given[1], whole, atol=1e-4) == quantise and np.allclose(given[1], whole, atol=1.5)
+
+
+def test_torchs_bilinear_filter_is_not_antialiased(inception):
+    """Reduced to half, each pixel is the mean of four; Pillow's filter reaches farther."""
+    images = noise(1, 40)
+    given = extract_features(images, cleaned(resize="torch-bilinear"), "cpu").reshape(3, 20, 20)
+    expected = images[0].reshape(20, 2, 20, 2, 3).mean((1, 3)).transpose(2, 0, 1)
+    assert np.allclose(given, expected, atol=1e-3)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_features_do_not_depend_on_threads_and_keep_their_order(inception, monkeypatch, threads):
+    monkeypatch.setattr(module, "BATCH", 4)
+    images = noise(11, 48)
+    expected = np.concatenate([extract_features(images[i : i + 1], inception, "cpu") for i in range(11)])
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert np.array_equal(extract_features(images, inception, "cpu"), expected)
+    finally:
+        torch.set_num_threads(before)
+
+
+class Watched:
+    """Images that are counted as they are read."""
+
+    def __init__(self, images):
+        self.images, self.read = images, 0
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, rows):
+        self.read += len(self.images[rows])
+        return self.images[rows]
+
+
+def test_no_more_than_the_next_batch_is_read_ahead(inception, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 3)
+    images = Watched(noise(12, 20))
+    for done, _ in enumerate(feature_batches(images, inception, "cpu"), 1):
+        assert images.read <= 3 * (done + 1)
+    assert images.read == 12 and done == 4
+
+
+def test_large_images_come_in_smaller_batches(inception):
+    sizes = [len(batch) for batch in feature_batches(noise(130, 20), cleaned(feature_resolution=299), "cpu")]
+    assert sizes == [64, 64, 2]
+
+
+def test_collected_features_are_the_batches_in_one_array(folder, monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 3)
+    images = noise(7, 32)
+    found = all_features(images, protocol(), "cpu")
+    assert found.dtype == np.float32 and np.array_equal(found, extract_features(images, protocol(), "cpu"))

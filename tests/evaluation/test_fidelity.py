@@ -1,141 +1,133 @@
+"""All metrics of a protocol at once, from features; each metric alone is tested beside its module."""
+
 import numpy as np
 import pytest
-from scipy import linalg
+import torch
+from cleanfid.fid import frechet_distance, kernel_distance
 
-from dpsapf.evaluation import fidelity
-from dpsapf.evaluation.fidelity import frechet, kernel, precision_recall
+from dpsapf.evaluation.fidelity import fidelity_scores
+from dpsapf.evaluation.gaussians import frechet, moments
+from dpsapf.evaluation.likelihood import baseline, likelihood
+from dpsapf.evaluation.neighbours import radii
+from dpsapf.evaluation.real import Reference
+from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.support.randomness import child_seed
 
-
-def features(count=300, dimension=6, shift=0.0, seed=0):
-    return np.random.default_rng(seed).normal(shift, 1.0, (count, dimension))
-
-
-def test_frechet_of_a_set_with_itself_is_zero():
-    assert frechet(features(), features()) == pytest.approx(0, abs=1e-6)  # a matrix square root in float64
-
-
-def test_frechet_is_symmetric_and_ignores_order():
-    first, second = features(), features(shift=0.5, seed=1)
-    assert frechet(first, second) == pytest.approx(frechet(second, first), rel=1e-9)
-    assert frechet(first, second[::-1]) == pytest.approx(frechet(first, second), rel=1e-9)
+ALL = ("inception_score", "density", "coverage", "fld", "fid_infinity")
 
 
-def test_frechet_of_gaussians_matches_the_closed_form():
-    """|m1 - m2|^2 + tr(S1 + S2 - 2 (S1 S2)^(1/2)) with diagonal covariances."""
-    scales = np.array([1.0, 2.0, 0.5])
-    first = features(200_000, 3)
-    second = features(200_000, 3, seed=1) * scales + 1.0
-    expected = 3 * 1.0 + ((1 - scales) ** 2).sum()
-    assert frechet(first, second) == pytest.approx(expected, rel=0.02)  # sampling error of 200,000 draws
+def protocol(**changes):
+    values = {"feature_network": "package:tiny", "feature_resolution": 32, "resize": "lanczos", "kid_subset_size": 100}
+    return ProtocolEntry(**(values | {"kid_subsets": 5, "classifiers": (), "classifier_steps": 1} | changes))
 
 
-def test_frechet_matches_scipy():
-    first, second = features(), features(shift=0.3, seed=2)
-    means = [value.mean(0) for value in (first, second)]
-    covariances = [np.cov(value.T) for value in (first, second)]
-    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
-    expected = ((means[0] - means[1]) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
-    assert frechet(first, second) == pytest.approx(expected, rel=1e-8)
+def features(count=300, dimension=8, shift=0.0, seed=0):
+    return np.random.default_rng(seed).normal(shift, 1.0, (count, dimension)).astype(np.float32)
 
 
-def test_kernel_distance_is_near_zero_for_one_distribution_and_grows_with_a_shift():
-    same = kernel(features(seed=0), features(seed=1), 10, 200, 0)
-    near = kernel(features(seed=0), features(seed=1, shift=0.5), 10, 200, 0)
-    far = kernel(features(seed=0), features(seed=1, shift=1.0), 10, 200, 0)
-    assert abs(same) < 0.05 < near < far
+def reference(real, wanted, test=None):
+    of_precision = radii(real, wanted.precision_neighbours or wanted.neighbours, "cpu", wanted.counts_itself)
+    subtracted = None if test is None else baseline(real, test, len(real), "cpu", 0)
+    return Reference(real, moments(real), of_precision, radii(real, wanted.neighbours, "cpu"), test, subtracted, "digest")
 
 
-def naive_mmd(first, second):
-    """Unbiased squared MMD with the cubic kernel, by loops."""
-    size, dimension = first.shape
-
-    def k(a, b):
-        return (a @ b / dimension + 1) ** 3
-
-    within = sum(k(s[i], s[j]) for s in (first, second) for i in range(size) for j in range(size) if i != j)
-    between = sum(k(a, b) for a in first for b in second)
-    return within / (size * (size - 1)) - 2 * between / size**2
+def scores(real, synthetic, test=None, probabilities=None, seed=0, **changes):
+    wanted = protocol(**changes)
+    return fidelity_scores(reference(real, wanted, test), synthetic, probabilities, wanted, seed, "cpu")
 
 
-def test_kernel_distance_matches_the_loop():
-    first, second = features(20), features(20, shift=0.4, seed=3)
-    assert kernel(first, second, 1, 20, 0) == pytest.approx(naive_mmd(first, second), rel=1e-9)
+def before(real, synthetic, neighbours, subsets, size, seed):
+    """What demo-v1 was computed by: clean-fid's matrix root and kernel, and distances in float64."""
+    real, synthetic = real.astype(np.float64), synthetic.astype(np.float64)
+    statistics = [(given.mean(0), np.cov(given, rowvar=False)) for given in (real, synthetic)]
+    np.random.seed(child_seed(seed, "kid") % 2**32)  # noqa: NPY002
+    kid = kernel_distance(real, synthetic, num_subsets=subsets, max_subset_size=size)
+
+    def covered(centres, points):
+        centres, points = torch.from_numpy(centres), torch.from_numpy(points)
+        around = torch.cdist(centres, centres).kthvalue(neighbours + 1, dim=1).values
+        return (torch.cdist(centres, points) <= around[:, None]).any(0).double().mean().item()
+
+    fid = float(frechet_distance(*statistics[0], *statistics[1]))
+    return {"fid": fid, "kid": kid, "precision": covered(real, synthetic), "recall": covered(synthetic, real)}
 
 
-def test_kernel_distance_depends_on_its_seed_only_and_leaves_the_global_state():
-    values = []
-    for state in (0, 1):
-        np.random.seed(state)  # noqa: NPY002
-        values.append(kernel(features(), features(seed=1, shift=0.2), 3, 100, 7))
-        after = np.random.random()  # noqa: NPY002
-        np.random.seed(state)  # noqa: NPY002
-        assert after == np.random.random()  # noqa: NPY002
-    assert values[0] == values[1]
-    assert kernel(features(), features(seed=1, shift=0.2), 3, 100, 8) != values[0]
+@pytest.mark.parametrize("seed", [0, 7])
+def test_a_protocol_of_before_means_what_it_meant(seed):
+    """FID to the rounding of clean-fid's matrix root, KID to that of float64 sums over the same subsets, the shares exactly."""
+    real, synthetic = features(500, 64), features(400, 64, shift=0.1, seed=3)
+    found = scores(real, synthetic, seed=seed, kid_subsets=20, kid_subset_size=300)
+    expected = before(real, synthetic, 5, 20, 300, seed)
+    assert found["fid"] == pytest.approx(expected["fid"], rel=1e-6)
+    assert found["kid"] == pytest.approx(expected["kid"], rel=1e-6, abs=1e-9)
+    assert (found["precision"], found["recall"]) == (expected["precision"], expected["recall"])
+    assert set(found) == {"fid", "kid", "kid_spread", "precision", "recall"}
 
 
-def naive_precision(real, synthetic, k):
-    def radius(index):
-        return sorted(np.linalg.norm(real - real[index], axis=1))[k]
-
-    radii = [radius(index) for index in range(len(real))]
-    inside = [any(np.linalg.norm(point - real[i]) <= radii[i] for i in range(len(real))) for point in synthetic]
-    return np.mean(inside)
+def test_a_set_with_itself_has_no_distance():
+    real = features()
+    found = scores(real, real.copy(), metrics=("density", "coverage"))
+    assert found["fid"] == pytest.approx(0, abs=1e-6) and found["precision"] == found["recall"] == found["coverage"] == 1
 
 
-def test_precision_and_recall_match_the_loop():
-    real, synthetic = features(40, 3), features(25, 3, shift=0.8, seed=4)
-    precision, recall = precision_recall(real, synthetic, 3)
-    assert precision == pytest.approx(naive_precision(real, synthetic, 3))
-    assert recall == pytest.approx(naive_precision(synthetic, real, 3))
-    assert 0 < precision < 1
+def test_every_metric_is_there_only_where_the_protocol_names_it():
+    real, test = features(200), features(100, seed=1)
+    classes = np.full((150, 4), 0.25)
+    asked = {"metrics": ALL, "bootstrap_draws": 20}
+    found = scores(real, features(150, seed=2), test, classes, **asked)
+    assert set(found) - set(scores(real, features(150, seed=2))) == {*ALL, "inception_score_spread", "fid_low", "fid_high"}
+    assert found["inception_score"] == pytest.approx(1) and found["inception_score_spread"] == pytest.approx(0, abs=1e-12)
+    assert found["fid_low"] < found["fid"] < found["fid_high"] and found["fid_infinity"] < found["fid"]
 
 
-def test_chunks_do_not_change_precision_and_recall(monkeypatch):
-    real, synthetic = features(100, 3), features(60, 3, shift=0.8, seed=4)
-    whole = precision_recall(real, synthetic, 3)
-    monkeypatch.setattr(fidelity, "CHUNK", 7)
-    assert precision_recall(real, synthetic, 3) == whole
+def test_scores_worsen_monotonically_with_a_growing_shift():
+    real, test = features(300), features(200, seed=9)
+    asked = {"metrics": ("density", "coverage", "fld", "fid_infinity")}
+    rows = [scores(real, features(300, seed=1, shift=shift), test, **asked) for shift in (0, 0.5, 1, 2)]
+    for name, sign in (
+        ("fid", 1),
+        ("kid", 1),
+        ("fid_infinity", 1),
+        ("fld", 1),
+        ("precision", -1),
+        ("recall", -1),
+        ("coverage", -1),
+    ):
+        steps = np.diff([sign * row[name] for row in rows])
+        assert (steps > 0).all(), (name, [row[name] for row in rows])
 
 
-def test_more_neighbours_make_larger_balls():
-    real, synthetic = features(100, 3), features(60, 3, shift=0.8, seed=4)
-    few, many = precision_recall(real, synthetic, 1), precision_recall(real, synthetic, 9)
-    assert few[0] < many[0] and few[1] < many[1]
+def test_collapse_keeps_precision_and_loses_recall():
+    """One mode of the real images alone, and not the other way round: a swap of the two is seen."""
+    real = np.concatenate([features(150, shift=-4), features(150, shift=4, seed=1)])
+    found = scores(real, features(300, shift=4, seed=2), metrics=("density", "coverage"))
+    assert found["precision"] > 0.8 and found["recall"] < 0.6 and found["coverage"] < 0.6
 
 
-def eigenvalue_frechet(first, second):
-    """The distance through symmetric eigenvalues only: tr (S1 S2)^(1/2) = tr (S1^(1/2) S2 S1^(1/2))^(1/2)."""
-    one, two = np.cov(first.T), np.cov(second.T)
-    values, vectors = np.linalg.eigh(one)
-    root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-    trace = np.sqrt(np.linalg.eigvalsh(root @ two @ root).clip(0)).sum()
-    return ((first.mean(0) - second.mean(0)) ** 2).sum() + np.trace(one + two) - 2 * trace
+def test_precision_has_its_own_neighbours_and_an_image_may_count_itself():
+    real, synthetic = features(200), features(200, shift=0.8, seed=1)
+    found = scores(real, synthetic, neighbours=5, precision_neighbours=4, counts_itself=True)
+    assert found["precision"] == scores(real, synthetic, neighbours=3)["precision"]
+    assert found["recall"] == scores(real, synthetic, neighbours=4)["recall"]
+    assert found["precision"] < scores(real, synthetic, neighbours=5)["precision"]
 
 
-@pytest.mark.filterwarnings("error::scipy.linalg.LinAlgWarning")
-@pytest.mark.parametrize("dead", [(), (0,), (1, 3, 4)])
-def test_frechet_of_constant_features_matches_eigenvalues_without_a_warning(dead):
-    mix = np.random.default_rng(8).normal(size=(6, 6))  # features that depend on each other
-    first, second = features() @ mix, features(shift=0.3, seed=2) @ mix.T
-    first[:, dead], second[:, dead] = 0.0, 0.0
-    assert frechet(first, second) == pytest.approx(eigenvalue_frechet(first, second), abs=1e-5)
+def test_fid_takes_as_many_images_as_the_protocol_says():
+    real, synthetic = features(300), features(400, shift=0.2, seed=1)
+    few = scores(real, synthetic, frechet_images=100)["fid"]
+    assert few > scores(real, synthetic)["fid"] == scores(real, synthetic, frechet_images=400)["fid"]
+    assert few != scores(real, synthetic, frechet_images=100, seed=1)["fid"]
 
 
-def test_frechet_of_identical_images_is_finite():
-    """A generator that makes one image: its covariance is 0, the distance |m1 - m2|^2 + tr(S1)."""
-    real, one = features(), np.repeat(features(1, seed=9), 50, axis=0)
-    expected = ((real.mean(0) - one[0]) ** 2).sum() + np.trace(np.cov(real.T))
-    assert frechet(real, one) == pytest.approx(expected, rel=1e-6)
-    assert precision_recall(real, one, 5)[1] == 0
+def test_fld_of_training_images_rewards_copies_and_of_test_images_does_not():
+    real, test = features(200), features(200, seed=1)
+    copies = real.copy()
+    of_train, of_test = (scores(real, copies, test, metrics=("fld",), fld_of=name)["fld"] for name in ("train", "test"))
+    found = likelihood(real, test, copies, "cpu", child_seed(0, "fld"), baseline(real, test, 200, "cpu", 0))
+    assert of_test == pytest.approx(found.divergence) and of_train == pytest.approx(found.divergence + found.gap)
+    assert of_train < of_test
 
 
-def test_precision_and_recall_at_the_extremes():
-    assert precision_recall(features(), features(), 5) == (1.0, 1.0)
-    assert precision_recall(features(), features(shift=50.0), 5) == (0.0, 0.0)
-
-
-def test_a_collapsed_generator_has_precision_without_recall():
-    collapsed = np.repeat(features(1), 50, axis=0) + features(50, seed=5) * 1e-3
-    precision, recall = precision_recall(features(), collapsed, 5)
-    assert precision > 0.9 and recall < 0.1
+def test_frechet_is_of_the_reference_and_not_of_the_other_moments():
+    real, synthetic = features(300), features(200, shift=0.5, seed=1)
+    assert scores(real, synthetic)["fid"] == frechet(moments(real), moments(synthetic))

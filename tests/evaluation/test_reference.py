@@ -3,13 +3,13 @@ import pytest
 import yaml
 
 from dpsapf.datasets.prepared import read_part
-from dpsapf.evaluation import features, reference
+from dpsapf.evaluation import features
 from dpsapf.evaluation.features import extract_features
 from dpsapf.evaluation.reference import reference_features
 from dpsapf.evaluation.utility import accuracies
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.records import Utility
-from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.registries import ProtocolEntry, digest, entry
 from dpsapf.experiment.stages import ReferenceFeatures
 from dpsapf.support.arrays import open_arrays
 from dpsapf.support.errors import UserError
@@ -44,13 +44,14 @@ def test_features_are_of_the_training_images_in_order(made):
     arrays, facts = open_arrays(made / "features.safetensors")
     protocol = entry(made / "protocols.yaml", "tiny-v1", ProtocolEntry)
     assert np.array_equal(arrays["features"][:], extract_features(images(made, "train")[0], protocol, "cpu"))
-    assert arrays["features"].shape == (60, 64) and facts == {"protocol": "tiny-v1"}
+    assert arrays["features"].shape == (60, 64)
+    assert set(arrays) == {"features", "mean", "covariance", "precision_radii"}
+    assert (facts["protocol"], facts["protocol_digest"]) == ("tiny-v1", digest(protocol))
 
 
 def test_batches_are_all_of_the_images(made, monkeypatch):
     before = (made / "features.safetensors").read_bytes()
-    for module in (features, reference):
-        monkeypatch.setattr(module, "BATCH", 7)
+    monkeypatch.setattr(features, "BATCH", 7)
     reference_features(options(made))
     arrays, _ = open_arrays(made / "features.safetensors")
     small = arrays["features"][:].copy()
@@ -95,8 +96,10 @@ def test_validation_images_play_no_part(made):
 
 
 def test_the_seed_reaches_the_classifiers_and_not_the_features(made, monkeypatch):
+    from dpsapf.evaluation.utility import judge
+
     seeds, before = [], (made / "features.safetensors").read_bytes()
-    monkeypatch.setattr("dpsapf.evaluation.utility.accuracies", lambda *inputs: seeds.append(inputs[4]) or {"resnet": 0.5})
+    monkeypatch.setattr("dpsapf.evaluation.utility.judge", lambda *inputs: seeds.append(inputs[4]) or judge(*inputs))
     reference_features(options(made, seed=7))
     assert seeds == [7] and (made / "features.safetensors").read_bytes() == before
 

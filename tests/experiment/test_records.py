@@ -7,7 +7,19 @@ from pydantic import ValidationError
 
 from dpsapf.experiment import records
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import (
+    ClassifierScores,
+    DatasetRecord,
+    Fidelity,
+    Ledger,
+    Measured,
+    Metrics,
+    Plan,
+    Release,
+    Spend,
+    Timing,
+    Utility,
+)
 from dpsapf.support.checked import Checked, replace
 from dpsapf.support.errors import UserErrors
 from dpsapf.support.records import as_json, read_record, write_record
@@ -71,7 +83,7 @@ def test_a_record_has_all_of_its_keys_and_no_other(written, tmp_path, name):
 def test_every_result_says_what_made_it(kind):
     """Records of a stage's own have their provenance; parts of another record, what it names, and timings, have none."""
     assert issubclass(kind, Checked)
-    assert ("provenance" in kind.model_fields) == (kind not in (Release, Measured, Timing, Metrics))
+    assert ("provenance" in kind.model_fields) == (kind not in (Release, Measured, Timing, Metrics, ClassifierScores))
 
 
 def test_a_mistake_deep_in_a_record_is_told_with_its_place(tmp_path, plan):
@@ -130,5 +142,6 @@ def test_what_is_outside_the_guarantee_is_named_by_its_field():
     """Everything that evaluate computes from private images, and nothing that the guarantee covers."""
     named = set(Metrics.model_fields["outside_the_guarantee"].default)
     evaluated = {*Fidelity.model_fields, *Utility.model_fields} & set(Metrics.model_fields)
-    assert named - {"ceiling_accuracy"} == evaluated - {"protocol", "outside_the_guarantee"}
+    told = {"protocol", "protocol_digest", "reference", "synthetic_images", "real_images", "outside_the_guarantee"}
+    assert named - {"ceiling_accuracy"} == evaluated - told
     assert "ceiling_accuracy" in Metrics.model_fields

@@ -3,8 +3,15 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dpsapf.cli.rules import entry_digest
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, entry, load_registry, load_yaml
+from dpsapf.experiment.registries import (
+    DatasetEntry,
+    ModelEntry,
+    ProtocolEntry,
+    entry,
+    entry_digest,
+    load_registry,
+    load_yaml,
+)
 from dpsapf.support.errors import UserError, UserErrors
 
 CONFIG = Path(__file__).parents[2] / "config"
@@ -91,7 +98,7 @@ DEMO = load_yaml(CONFIG / "protocols.yaml")["demo-v1"]
         (DatasetEntry, DIGITS | {"license": "MIT"}, "license = 'MIT': unknown key: .*did you mean licence\\?"),
         (ModelEntry, {"path": "x", "resolution": 32}, "licence = None: is required: licence of the weights"),
         (ModelEntry, MODEL | {"sha256": 0}, "sha256 = 0: must be a valid string"),
-        (ProtocolEntry, DEMO | {"resize": "nearest"}, "resize = 'nearest': must be one of lanczos, bicubic"),
+        (ProtocolEntry, DEMO | {"resize": "nearest"}, "resize = 'nearest': must be one of lanczos, bicubic, torch-bilinear"),
         (ProtocolEntry, DEMO | {"kid_subset_size": 1}, "kid_subset_size = 1: must be at least 2"),
         (ProtocolEntry, DEMO | {"neighbours": 0}, "neighbours = 0: must be at least 1"),
         (ProtocolEntry, DEMO | {"synthetic_validation": 0.6}, "synthetic_validation = 0.6: must be at most 0.5"),
@@ -114,26 +121,72 @@ def test_a_bad_entry_is_told_with_file_name_key_value_and_remedy(register, cls, 
 def test_an_entry_is_read_as_it_stands_in_the_file(file, cls):
     for name, data in load_yaml(CONFIG / file).items():
         read = entry(CONFIG / file, name, cls).model_dump(mode="json")
-        assert {key: read[key] for key in data.keys() - {"downloads"}} == {k: v for k, v in data.items() if k != "downloads"}
-        for found, told in zip(read.get("downloads", ()), data.get("downloads", ()), strict=True):
-            assert {key: found[key] for key in told} == told
+        nested = {"downloads", "recipes"}
+        assert {key: read[key] for key in data.keys() - nested} == {k: v for k, v in data.items() if k not in nested}
+        for key in nested:
+            for found, told in zip(read.get(key, ()), data.get(key, ()), strict=True):
+                assert {name: found[name] for name in told} == told
 
 
 PINNED = {
     "demo-v1": "5a2503f008d43e40",
     "demo-v2": "ebdf6f78c0eb4221",
     "probe-v1": "9a20ff83d587406b",
-    "paper-v1": "735837f705e0679b",
+    "paper-text-v1": "0be0d7872fc096b8",
+    "paper-lite-v1": "d8986e3de6eb2088",
+    "paper-code-v1": "2d331bc8b1f62c81",
+    "clean-v1": "8a5f1bfa395ea5bd",
+    "dinov2-v1": "34d08fe6ce93f66c",
 }
 
 
 def test_no_protocol_changes_its_meaning_under_its_name():
-    """Records hold a protocol's name alone, so a changed value needs a new name.
+    """A changed value needs a new name: records and tables of the old one are still there.
 
-    A digest covers defaults, too. Renew one only where a new key's default does what was done without the key.
+    A digest covers defaults, too, but those of keys that came later (`later`), which mean what was done without them.
     """
-    assert {name: entry_digest(CONFIG / "protocols.yaml", name, ProtocolEntry) for name in PINNED} == PINNED
-    assert set(PINNED) == set(load_yaml(CONFIG / "protocols.yaml"))
+    names = set(load_yaml(CONFIG / "protocols.yaml"))
+    assert {name: entry_digest(CONFIG / "protocols.yaml", name, ProtocolEntry) for name in names} == PINNED
+
+
+OTHER = {
+    "quantise": True,
+    "value_range": "imagenet",
+    "reference_split": "test",
+    "reference_images": 2,
+    "synthetic_images": 2,
+    "least_images": 3,
+    "frechet_images": 2,
+    "precision_neighbours": 5,
+    "counts_itself": True,
+    "metrics": ["density"],
+    "fld_of": "train",
+    "inception_splits": 1,
+    "bootstrap_draws": 1,
+}
+RECIPE = {"classifiers": ["resnet"], "steps": 1, "batch": 1, "optimizer": "sgd", "learning_rate": 0.1}
+
+
+def test_a_key_that_came_later_changes_the_digest_only_away_from_its_default(register):
+    fields = {key: field for key, field in ProtocolEntry.model_fields.items() if field.exclude_if is not None}
+    assert fields.keys() == OTHER.keys() | {"recipes"} and not fields.keys() & DEMO.keys()
+    same = {key: list(field.default) if isinstance(field.default, tuple) else field.default for key, field in fields.items()}
+    assert entry_digest(register({"x": DEMO | same}), "x", ProtocolEntry) == PINNED["demo-v1"]
+    others = {entry_digest(register({"x": DEMO | {key: value}}), "x", ProtocolEntry) for key, value in OTHER.items()}
+    recipes = DEMO | {"classifiers": [], "recipes": [RECIPE]}
+    others |= {entry_digest(register({"x": recipes}), "x", ProtocolEntry), PINNED["demo-v1"]}
+    assert len(others) == len(OTHER) + 2
+
+
+def test_a_recipe_is_part_of_the_digest(register):
+    paper = load_yaml(CONFIG / "protocols.yaml")["paper-text-v1"]
+    first, *others = paper["recipes"]
+    files = [
+        {"p": paper},
+        {"p": paper | {"recipes": [first | {"ema_decay": 0.999}, *others]}},
+        {"p": paper | {"recipes": [first]}},
+    ]
+    assert len({entry_digest(register(file), "p", ProtocolEntry) for file in files}) == len(files)
 
 
 def test_a_changed_protocol_has_another_digest(register):

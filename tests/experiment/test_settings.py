@@ -118,3 +118,11 @@ def test_scores_are_compared_on_known_datasets():
         parse_config(demo() | {"compare_scores": ["digits", "celebra"]})
     with pytest.raises(UserErrors, match="measure_fragility.0 = 'digit': must be one of .*did you mean digits"):
         parse_config(demo() | {"measure_fragility": ["digit"]})
+
+
+def test_a_protocol_that_fixes_the_number_of_images_is_given_so_many():
+    """Told before anything is computed: sampling costs days at the paper's scale."""
+    data = load_yaml(ROOT / "config" / "paper.yaml")
+    data["sampling"]["count"] = 50000
+    with pytest.raises(UserError, match="sampling.count = 50000: protocol paper-text-v1 compares exactly 60000: draw so many"):
+        parse_config(data)

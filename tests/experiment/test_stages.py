@@ -32,6 +32,7 @@ KEYS = {name: field for name, field in FIELDS if COUNTS[name] == 1}  # steps, fo
 # no config sets them; and nothing is scored without being told where its noise comes from
 BY_HAND = {(Bench, "threads"), (PretrainPublicModel, "threads"), (ComposeReleases, "delta"), (ScoreSaliency, "noise")}
 BY_HAND |= {(PlanPrivacy, axis) for axis in ("lora_rank", "optimizer")}  # axes of a run: null is the section's
+BY_HAND |= {(PlanPrivacy, "protocol")}  # of a protocol that releases something: null is any other
 
 
 def required(stage):

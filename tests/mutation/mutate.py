@@ -29,6 +29,7 @@ FILES = (
     *(f"saliency/{name}.py" for name in ("plan", "progress", "score", "scores", "signal")),
     "datasets/splits.py",  # whom the guarantee is for
     "evolution/votes.py",
+    "evaluation/private_counts.py",
     "support/parallel.py",
     "public_models/latents.py",  # what a unit's draw is
 )
@@ -42,14 +43,21 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "gradients/ghost_clipping.py": ("gradients/test_per_image.py", "finetune/test_dp_sgd.py"),
     "gradients/per_image.py": ("finetune/test_dp_sgd.py", "finetune/test_train.py"),
     "public_models/latents.py": ("contracts/test_user_level.py",),
-    "privacy/accounting.py": ("privacy/test_plan.py", "privacy/test_audit.py", "saliency/test_plan.py"),
-    "privacy/plan.py": ("saliency/test_plan.py",),
+    "privacy/accounting.py": (
+        "privacy/test_plan.py",
+        "privacy/test_audit.py",
+        "saliency/test_plan.py",
+        "privacy/test_reserved.py",
+    ),
+    "privacy/plan.py": ("saliency/test_plan.py", "privacy/test_reserved.py"),
+    "privacy/audit.py": ("privacy/test_reserved.py", "evaluation/test_private_counts.py"),
     "privacy/clipping.py": ("saliency/test_scores.py",),
     "privacy/meter.py": ("privacy/test_audit.py", "privacy/test_mechanisms.py"),
     "privacy/evidence.py": ("privacy/test_audit.py",),
-    "privacy/compose.py": ("privacy/test_audit.py",),
+    "privacy/compose.py": ("privacy/test_audit.py", "privacy/test_reserved.py"),
     "privacy/mechanisms.py": ("saliency/test_plan.py", "saliency/test_score.py"),
     "privacy/noise.py": ("privacy/test_mechanisms.py", "finetune/test_train.py"),
+    "saliency/plan.py": ("privacy/test_reserved.py",),
     "saliency/scores.py": ("saliency/test_plan.py", "saliency/test_score.py"),
     "saliency/score.py": ("saliency/test_agreement.py",),
     "finetune/dp_sgd.py": ("finetune/test_train.py", "support/test_parallel.py"),

@@ -107,3 +107,11 @@ def test_a_truncated_file_is_refused(written):
         open_arrays(written[0])
     with pytest.raises(UserError, match="shorter than its header says"):
         rows["mean"][:]
+
+
+def test_what_was_put_is_read_while_the_file_is_under_way(tmp_path):
+    values = np.random.default_rng(0).normal(size=(5, 3))
+    with writing(tmp_path / "a.safetensors", {"x": ("F64", (5, 3))}) as writer:
+        writer.put("x", 1, values[1:])
+        assert np.array_equal(writer.rows("x")[1:], values[1:]) and not writer.rows("x")[0:1].any()
+    assert np.array_equal(load_file(tmp_path / "a.safetensors")["x"][1:], values[1:])

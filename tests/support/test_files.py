@@ -1,6 +1,10 @@
+import errno
+import fcntl
+import threading
+
 import pytest
 
-from dpsapf.support.files import atomic, sha256, write_text
+from dpsapf.support.files import atomic, exclusive, sha256, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -24,3 +28,43 @@ def test_digest_of_a_folder_sees_names_and_contents(tmp_path):
     assert sha256(tmp_path) != first
     (tmp_path / "b").write_text("2")
     assert sha256(tmp_path) != first
+
+
+def test_one_at_a_time_enters_the_block(tmp_path):
+    entered, leave = threading.Event(), threading.Event()
+    order = []
+
+    def first():
+        with exclusive(tmp_path / "new" / ".lock"):
+            entered.set()
+            leave.wait(5)
+            order.append("first")
+
+    def second():
+        with exclusive(tmp_path / "new" / ".lock"):
+            order.append("second")
+
+    jobs = [threading.Thread(target=job) for job in (first, second)]
+    jobs[0].start()
+    assert entered.wait(5)
+    jobs[1].start()
+    jobs[1].join(0.2)
+    assert order == [] and jobs[1].is_alive()
+    leave.set()
+    for job in jobs:
+        job.join(5)
+    assert order == ["first", "second"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EIO])
+def test_a_file_system_without_locks_is_told_and_another_failure_raised(tmp_path, monkeypatch, caplog, number):
+    def fail(*_):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    if number == errno.EIO:
+        with pytest.raises(OSError, match="no"), exclusive(tmp_path / ".lock"):
+            pass
+    else:
+        with exclusive(tmp_path / ".lock"):
+            assert "has no locks" in caplog.text

@@ -25,6 +25,7 @@ def test_demo_expands_to_twenty_trained_runs(tmp_path):
     result = dry_run("--configfile", str(tmp_path / "config.yaml"))
     jobs = counts(result.stdout)
     assert result.returncode == 0, result.stderr
+    assert "fetch_evaluation_weights" not in jobs, "the demo's network is packaged"
     assert jobs["finetune"] == 20 and jobs["sample"] == jobs["evaluate"] == jobs["audit_privacy"] == 24
     assert jobs["score_saliency"] == jobs["encode_dataset"] == 4 and jobs["aggregate"] == 1 and jobs["compare_scores"] == 2
 
@@ -75,6 +76,7 @@ def test_paper_expands():
     jobs = counts(result.stdout)
     assert result.returncode == 0, result.stderr
     assert jobs["prepare_dataset"] == 4 and jobs["prepare_public_model"] == 4
+    assert jobs["fetch_evaluation_weights"] == 1 and jobs["reference_features"] == 4, "weights are fetched once"
     assert jobs["finetune"] < jobs["sample"] and jobs["finetune"] > 150
 
 

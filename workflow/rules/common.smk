@@ -16,6 +16,8 @@ from dpsapf.experiment.registries import (
     DatasetEntry,
     ModelEntry,
     ProtocolEntry,
+    entry,
+    entry_digest,
     load_registry,
 )
 from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_config
@@ -25,7 +27,7 @@ from dpsapf.experiment.layout import Layout
 from dpsapf.cli.rules import (
     audit_files,
     code_digest,
-    entry_digest,
+    counted_runs,
     fragility_file,
     flags,
     given,
@@ -47,6 +49,8 @@ SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).select
 # runs whose images evolve, and the others: which rules make their files
 EVOLVED = run_pattern(run for run in CONFIG.runs if method(run.method).evolves)
 SAMPLED = run_pattern(run for run in CONFIG.runs if not method(run.method).evolves)
+# runs whose evaluation releases noisy counts of validation images
+COUNTED = counted_runs(CONFIG)
 # what jobs ask a cluster for
 NEEDS = Needs(CONFIG, SITE)
 # one process per GPU, which share a job's work
@@ -72,6 +76,15 @@ COMPARISONS = [
 UPDATES = tuple(UpdateConfig.model_fields)
 VARIATIONS = tuple(VariationConfig.model_fields)
 PROTOCOL = CONFIG.evaluation.protocol
+# whether a published feature network is there; on a cluster it is fetched by the submitting host
+NETWORK = (
+    {}
+    if entry(CONFIG.protocols_file, PROTOCOL, ProtocolEntry).feature_network.startswith(
+        "package:"
+    )
+    else {"fetched": LAYOUT.network(PROTOCOL, "fetched.txt")}
+)
+EVALUATION = f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}"
 
 ENVIRONMENT = str(Path(workflow.basedir) / "envs" / "environment.yaml")
 
@@ -105,6 +118,7 @@ localrules:
     plan_privacy,
     select_matrices,
     audit_privacy,
+    audit_validation,
     publish_population,
     collect_metrics,
     aggregate,
@@ -190,4 +204,9 @@ def run_records(wildcards):
         **(fragility_file(LAYOUT, run) if predicted else {}),
         "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
+        **(
+            {"validation": LAYOUT.run(run.id, "validation_ledger.json")}
+            if run in COUNTED
+            else {}
+        ),
     } | own_files(LAYOUT, run, "selection", "spend", "private", "training_log")

@@ -1,5 +1,6 @@
 rule evolve:
     input:
+        **NETWORK,
         plan=LAYOUT.run("{run}", "plan.json"),
         model=lambda w: LAYOUT.model(RUNS[w.run].public_model, "model.json"),
         archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.safetensors"),
@@ -20,7 +21,7 @@ rule evolve:
     resources:
         **NEEDS.resources("evolve"),
     params:
-        files=lambda w, input: given(input),
+        files=lambda w, input: given(input, besides=("fetched",)),
         options=f"{flags(CONFIG.sampling)} {PRECISION}",
         evolution=flags(CONFIG.evolution, only=VARIATIONS),
         protocol=f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}",

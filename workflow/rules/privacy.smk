@@ -20,10 +20,16 @@ rule plan_privacy:
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency."),
         evolution=flags(CONFIG.evolution, only=("iterations",), prefix="evolution."),
+        protocol=lambda w: EVALUATION if RUNS[w.run] in COUNTED else "",
+        entry=lambda w: (
+            entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry)
+            if RUNS[w.run] in COUNTED
+            else ""
+        ),
         code=code_digest("privacy"),
     shell:
         "python -m dpsapf plan-privacy --dataset {input.dataset} --candidate-table {input.candidate_table}"
-        " {params.run} {params.options} {params.saliency} {params.evolution} --out {output} --log {log}"
+        " {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol} --out {output} --log {log}"
 
 
 rule audit_privacy:
@@ -45,3 +51,28 @@ rule audit_privacy:
         code=code_digest("privacy"),
     shell:
         "python -m dpsapf audit-privacy {params.files} --out {output} --log {log}"
+
+
+rule audit_validation:
+    input:
+        ledger=LAYOUT.run("{run}", "ledger.json"),
+        dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
+        counts=LAYOUT.run("{run}", "validation.csv"),
+        spend=LAYOUT.run("{run}", "validation_spend.json"),
+        private=LAYOUT.run("{run}", "private_validation.json"),
+    output:
+        LAYOUT.run("{run}", "validation_ledger.json"),
+    log:
+        LAYOUT.log("audit_validation", "{run}"),
+    benchmark:
+        LAYOUT.benchmark("audit_validation", "{run}")
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=2000,
+    params:
+        files=lambda w, input: given(input),
+        code=code_digest("privacy"),
+    shell:
+        "python -m dpsapf audit-validation {params.files} --out {output} --log {log}"
