@@ -34,6 +34,7 @@ LOG = logging.getLogger(__name__)
 AXES = list(RunSpec.model_fields)
 SETTING = [axis for axis in AXES if axis != "seed"]
 SELECTION_COLUMNS = [MATRIX, LAYER, BLOCK, PROJECTION, SCORE, SELECTED]
+TOLD = ["label", "claim"]  # of methods whose images were made elsewhere
 CONFIDENCE = 0.95
 
 
@@ -103,12 +104,15 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `run_table` returns.
 
     Returns:
-        One row per setting: its axes, the protocol, ``n``, and of each metric the mean, the sample standard
+        One row per setting: its axes, the protocol, ``n``, of methods made elsewhere the label and what their epsilon is, and
+        of each metric the mean, the sample standard
         deviation and the half width of the 95 % interval of the mean, t_{0.975, n-1} sd / sqrt(n) (Student,
         for normal seeds). A single seed has no spread: ``sd`` and interval are empty, not 0.
     """
     groups = runs.groupby([*SETTING, "protocol"], dropna=False, sort=False)
     summary = groups.size().rename(SEEDS).reset_index()
+    for name in TOLD:
+        summary[name] = groups[name].first().to_numpy()
     for metric in SPREAD_METRICS:
         values = groups[metric]
         summary[metric + MEAN] = values.mean().to_numpy()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.layout import OWN, Layout
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.registries import entry
 from dpsapf.experiment.runs import RunSpec
@@ -38,15 +38,6 @@ CODE: dict[str, tuple[str, ...]] = {
     ),
     "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
     "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy", "datasets"),
-}
-OWN = {  # what a run's own release leaves: its file, and which methods do
-    "selection": ("selection.csv", "trains"),
-    "selection_record": ("selection.json", "trains"),
-    "weights": ("weights.safetensors", "trains"),
-    "training_log": ("private_log.csv", "trains"),
-    "population": ("population.safetensors", "evolves"),
-    "spend": ("spend.json", "spends"),
-    "private": ("private.json", "spends"),
 }
 
 

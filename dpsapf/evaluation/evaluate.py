@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from dpsapf.datasets.prepared import read_part
+from dpsapf.evaluation.external import labelled_images
 from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Fidelity, Utility
 from dpsapf.experiment.registries import ProtocolEntry, entry
@@ -17,18 +18,18 @@ from dpsapf.support.records import read_record, write_record
 
 
 def evaluate(options: Evaluate) -> None:
-    """Write fidelity.json, utility.json or both.
+    """Write fidelity.json, utility.json or both, of images that any method made.
 
     Raises:
-        UserError: an output is not named, or the reference features are of another protocol.
+        UserError: an output is not named, the reference features are of another protocol, or the images are not the dataset's
+            classes and resolution (`dpsapf.evaluation.external.labelled_images`).
     """
     for what in options.what:
         if getattr(options, what) is None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
-    with np.load(options.synthetic, allow_pickle=False) as archive:
-        synthetic = archive["images"], archive["labels"]
+    synthetic = labelled_images(options.synthetic, read_record(options.dataset, DatasetRecord), options.threads)
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:
