@@ -34,9 +34,8 @@ def prepare(results: Results) -> pd.DataFrame:
     ]
     models = list(results.runs["public_model"].unique())
     rows = pd.concat([*bounds, rows]).sort_values("public_model", key=lambda names: names.map(models.index), kind="stable")
-    return rows.assign(protocol=results.protocol, release_note=results.release_note, claim_note=results.claim_note).reset_index(
-        drop=True
-    )
+    notes = {"release_note": results.release_note, "claim_note": results.claim_note}
+    return rows.assign(protocol=results.protocol, **notes).reset_index(drop=True)
 
 
 def draw(data: pd.DataFrame) -> Table:

@@ -199,7 +199,7 @@ def name_of(series: str, results: Results) -> str:
         return look_of(series).label
     name, text = list(results.elsewhere.items())[list(EXTERNAL).index(series)]
     claims = results.runs.loc[results.runs["external"] == name, "epsilon"].notna().any()
-    return f"{text} ({'ε claimed' if claims else 'made elsewhere'}, not audited)"
+    return f"{text}, {'ε claimed' if claims else 'made elsewhere'}, not audited"
 
 
 def label(row: dict[str, typing.Any], results: Results) -> str:

@@ -109,9 +109,9 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         deviation and the half width of the 95 % interval of the mean, t_{0.975, n-1} sd / sqrt(n) (Student,
         for normal seeds). A single seed has no spread: ``sd`` and interval are empty, not 0.
     """
-    groups = runs.groupby([*SETTING, "protocol"], dropna=False, sort=False)
+    groups = runs.groupby([*(axis for axis in SETTING if axis in runs), "protocol"], dropna=False, sort=False)
     summary = groups.size().rename(SEEDS).reset_index()
-    for name in TOLD:
+    for name in [name for name in TOLD if name in runs]:
         summary[name] = groups[name].first().to_numpy()
     for metric in SPREAD_METRICS:
         values = groups[metric]

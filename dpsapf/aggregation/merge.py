@@ -14,6 +14,7 @@ from dpsapf.aggregation.run_files import Digests, RunFiles, needed, protocol_of
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Merged
 from dpsapf.experiment.stages import Aggregate, Merge
+from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import sha256
 from dpsapf.support.progress import track
@@ -88,7 +89,13 @@ def _once(every: Sequence[RunFiles]) -> tuple[list[RunFiles], list[UserError]]:
         if differing:
             remedy = f"{first.folder} has the same run in other bytes ({', '.join(differing)}): take one of them out"
             wrong.append(UserError(str(run.folder), "twice", remedy))
-    return list(known.values()), wrong
+    return _by_setting(list(known.values())), wrong
+
+
+def _by_setting(runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """Put the seeds of a setting beside each other, in order: else a mean's last digit depends on the order of the folders."""
+    settings = list(dict.fromkeys(replace(run.run, seed=0).id for run in runs))
+    return sorted(runs, key=lambda run: (settings.index(replace(run.run, seed=0).id), run.run.seed))
 
 
 def _same(one: Path, other: Path) -> bool:

@@ -5,7 +5,6 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from dpsapf.datasets.archive import write_archive
 from dpsapf.datasets.image_files import files_source, listed
@@ -52,20 +51,19 @@ def import_images(options: ImportImages) -> None:
 
 
 def labelled_images(path: Path, dataset: DatasetRecord, threads: int = 1) -> LabelledImages:
-    """Read labelled images as they were made: nothing is cropped or resized.
+    """Read labelled images as they were made: nothing is cropped or resized, colour stays colour, grey is repeated.
 
     Args:
         path: a folder of class folders with PNG and JPEG files or a .zip of it, whose folders' names are the dataset's classes;
             or an .npz without pickles: ``images`` uint8 [N, H, W, 3] and ``labels`` integers [N]; or ``x`` and ``y``, as
             DPImageBench (Gong et al. 2025, arXiv 2503.14681) writes them: floats in [0, 1], [N, C, H, W].
-        dataset: whose classes, resolution and channels the images must have; if it is grey, colour is turned to grey.
+        dataset: whose classes and resolution the images must have.
         threads: that decode files.
 
     Raises:
         UserError: classes, resolution, type or values are others, or a class has no image; says which.
     """
-    read = _from_archive(path, dataset) if path.suffix == ".npz" else _from_files(path, dataset, threads)
-    return LabelledImages(_grey(read.images) if dataset.channels == 1 else read.images, read.labels)
+    return _from_archive(path, dataset) if path.suffix == ".npz" else _from_files(path, dataset, threads)
 
 
 def _from_files(path: Path, dataset: DatasetRecord, threads: int) -> LabelledImages:
@@ -84,13 +82,13 @@ def _from_files(path: Path, dataset: DatasetRecord, threads: int) -> LabelledIma
         classes=dataset.classes,
         prompts=dataset.prompts,
         resolution=dataset.resolution,
-        channels=dataset.channels,
+        channels=3,
         validation=0,
         test=0,
         convert=True,
     )
     decoded = files_source(path, names, labels, np.full(len(labels), "train"), entry, exact=True).decoded(threads)
-    return LabelledImages(as_rgb(np.concatenate(list(decoded))), labels)
+    return LabelledImages(np.concatenate(list(decoded)), labels)
 
 
 def _check_classes(path: Path, folders: set[str], dataset: DatasetRecord) -> None:
@@ -128,7 +126,8 @@ def _from_unit_range(path: Path, images: np.ndarray) -> np.ndarray:
         )
     if not (len(images) and np.isfinite(images).all() and images.min() >= 0 and images.max() <= 1):
         raise UserError(f"{path}: x", "values outside [0, 1]", "scale and clip them as their authors do before they measure")
-    return as_rgb((images * 255).round().astype(np.uint8).transpose(0, 2, 3, 1))
+    pixels = (images * 255).round().astype(np.uint8)
+    return np.ascontiguousarray(as_rgb(pixels.transpose(0, 2, 3, 1)))  # else features differ in their last digits
 
 
 def _check_images(path: Path, images: np.ndarray, dataset: DatasetRecord) -> None:
@@ -147,13 +146,6 @@ def _check_labels(path: Path, labels: np.ndarray, count: int, dataset: DatasetRe
         raise UserError(f"{path}: labels", outside[0], f"must be positions in the {classes} classes of {dataset.name}, from 0")
     if absent:
         raise UserError(f"{path}: labels", "no images", f"of class(es) {', '.join(absent)}: every class needs one")
-
-
-def _grey(images: np.ndarray) -> np.ndarray:
-    """Turn uint8 [N, H, W, 3] to grey, three times; what is grey stays as it is."""
-    if (images == images[..., :1]).all():
-        return images
-    return as_rgb(np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in images])[..., np.newaxis])
 
 
 def _shape(array: np.ndarray) -> str:

@@ -23,7 +23,7 @@ MethodName = typing.Literal[
     "no-dp",
     "no-finetune",
 ]
-External = typing.Literal["external"]  # another group's images: no study has it, and nothing of it is planned
+AnyMethod = typing.Literal[MethodName, "external"]  # images of another group: in no study, and nothing of them is planned
 Level = typing.Literal["matrix", "layer", "block"]
 Candidates = typing.Literal["attention", "attention+proj", "attention+ffn", "all-params"]
 MEMBERS: dict[Candidates, tuple[Candidates, ...]] = {  # what a candidate table calls the matrices of each set
@@ -144,7 +144,7 @@ def method(name: str) -> Method:
     Raises:
         UserError: the name is not registered; names the known ones.
     """
-    if name in typing.get_args(External):
+    if name == "external":
         return EXTERNAL
     if name not in METHODS:
         raise UserError("method", name, one_of(name, METHODS))

@@ -11,8 +11,8 @@ from dpsapf.experiment.methods import (
     WALKING,
     WEIGHS_NOISE,
     Adapter,
+    AnyMethod,
     Candidates,
-    External,
     Level,
     MechanismName,
     MethodName,
@@ -75,7 +75,7 @@ class Treatment(Checked):
 class RunSpec(Treatment, _OnDataset):
     """One run: what differs between the rows of a table."""
 
-    method: MethodName | External = Field(description="what is selected and trained; external: images of another group")
+    method: AnyMethod = Field(description="what is selected and trained; external: images of another group")
     external: Name | None = Field(None, description="method external: its key in the config; its epsilon is what is claimed")
 
     @model_validator(mode="after")

@@ -145,7 +145,7 @@ class ExternalRun(Checked):
     dataset: str = Field(description="sensitive dataset, a key of config/datasets.yaml")
     images: str = Field(description="folder of class folders, .zip of it, or .npz; see docs/sharing.md")
     epsilon: Positive | None = Field(description="epsilon that its authors claim, not audited by this suite; null: none claimed")
-    delta: float | None = Field(None, description="delta that its authors claim", gt=0, lt=1)
+    delta: float | None = Field(None, description="delta that its authors claim", gt=0, le=0.1)
     seed: Seed = Field(0, description="seed of their run, and of the classifiers")
     public_model: str | None = Field(
         None, description="whose runs it stands beside in tables; null: the first that a study has on the dataset"

@@ -293,7 +293,7 @@ class ImportImages(Checked):
     label: str = Field(description="what tables and figures call it", min_length=1)
     public_model: str = Field(description="public model whose runs it stands beside in tables")
     epsilon: Positive | None = Field(None, description="epsilon that its authors claim; omitted: none claimed")
-    delta: float | None = Field(None, description="delta that its authors claim", gt=0, lt=1)
+    delta: float | None = Field(None, description="delta that its authors claim", gt=0, le=0.1)
     seed: Seed = Field(0, description="seed of their run")
     threads: int = Field(1, description="CPU threads that decode images [threads]", ge=1)
     archive: Path = target("the images and labels (.npz)")

@@ -8,7 +8,7 @@ import pytest
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES, Level
 from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
 from paper_figures.results import at_headline, label, series, strictly
-from paper_figures.style import LOOKS
+from paper_figures.style import EXTERNAL, LOOKS
 
 
 def only(table, **values):
@@ -42,7 +42,7 @@ def test_at_headline_keeps_what_has_no_choice(results):
 def test_every_method_and_level_has_a_name_and_a_look_of_its_own():
     levels = {name: typing.get_args(Level) if "level" in row.uses else () for name, row in METHODS.items()}
     names = {f"{name}-{level}" if level else name for name in METHODS for level in (levels[name] or ("",))}
-    assert names | {"real"} == set(LOOKS)
+    assert names | {"real", *EXTERNAL} == set(LOOKS)
     assert len({look.label for look in LOOKS.values()}) == len(LOOKS)
     assert len({(str(look.colour), look.marker) for look in LOOKS.values()}) == len(LOOKS)
 
@@ -56,9 +56,9 @@ def test_figures_hold_the_other_choices_at_what_most_runs_have(results):
 
 def test_label_names_sigma_s_only_off_the_headline(results):
     row = {"method": "dp-sapf", "level": "matrix", "ratio": 0.3, "sigma_s": 5.0}
-    assert label(row, results.headline) == "DP-SAPF, matrices 30 %"
-    assert label(row | {"sigma_s": 25.0}, results.headline) == "DP-SAPF, matrices 30 %, σ_s = 25"
-    assert series({"method": "dp-lora", "level": np.nan}) == "dp-lora"
+    assert label(row, results) == "DP-SAPF, matrices 30 %"
+    assert label(row | {"sigma_s": 25.0}, results) == "DP-SAPF, matrices 30 %, σ_s = 25"
+    assert series({"method": "dp-lora", "level": np.nan}, results) == "dp-lora"
 
 
 def test_main_table_has_the_summary_values(results):
