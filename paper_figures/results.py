@@ -180,17 +180,22 @@ def with_labels(table: pd.DataFrame, results: Results) -> pd.DataFrame:
     Datasets and models stand in the order of the runs, series in the order of ``LOOKS``.
     """
     rows = table.to_dict("records")
-    named = table.assign(series=[series(row, results) for row in rows], label=[label(row, results) for row in rows])
+    named = table.assign(series=[_numbered(row, results) for row in rows], label=[label(row, results.headline) for row in rows])
     orders = {"series": list(ORDER)} | {axis: list(results.runs[axis].unique()) for axis in GROUP}
     by = [*GROUP, "series", "epsilon"]
     return named.sort_values(by, key=lambda column: column.map(orders[column.name].index) if column.name in orders else column)
 
 
-def series(row: dict[str, typing.Any], results: Results) -> str:
-    """Name the line, colour and marker of a run: its method and, if it selects, its level; or whose images they are."""
-    if row["method"] == "external":
-        return list(EXTERNAL)[list(results.elsewhere).index(row["external"])]
+def series(row: dict[str, typing.Any]) -> str:
+    """Name the line, colour and marker of a run: its method and, if it selects, its level."""
     return row["method"] if pd.isna(row["level"]) else f"{row['method']}-{row['level']}"
+
+
+def _numbered(row: dict[str, typing.Any], results: Results) -> str:
+    """Name a run's series; those of other groups' methods by their order among the runs."""
+    if row["method"] != "external":
+        return series(row)
+    return list(EXTERNAL)[list(results.elsewhere).index(row["external"])]
 
 
 def name_of(series: str, results: Results) -> str:
@@ -198,16 +203,21 @@ def name_of(series: str, results: Results) -> str:
     if series not in EXTERNAL:
         return look_of(series).label
     name, text = list(results.elsewhere.items())[list(EXTERNAL).index(series)]
-    claims = results.runs.loc[results.runs["external"] == name, "epsilon"].notna().any()
-    return f"{text}, {'ε claimed' if claims else 'made elsewhere'}, not audited"
+    return _claimed(text, results.runs.loc[results.runs["external"] == name, "epsilon"].max())
 
 
-def label(row: dict[str, typing.Any], results: Results) -> str:
+def _claimed(text: str, epsilon: float) -> str:
+    return f"{text}, {'made elsewhere' if pd.isna(epsilon) else 'ε claimed'}, not audited"
+
+
+def label(row: dict[str, typing.Any], headline: dict[str, float]) -> str:
     """Name a run's method for a reader, with its ratio, and with sigma_s where it is not the headline's."""
-    text = name_of(series(row, results), results)
+    if row["method"] == "external":
+        return _claimed(row["label"], row["epsilon"])
+    text = look_of(series(row)).label
     if pd.notna(row["ratio"]):
         text += f" {number(100 * row['ratio'])} %"
-    if pd.notna(row["sigma_s"]) and row["sigma_s"] != results.headline["sigma_s"]:
+    if pd.notna(row["sigma_s"]) and row["sigma_s"] != headline["sigma_s"]:
         text += f", σ_s = {number(row['sigma_s'])}"
     return text
 

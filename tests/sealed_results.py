@@ -37,9 +37,9 @@ def runs_of(methods=METHODS, seeds=(0, 1)):
     return expand({"s": Study(dataset=("mnist5k",), method=methods, seed=seeds)})
 
 
-def theirs(epsilon=10.0, seed=0):
+def theirs(epsilon=10.0, seed=0, name="theirs"):
     """A run of another group's images."""
-    return external_run("theirs", "mnist5k", "public-mini", epsilon, seed)
+    return external_run(name, "mnist5k", "public-mini", epsilon, seed)
 
 
 def sealed_results(root, runs=None, external=(), protocol=PROTOCOL):
@@ -54,9 +54,10 @@ def sealed_results(root, runs=None, external=(), protocol=PROTOCOL):
     layout, candidates = Layout(root), candidate_table()
     runs = runs_of() if runs is None else runs
     for run in [*runs, *external]:
-        options = write_run(layout, run, candidates, protocol) if run in runs else _write_external(layout, run, protocol)
         if not (root / "cache/datasets" / run.dataset).exists():
+            (root / "runs" / run.id).mkdir(parents=True)
             _write_shared(layout, run, candidates)
+        options = write_run(layout, run, candidates, protocol) if run in runs else _write_external(layout, run, protocol)
         if run in runs:
             _seal(layout, run)
             collect_metrics(options)

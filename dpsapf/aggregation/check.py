@@ -98,7 +98,7 @@ def _scores(folder: Path, spend: Spend, layout: Layout, digests: Digests) -> Ite
         "candidate_table": layout.model(public_model, "candidates.csv"),
         "latents": layout.latents(dataset, public_model, "latents.safetensors"),
     }
-    named = [(Path(files[name]), digest, "spend.json") for name, digest in spend.made_from.items()]
+    named = [(Path(files[name]), digest, "spend.json") for name, digest in spend.made_from.items() if name in files]
     named += [(folder / "scores.csv", spend.digest, "spend.json"), (folder / "private.json", spend.private, "spend.json")]
     yield from changed(iter(named), digests)
 
@@ -164,22 +164,30 @@ def _other_table(layout: Layout, runs: Sequence[RunFiles]) -> Iterator[UserError
     if not path.exists():
         return
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        ids = table["run_id"].tolist()
+        table = _parsed(path)
+        told = table["run_id"][table["accuracy"].notna()].tolist()  # a row without values says that a run is missing
     except (ValueError, KeyError) as error:
         yield UserError(str(path), "unreadable", f"aggregate again ({error})")
         return
-    odd = sorted(set(ids) ^ set(known))
-    if odd or len(ids) != len(set(ids)):
-        yield UserError(f"{path}: run_id", odd or ids, "are not the runs that have a metrics.json: aggregate again")
+    odd = sorted(set(told) ^ set(known))
+    if odd or len(told) != len(set(told)):
+        yield UserError(f"{path}: run_id", odd or told, "are not the runs that have a metrics.json: aggregate again")
         return
-    again = pd.read_csv(StringIO(run_table([known[name] for name in ids]).to_csv(index=False)), dtype=str, keep_default_na=False)
-    columns = sorted(set(table) ^ set(again))
-    if columns:
-        yield UserError(f"{path}: columns", ", ".join(columns), "other ones than metrics.json gives: aggregate again")
-    for column in [name for name in again if name in table and (again[name] != table[name]).any()]:
-        rows = again["run_id"][again[column] != table[column]].tolist()
-        yield UserError(f"{path}: {column}", ", ".join(rows), "is not what metrics.json says: aggregate again")
+    table = table[table["run_id"].isin(told)].reset_index(drop=True)
+    again = _parsed(StringIO(run_table([known[name] for name in told]).to_csv(index=False)))
+    absent = [name for name in again if name not in table]
+    if absent:
+        yield UserError(f"{path}: columns", ", ".join(absent), "are missing beside what metrics.json gives: aggregate again")
+    for column in [name for name in again if name in table]:
+        other = (again[column] != table[column]) & ~(again[column].isna() & table[column].isna())
+        if other.any():
+            yield UserError(
+                f"{path}: {column}", ", ".join(again["run_id"][other]), "is not what metrics.json says: aggregate again"
+            )
+
+
+def _parsed(source: Path | StringIO) -> pd.DataFrame:
+    return pd.read_csv(source, float_precision="round_trip", low_memory=False)
 
 
 def _left_over(root: Path) -> Iterator[UserError]:

@@ -44,6 +44,9 @@ HEAVY = ("samples.npz", "weights.safetensors", "population.safetensors")
 PRIVATE = ("private.json", "private_log.csv")
 ITS_OWN = {"outside_the_guarantee", "provenance", "peak_memory_mb", "delta", "run"}
 """Fields of one name and several meanings, and the run, which is compared apart."""
+OWN_FILES = {"plan": "plan.json"} | {name: file for name, (file, _) in OWN.items()}
+KNOWN = {*OWN_FILES, "latents", "model", "candidate_table", "archive", "scores"}
+"""What records name without a path."""
 Named = tuple[Path, str, str]
 """A file, the SHA-256 that it must have, and the record that says so."""
 
@@ -133,13 +136,19 @@ class RunFiles:
         """List what is wrong: an unreadable, missing or foreign record, another file than the records name, another number."""
         if self.run is None:
             return [*self.wrong, UserError(str(self.folder), "no record", "none says what run this is; make it again")]
-        found = [*self.wrong, *self._missing(), *self._foreign(), *self._other_data(), *self._other_numbers()]
+        found = [*self.wrong, *self._missing(), *self._unknown(), *self._foreign(), *self._other_data(), *self._other_numbers()]
         return [*found, *changed(self.named(), digests)]
 
     def _missing(self) -> Iterator[UserError]:
         for name in needed(self.run, joined=self.joined):
             if not (self.folder / name).exists():
                 yield UserError(str(self.folder / name), "missing", "make the run again, or take it out")
+
+    def _unknown(self) -> Iterator[UserError]:
+        """Find names in records of which it is not known where their files are: they cannot be verified."""
+        for name, key in (("spend.json", "made_from"), ("ledger.json", "digests")):
+            for what in sorted(set(getattr(self.records.get(name), key, {})) - KNOWN):
+                yield UserError(f"{self.folder / name}: {key}", what, f"must be one of {', '.join(sorted(KNOWN))}")
 
     def _foreign(self) -> Iterator[UserError]:
         """Find records of another run than the folder's, and a run of images made elsewhere that looks audited."""
@@ -202,10 +211,11 @@ class RunFiles:
         if spend:
             yield self._at("population" if method(self.run.method).evolves else "weights"), spend.digest, "spend.json"
             yield self.folder / "private.json", spend.private, "spend.json"
-            yield from ((self._at(name), digest, "spend.json") for name, digest in spend.made_from.items())
+            yield from ((self._at(name), digest, "spend.json") for name, digest in spend.made_from.items() if name in KNOWN)
         if ledger:
             weights = {"weights": ledger.weights_digest} if ledger.weights_digest else {}
-            yield from ((self._at(name), digest, "ledger.json") for name, digest in (ledger.digests | weights).items())
+            named = (ledger.digests | weights).items()
+            yield from ((self._at(name), digest, "ledger.json") for name, digest in named if name in KNOWN)
 
     def _at(self, name: str) -> Path:
         """Say where a file is that records name without a path."""
@@ -217,8 +227,7 @@ class RunFiles:
             "archive": lambda: layout.dataset(run.dataset, "dataset.safetensors"),
             "scores": lambda: layout.scores(run.scores_id, "scores.csv"),
         }
-        own = {"plan": "plan.json"} | {key: file for key, (file, _) in OWN.items()}
-        return self.folder / own[name] if name in own else Path(shared[name]())
+        return self.folder / OWN_FILES[name] if name in OWN_FILES else Path(shared[name]())
 
 
 def _subjects(record: Checked) -> set[str]:

@@ -184,6 +184,10 @@ DAMAGES = {
         lambda folder: swap_releases(folder),
         [f"{LORA}/spend.json: release = 'dp-sgd': is not what ledger.json audited"],
     ),
+    "a file that nobody knows": (
+        lambda folder: edit(folder / LORA / "ledger.json", digests={"x": "f" * 64}),
+        [f"{LORA}/ledger.json: digests = 'x': must be one of", f"{LORA}/ledger.json: SHA-256"],
+    ),
     "ceiling changed": (
         lambda folder: edit(folder / "cache/reference/mnist5k--test-v1/ceiling.json", accuracy=0.5),
         [f"{SAPF}/metrics.json: ceiling_accuracy = 0.93: .*ceiling.json has 0.5"],

@@ -56,9 +56,9 @@ def test_figures_hold_the_other_choices_at_what_most_runs_have(results):
 
 def test_label_names_sigma_s_only_off_the_headline(results):
     row = {"method": "dp-sapf", "level": "matrix", "ratio": 0.3, "sigma_s": 5.0}
-    assert label(row, results) == "DP-SAPF, matrices 30 %"
-    assert label(row | {"sigma_s": 25.0}, results) == "DP-SAPF, matrices 30 %, σ_s = 25"
-    assert series({"method": "dp-lora", "level": np.nan}, results) == "dp-lora"
+    assert label(row, results.headline) == "DP-SAPF, matrices 30 %"
+    assert label(row | {"sigma_s": 25.0}, results.headline) == "DP-SAPF, matrices 30 %, σ_s = 25"
+    assert series({"method": "dp-lora", "level": np.nan}) == "dp-lora"
 
 
 def test_main_table_has_the_summary_values(results):
