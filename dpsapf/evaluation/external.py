@@ -131,7 +131,7 @@ def _from_unit_range(path: Path, images: np.ndarray) -> np.ndarray:
 
 
 def _check_images(path: Path, images: np.ndarray, dataset: DatasetRecord) -> None:
-    if images.ndim != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
+    if len(images.shape) != 4 or images.shape[-1] != 3 or images.dtype != np.uint8:
         raise UserError(f"{path}: images", _shape(images), "must be uint8 [N, H, W, 3]")
     check_side(f"{path}: images", images.shape[2:0:-1], dataset.resolution)
 

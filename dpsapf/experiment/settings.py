@@ -155,7 +155,7 @@ class ExternalRun(Checked):
 class ExternalMethod(Checked):
     """Another group's method, of which there are only images."""
 
-    label: str = Field(description="what tables and figures call it", min_length=1)
+    label: str = Field(description="what tables and figures call it, in one line", pattern=r"^\S.*$")
     runs: tuple[ExternalRun, ...] = Field(description="its images: one entry for each dataset, epsilon and seed", min_length=1)
 
 
@@ -223,10 +223,12 @@ class Config(PrecisionConfig):
         """Every set of images that another group made, by the id of its run.
 
         Raises:
-            UserError: two are of one method, dataset, public model, epsilon and seed.
+            UserError: two are of one method, dataset, public model, epsilon and seed, or two methods have one label.
         """
         known: dict[str, tuple[RunSpec, ExternalMethod, ExternalRun]] = {}
         for name, row in self.external.items():
+            if row.label in {other.label for key, other in self.external.items() if key != name}:
+                raise UserError(f"external.{name}.label", row.label, "two methods have it: tables could not tell them apart")
             for place, images in enumerate(row.runs):
                 run = external_run(name, images.dataset, self._beside(images), images.epsilon, images.seed)
                 if run.id in known:

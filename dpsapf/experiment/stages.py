@@ -290,7 +290,7 @@ class ImportImages(Checked):
     images: Path = source("folder of class folders, .zip of it, or .npz; see docs/sharing.md")
     dataset: Path = source("dataset.json")
     external: Name = Field(description="name of the method, as in the config")
-    label: str = Field(description="what tables and figures call it", min_length=1)
+    label: str = Field(description="what tables and figures call it, in one line", pattern=r"^\S.*$")
     public_model: str = Field(description="public model whose runs it stands beside in tables")
     epsilon: Positive | None = Field(None, description="epsilon that its authors claim; omitted: none claimed")
     delta: float | None = Field(None, description="delta that its authors claim", gt=0, le=0.1)

@@ -52,6 +52,18 @@ def test_mistakes_are_told_with_their_place(runs, message):
         config(*runs).runs  # noqa: B018
 
 
+@pytest.mark.parametrize("label", ["", " ", "two\nlines", "line\n"])
+def test_a_label_is_one_line(label):
+    with pytest.raises(UserError, match="external.m.label"):
+        parse_config(load_yaml(CONFIG) | {"external": {"m": {"label": label, "runs": [IMAGES]}}}, CONFIG)
+
+
+def test_two_methods_need_two_labels():
+    same = {name: {"label": "The same", "runs": [IMAGES]} for name in ("one", "other")}
+    with pytest.raises(UserError, match="external.one.label = 'The same': two methods have it"):
+        parse_config(load_yaml(CONFIG) | {"external": same}, CONFIG)
+
+
 def test_no_study_has_them_and_no_other_run_has_their_name(run):
     with pytest.raises(UserError, match="method.0 = 'external': must be one of dp-sapf"):
         parse_config(load_yaml(CONFIG) | {"studies": {"s": {"dataset": ["digits"], "method": ["external"]}}}, CONFIG)
