@@ -38,6 +38,7 @@ MODULES: dict[type[Checked], str] = {
     stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
 }
+UNNAMED = {stages.Merge, stages.Check}  # called by hand: folders of results need no --results before them
 
 
 @dataclass(frozen=True)

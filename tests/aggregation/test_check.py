@@ -264,7 +264,7 @@ def test_other_commits_are_told_but_nothing_is_wrong(folder, caplog):
 def test_the_command_ends_with_0_or_another_code(sound, folder, config, capsys):
     assert main(["check", "--results", str(sound), "--configfile", str(config)]) == 0
     (folder / SAPF / "timing.json").unlink()
-    assert main(["check", "--results", str(folder)]) == 2
+    assert main(["check", str(folder)]) == 2
     assert "timing.json = 'missing'" in capsys.readouterr().err
 
 

@@ -207,7 +207,7 @@ def test_an_interruption_leaves_no_folder(halves, tmp_path, monkeypatch):
 
 
 def test_the_command(halves, tmp_path):
-    words = ["merge", "--results", *map(str, halves), "--out", str(tmp_path / "joined")]
+    words = ["merge", *map(str, halves), "--out", str(tmp_path / "joined")]
     assert main(words) == 0 and (tmp_path / "joined" / "tables" / "runs.csv").exists()
     assert main(words) == 2
 
