@@ -132,6 +132,11 @@ class RunFiles:
         told = [record.run for record in self.records.values() if hasattr(record, "run")]
         return next((run for run in told if run.id == self.folder.name), next(iter(told), None))
 
+    @functools.cached_property
+    def own(self) -> dict[str, typing.Any]:
+        """The records that are of this run; what others say is not compared with its files."""
+        return {name: record for name, record in self.records.items() if _subjects(record) <= {self.folder.name}}
+
     def findings(self, digests: Digests) -> list[UserError]:
         """List what is wrong: an unreadable, missing or foreign record, another file than the records name, another number."""
         if self.run is None:
@@ -155,7 +160,7 @@ class RunFiles:
         for name, record in self.records.items():
             for run in sorted(_subjects(record) - {self.folder.name}):
                 yield UserError(f"{self.folder / name}: run", run, f"the folder is of {self.folder.name}: swapped or copied")
-        spend, ledger = self.records.get("spend.json"), self.records.get("ledger.json")
+        spend, ledger = self.own.get("spend.json"), self.own.get("ledger.json")
         if spend and ledger and spend.release not in ledger.releases:
             yield UserError(f"{self.folder / 'spend.json'}: release", spend.release.name, "is not what ledger.json audited")
         if method(self.run.method).made_elsewhere:
@@ -176,7 +181,7 @@ class RunFiles:
 
     def _other_numbers(self) -> Iterator[UserError]:
         """Find numbers of metrics.json that are not those of the records that it was gathered from."""
-        metrics = self.records.get("metrics.json")
+        metrics = self.own.get("metrics.json")
         for source, values in self._sources() if metrics else ():
             for key, value in values.items():
                 if getattr(metrics, key) != value:
@@ -185,7 +190,7 @@ class RunFiles:
 
     def _sources(self) -> Iterator[tuple[str, dict[str, object]]]:
         """Give the records beside metrics.json, and what fields of it must be by each."""
-        for name, record in self.records.items():
+        for name, record in self.own.items():
             if name != "metrics.json":
                 shared = (set(type(record).model_fields) & set(Metrics.model_fields)) - ITS_OWN
                 yield name, {key: getattr(record, key) for key in sorted(shared)} | _renamed(record)
@@ -197,8 +202,8 @@ class RunFiles:
 
     def named(self) -> Iterator[Named]:
         """Give every file whose digest one of the run's records names."""
-        timing, spend, selection = (self.records.get(f"{name}.json") for name in ("timing", "spend", "selection"))
-        ledger, external = self.records.get("ledger.json"), self.records.get("external.json")
+        timing, spend, selection = (self.own.get(f"{name}.json") for name in ("timing", "spend", "selection"))
+        ledger, external = self.own.get("ledger.json"), self.own.get("external.json")
         if timing:
             yield self.folder / "ledger.json", timing.ledger, "timing.json"
             yield self.folder / "samples.npz", timing.samples, "timing.json"
@@ -260,8 +265,8 @@ def changed(named: Iterator[Named], digests: Digests) -> Iterator[UserError]:
         if path.exists() and digests.of(path) != digest:
             wrong.setdefault(path, {})[said_by] = digest
     for path, says in wrong.items():
-        told = " and ".join(says)
-        remedy = f"{told} names {next(iter(says.values()))[:12]}: the file is another one, or was changed"
+        told = f"{' and '.join(says)} {'name' if len(says) > 1 else 'names'}"
+        remedy = f"{told} {next(iter(says.values()))[:12]}: the file is another one, or was changed"
         yield UserError(f"{path}: SHA-256", digests.of(path)[:12], remedy)
 
 

@@ -106,7 +106,7 @@ DAMAGES = {
     ),
     "weights replaced": (
         lambda folder: (folder / LORA / "weights.safetensors").write_bytes(b"others"),
-        [f"{LORA}/weights.safetensors: SHA-256 = .*spend.json and ledger.json names"],
+        [f"{LORA}/weights.safetensors: SHA-256 = .*spend.json and ledger.json name "],
     ),
     "population replaced": (
         lambda folder: (folder / PE / "population.safetensors").write_bytes(b"others"),
@@ -227,6 +227,13 @@ def test_every_damage_is_named(folder, config, damage):
         assert any(re.search(pattern, line) for line in lines), (pattern, lines)
     assert all("\n" not in line for line in lines)
     assert before == {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_record_of_another_run_says_nothing_of_the_files(folder, config):
+    """A swapped ledger is told as such; weights, selection and numbers, which are right, are not."""
+    DAMAGES["ledgers of two runs swapped"][0](folder)
+    lines = told(folder, config)
+    assert len(lines) == 4 and all("/ledger.json: " in line for line in lines), lines
 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name not in ("run missing",)])
