@@ -5,8 +5,18 @@ from matplotlib.figure import Figure
 
 from dpsapf.experiment.runs import number
 from paper_figures.curves import curve_figure, log_axis
-from paper_figures.results import GROUP, MissingStudy, Results, at_headline, floor_and_ceiling, rows_of, scores, with_labels
-from paper_figures.style import LOOKS, look_of
+from paper_figures.results import (
+    GROUP,
+    MissingStudy,
+    Results,
+    at_headline,
+    floor_and_ceiling,
+    name_of,
+    rows_of,
+    scores,
+    with_labels,
+)
+from paper_figures.style import LOOKS
 from paper_figures.variants import VARIANTS
 
 
@@ -26,7 +36,8 @@ def prepare(results: Results) -> pd.DataFrame:
         raise MissingStudy("no method has runs at two values of epsilon")
     panels = [_panel(rows_of(table, *key), results, *key) for key in swept]
     data = pd.concat(panels, ignore_index=True).assign(protocol=results.protocol)
-    return data.assign(label=data.groupby("series", sort=False)["series"].transform(lambda rows: _name(data.loc[rows.index])))
+    names = data.groupby("series", sort=False)["series"].transform(lambda rows: _name(data.loc[rows.index], results))
+    return data.assign(label=names)
 
 
 def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: str) -> pd.DataFrame:
@@ -39,10 +50,10 @@ def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: st
     return pd.concat([rows, bounds], ignore_index=True).assign(panel=f"{dataset}, {public_model}")
 
 
-def _name(rows: pd.DataFrame) -> str:
+def _name(rows: pd.DataFrame, results: Results) -> str:
     """Name a curve with its ratio, and with sigma_s where its points differ in it."""
     ratios, noises = (sorted(rows[axis].dropna().unique()) for axis in ("ratio", "sigma_s"))
-    text = look_of(rows["series"].iloc[0]).label
+    text = name_of(rows["series"].iloc[0], results)
     if ratios:
         text += " " + " or ".join(number(100 * ratio) for ratio in ratios) + " %"
     if len(noises) > 1:

@@ -7,6 +7,7 @@ from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling
 from paper_figures.tables import NOTHING, Cell, Table, amount, decimals, plain
 
 BEST = "Bold: the best method under differential privacy, per dataset, public model and ε; the floor may be better."
+UNRANKED = "Methods of other groups are not ranked."
 METRICS = {"accuracy_pct": ("accuracy (%)", "max"), "fid": ("FID", "min")}
 
 
@@ -25,14 +26,16 @@ def prepare(results: Results) -> pd.DataFrame:
     size = results.runs.groupby(keys, dropna=False)["trainable_parameters"].mean().reset_index()
     rows = rows.merge(size, on=keys, how="left")
     for metric, (_, best) in METRICS.items():
-        rows["best_" + metric] = rows[metric] == rows.groupby([*GROUP, "epsilon"])[metric].transform(best)
+        ranked = rows[metric].where(rows["method"] != "external")  # whether theirs is private is not known here
+        rows["best_" + metric] = ranked == rows.assign(ranked=ranked).groupby([*GROUP, "epsilon"])["ranked"].transform(best)
     bounds = [
         floor_and_ceiling(results, *key).assign(dataset=key[0], public_model=key[1])
         for key in results.summary[GROUP].drop_duplicates().itertuples(index=False)
     ]
     models = list(results.runs["public_model"].unique())
     rows = pd.concat([*bounds, rows]).sort_values("public_model", key=lambda names: names.map(models.index), kind="stable")
-    return rows.assign(protocol=results.protocol, release_note=results.release_note).reset_index(drop=True)
+    notes = {"release_note": results.release_note, "claim_note": results.claim_note}
+    return rows.assign(protocol=results.protocol, **notes).reset_index(drop=True)
 
 
 def draw(data: pd.DataFrame) -> Table:
@@ -47,12 +50,14 @@ def draw(data: pd.DataFrame) -> Table:
         rows.append((*_names(key, group), *cells))
     header = [f"{dataset} {METRICS[metric][0]}" for dataset, metric in columns]
     names = ("public model", "method", "target ε", "seeds", "trainable parameters")
-    return Table((*names, *header), tuple(rows), names=2, note=f"{BEST} {data['release_note'].iloc[0]}".strip())
+    claim = data["claim_note"].iloc[0]
+    note = " ".join(filter(None, [BEST, claim and UNRANKED, data["release_note"].iloc[0], claim]))
+    return Table((*names, *header), tuple(rows), names=2, note=note)
 
 
 def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
     public_model, epsilon, label = key
-    target = "∞" if group["method"].isin(["no-dp", "clip-only"]).all() else plain(epsilon)
+    target = "∞" if group["method"].isin(["no-dp", "clip-only", *["external"] * int(pd.isna(epsilon))]).all() else plain(epsilon)
     return [Cell(text) for text in (public_model, label, target, span(group[SEEDS]), span(group["trainable_parameters"]))]
 
 

@@ -13,6 +13,8 @@ NOISE = ["selection_epsilon", "noise_multiplier", "noise_multiplier_without_sele
 def prepare(results: Results) -> pd.DataFrame:
     """Collect the privacy cost of every setting that trains; ratio, level and seed do not change it.
 
+    What other groups' methods spent is not known here: they are left out.
+
     Returns:
         One row per dataset, public model, method, epsilon, sigma_s: spent epsilon by accountant, epsilon of the
         selection alone and its share of the target (%; epsilons do not add up, so the shares do not either), the
@@ -21,7 +23,7 @@ def prepare(results: Results) -> pd.DataFrame:
     Raises:
         MissingStudy: nothing was trained.
     """
-    trained = results.runs[results.runs["epsilon"].notna()]
+    trained = results.runs[results.runs["epsilon"].notna() & (results.runs["method"] != "external")]
     if trained.empty:
         raise MissingStudy("no run trains anything")
     spent = [column for column in results.runs if column.startswith(SPENT_PREFIX)]

@@ -8,18 +8,22 @@ from pathlib import Path
 
 import pandas as pd
 
+from dpsapf.experiment import records
 from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES
 from dpsapf.experiment.runs import Study, number
 from dpsapf.support.errors import UserError
-from paper_figures.style import ORDER, look_of
+from paper_figures.style import EXTERNAL, ORDER, look_of
 
 GROUP = ["dataset", "public_model"]
 TRAINING = {name for name, row in METHODS.items() if row.trains}
 CHOICES = ("score", "mechanism", "rule", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
 SEEDED = "Noise from a seed: reproducible, not for release; whoever knows the seed can subtract it."
+
+
+CLAIMED = f"ε of other groups' methods is {records.CLAIMED}."
 
 
 class MissingStudy(Exception):
@@ -49,9 +53,32 @@ class Results:
 
     @property
     def release_note(self) -> str:
-        """Say whether what trained under an epsilon may be published; empty if all of it may."""
-        held = self.runs["not_for_release"].isna() if "not_for_release" in self.runs else False
-        return "" if (held | self.runs["epsilon"].isna()).all() else SEEDED
+        """Say whether what this suite trained under an epsilon may be published; empty if all of it may."""
+        ours = self.runs[self.runs["method"] != "external"]
+        held = ours["not_for_release"].isna() if "not_for_release" in ours else False
+        return "" if (held | ours["epsilon"].isna()).all() else SEEDED
+
+    @property
+    def claim_note(self) -> str:
+        """Say whose epsilon is claimed only; empty if there are no images of other groups."""
+        return CLAIMED if (self.runs["method"] == "external").any() else ""
+
+    @cached_property
+    def elsewhere(self) -> dict[str, str]:
+        """Methods of other groups: their names in the config, in the order of the runs, and their labels.
+
+        Raises:
+            UserError: there are more of them than looks.
+        """
+        if "external" not in self.runs:
+            return {}
+        rows = self.runs[self.runs["method"] == "external"]
+        labels = dict(zip(rows["external"], rows["label"], strict=True))
+        if len(labels) > len(EXTERNAL):
+            raise UserError(
+                "external", len(labels), f"figures tell {len(EXTERNAL)} methods of other groups apart: split the config"
+            )
+        return labels
 
     @property
     def protocol(self) -> str:
@@ -95,11 +122,22 @@ def at_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFra
     """
     table = _same_choices(table, results)
     for axis in axes:
-        others = [*GROUP, "method", "level", *(name for name in ("ratio", "sigma_s", "epsilon") if name not in axes)]
+        others = [
+            *GROUP,
+            "method",
+            *_external(table),
+            "level",
+            *(name for name in ("ratio", "sigma_s", "epsilon") if name not in axes),
+        ]
         at_value = table[axis].isna() | (table[axis] == results.headline[axis])
         some = at_value.groupby([table[name] for name in others], dropna=False).transform("any")
         table = table[at_value | ~some]
     return table
+
+
+def _external(table: pd.DataFrame) -> list[str]:
+    """Name the column that tells other groups' methods apart; tables of before there were any have none."""
+    return ["external"] if "external" in table else []
 
 
 def strictly(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
@@ -142,7 +180,7 @@ def with_labels(table: pd.DataFrame, results: Results) -> pd.DataFrame:
     Datasets and models stand in the order of the runs, series in the order of ``LOOKS``.
     """
     rows = table.to_dict("records")
-    named = table.assign(series=[series(row) for row in rows], label=[label(row, results.headline) for row in rows])
+    named = table.assign(series=[_numbered(row, results) for row in rows], label=[label(row, results.headline) for row in rows])
     orders = {"series": list(ORDER)} | {axis: list(results.runs[axis].unique()) for axis in GROUP}
     by = [*GROUP, "series", "epsilon"]
     return named.sort_values(by, key=lambda column: column.map(orders[column.name].index) if column.name in orders else column)
@@ -153,8 +191,29 @@ def series(row: dict[str, typing.Any]) -> str:
     return row["method"] if pd.isna(row["level"]) else f"{row['method']}-{row['level']}"
 
 
+def _numbered(row: dict[str, typing.Any], results: Results) -> str:
+    """Name a run's series; those of other groups' methods by their order among the runs."""
+    if row["method"] != "external":
+        return series(row)
+    return list(EXTERNAL)[list(results.elsewhere).index(row["external"])]
+
+
+def name_of(series: str, results: Results) -> str:
+    """Name a series for a reader: another group's method by its label, and that its epsilon, if any, is claimed only."""
+    if series not in EXTERNAL:
+        return look_of(series).label
+    name, text = list(results.elsewhere.items())[list(EXTERNAL).index(series)]
+    return _claimed(text, results.runs.loc[results.runs["external"] == name, "epsilon"].max())
+
+
+def _claimed(text: str, epsilon: float) -> str:
+    return f"{text}, {'made elsewhere' if pd.isna(epsilon) else 'ε claimed'}, not audited"
+
+
 def label(row: dict[str, typing.Any], headline: dict[str, float]) -> str:
     """Name a run's method for a reader, with its ratio, and with sigma_s where it is not the headline's."""
+    if row["method"] == "external":
+        return _claimed(row["label"], row["epsilon"])
     text = look_of(series(row)).label
     if pd.notna(row["ratio"]):
         text += f" {number(100 * row['ratio'])} %"

@@ -51,6 +51,12 @@ SCORES = {
     "share": Look("share", PALETTE[4], "s", (0, (5, 1))),
     "signal": Look("signal", PALETTE[3], "v", (0, (1, 1))),
 }
+EXTERNAL = {  # methods of other groups, in the order of the config: of each the table has a label
+    f"external-{place}": Look(f"made elsewhere, {place}", colour, marker, (0, (3, 1, 1, 1)))
+    for place, (colour, marker) in enumerate(
+        [("crimson", "o"), ("darkgoldenrod", "D"), ("darkgreen", "^"), ("indigo", "<"), ("deeppink", "s"), ("dimgray", "P")], 1
+    )
+}
 LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
 
 
@@ -65,7 +71,7 @@ def _looks() -> dict[str, Look]:
         for level, units in LEVELS.items():
             changes = hollow.get(level, {}) | {"label": f"{look.label}, {units}"}
             looks[f"{name}-{level}"] = dataclasses.replace(look, **changes)
-    return looks | {"dp-sapf-layer": dataclasses.replace(looks["dp-sapf-layer"], colour=PALETTE[4])}
+    return looks | {"dp-sapf-layer": dataclasses.replace(looks["dp-sapf-layer"], colour=PALETTE[4])} | EXTERNAL
 
 
 LOOKS = _looks()

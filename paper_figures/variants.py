@@ -10,7 +10,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from dpsapf.experiment.columns import INTERVAL
 from dpsapf.experiment.runs import number
-from paper_figures.results import GROUP, MissingStudy, Results, floor_and_ceiling, rows_of, scores, strictly, with_labels
+from paper_figures.results import GROUP, MissingStudy, Results, floor_and_ceiling, name_of, rows_of, scores, strictly, with_labels
 from paper_figures.style import ORDER, WIDTH, look_of
 
 REFERENCE = Path(__file__).parent / "reference" / "variants.csv"
@@ -55,7 +55,7 @@ def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: st
     rows = pd.concat([rows, bounds[rows.columns]], ignore_index=True)
     epsilon, percent = number(results.headline["epsilon"]), number(100 * results.headline["ratio"])
     title = f"{dataset}, {public_model}, ε = {epsilon}, {percent} % selected"
-    return rows.assign(panel=title, source=results.protocol, label=[look_of(name).label for name in rows["series"]])
+    return rows.assign(panel=title, source=results.protocol, label=[name_of(name, results) for name in rows["series"]])
 
 
 def _published() -> pd.DataFrame:

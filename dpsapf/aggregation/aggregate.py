@@ -35,6 +35,7 @@ LOG = logging.getLogger(__name__)
 AXES = list(RunSpec.model_fields)
 SETTING = [axis for axis in AXES if axis != "seed"]
 SELECTION_COLUMNS = [MATRIX, LAYER, BLOCK, PROJECTION, SCORE, SELECTED]
+TOLD = ["label", "claim"]  # of methods whose images were made elsewhere
 CONFIDENCE = 0.95
 
 
@@ -112,12 +113,15 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `run_table` returns.
 
     Returns:
-        One row per setting: its axes, the protocol, ``n``, and of each metric the mean, the sample standard
+        One row per setting: its axes, the protocol, ``n``, of methods made elsewhere the label and what their epsilon is, and
+        of each metric the mean, the sample standard
         deviation and the half width of the 95 % interval of the mean, t_{0.975, n-1} sd / sqrt(n) (Student,
         for normal seeds). A single seed has no spread: ``sd`` and interval are empty, not 0.
     """
-    groups = runs.groupby([*SETTING, "protocol"], dropna=False, sort=False)
+    groups = runs.groupby([*(axis for axis in SETTING if axis in runs), "protocol"], dropna=False, sort=False)
     summary = groups.size().rename(SEEDS).reset_index()
+    for name in [name for name in TOLD if name in runs]:
+        summary[name] = groups[name].first().to_numpy()
     for metric in (*SPREAD_METRICS, *(name for name in OPTIONAL_METRICS if name in runs and runs[name].notna().any())):
         values, of_all = groups[metric], groups[metric].count() == groups.size()
         summary[metric + MEAN] = values.mean().where(of_all).to_numpy()  # missing where a seed's is

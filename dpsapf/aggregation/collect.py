@@ -1,4 +1,4 @@
-"""collect-metrics: gather one run's records into metrics.json, and refuse records that do not belong together."""
+"""collect-metrics, collect-external: one run's records become metrics.json; records that do not belong together are refused."""
 
 import logging
 from pathlib import Path
@@ -7,9 +7,22 @@ import pandas as pd
 
 from dpsapf.experiment.columns import FIDELITY, MATRIX, SELECTED
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import Fidelity, Ledger, Measured, Metrics, Plan, Release, Spend, Timing, Utility, ValidationLedger
+from dpsapf.experiment.records import (
+    CLAIMED,
+    External,
+    Fidelity,
+    Ledger,
+    Measured,
+    Metrics,
+    Plan,
+    Release,
+    Spend,
+    Timing,
+    Utility,
+    ValidationLedger,
+)
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.experiment.stages import CollectMetrics
+from dpsapf.experiment.stages import CollectExternal, CollectMetrics
 from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.saliency.select import candidates
 from dpsapf.support.errors import UserError
@@ -38,23 +51,12 @@ def gather(options: CollectMetrics) -> Metrics:
     """
     plan, ledger = read_plan_and_ledger(options.plan, options.ledger)
     spend = read_spend(options, ledger)
-    fidelity, utility, ceiling = read_evaluation(options)
-    check_validation(options, ledger, utility)
+    check_validation(options, ledger, read_record(options.utility, Utility))
     timing = read_timing(options)
     return Metrics(
         run_id=plan.run.id,
         run=plan.run,
-        protocol=fidelity.protocol,
-        protocol_digest=fidelity.protocol_digest,
-        reference=fidelity.reference,
-        accuracy=utility.accuracy,
-        macro_f1=utility.macro_f1,
-        calibration_error=utility.calibration_error,
-        per_classifier=utility.per_classifier,
-        **{name: getattr(fidelity, name) for name in FIDELITY},
-        synthetic_images=fidelity.synthetic_images,
-        real_images=fidelity.real_images,
-        ceiling_accuracy=ceiling.accuracy,
+        **scores(options),
         target_epsilon=plan.run.epsilon,
         delta=ledger.delta if ledger.releases else None,
         spent_epsilon=ledger.spent_epsilon,
@@ -72,6 +74,47 @@ def gather(options: CollectMetrics) -> Metrics:
         sample_seconds=timing.seconds,
         peak_memory_mb=max(timing.peak_memory_mb, spend.peak_memory_mb if spend else 0.0),
     )
+
+
+def collect_external(options: CollectExternal) -> None:
+    """Write metrics.json of images that another group made: how they score, and that their epsilon is claimed only.
+
+    Raises:
+        UserError: a record is missing or of another evaluation protocol.
+    """
+    external = read_record(options.external, External)
+    unknown = ("selection_epsilon", "noise_multiplier", "noise_multiplier_without_selection", "used_learning_rate", "used_steps")
+    unknown += ("used_batch", "trainable_parameters", "selected_matrices", "finetune_seconds", "sample_seconds", "peak_memory_mb")
+    metrics = Metrics(
+        run_id=external.run.id,
+        run=external.run,
+        **scores(options),
+        target_epsilon=external.claimed_epsilon,
+        delta=external.claimed_delta,
+        spent_epsilon={},
+        not_for_release=f"made elsewhere: its epsilon is {CLAIMED}",
+        label=external.label,
+        claim=external.claim,
+        **dict.fromkeys(unknown),
+    )
+    write_record(options.out, metrics)
+    LOG.info("%s: accuracy %.1f %%, FID %.2f; epsilon %s", metrics.run_id, 100 * metrics.accuracy, metrics.fid, metrics.claim)
+
+
+def scores(options: CollectMetrics | CollectExternal) -> dict[str, object]:
+    """Return the fields of `Metrics` that come from the evaluation.
+
+    Raises:
+        UserError: as `read_evaluation`.
+    """
+    fidelity, utility, ceiling = read_evaluation(options)
+    of_fidelity = ("protocol", "protocol_digest", "reference", "synthetic_images", "real_images", *FIDELITY)
+    of_utility = ("accuracy", "macro_f1", "calibration_error", "per_classifier")
+    return {
+        **{name: getattr(fidelity, name) for name in of_fidelity},
+        **{name: getattr(utility, name) for name in of_utility},
+        "ceiling_accuracy": ceiling.accuracy,
+    }
 
 
 def read_plan_and_ledger(plan_path: Path, ledger_path: Path) -> tuple[Plan, Ledger]:
@@ -137,7 +180,7 @@ def _check_log(path: Path, release: Release) -> None:
         raise UserError("--training-log", str(path), f"has {rows} steps, the spend record {release.steps}; run finetune again")
 
 
-def read_evaluation(options: CollectMetrics) -> tuple[Fidelity, Utility, Utility]:
+def read_evaluation(options: CollectMetrics | CollectExternal) -> tuple[Fidelity, Utility, Utility]:
     """Read fidelity, utility and the ceiling (classifiers trained on real images).
 
     Raises:

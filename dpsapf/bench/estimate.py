@@ -15,7 +15,7 @@ from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
 
 LOG = logging.getLogger(__name__)
-LOCAL = ("plan_privacy", "select_matrices", "audit_privacy", "publish_population", "collect_metrics")
+LOCAL = ("plan_privacy", "select_matrices", "audit_privacy", "publish_population", "collect_metrics", "collect_external")
 """Rules that run on the submitting host."""
 GROUPED = "evaluate"
 """A rule whose jobs join those of ``sample``, of the same run."""
@@ -49,8 +49,9 @@ def table(config: Config, speed: float, price: float | None, seconds: dict[str, 
     """
     known = set()
     rows, everything = [], list(jobs(config))
-    for name, study in config.studies.items():
-        ids = {run.id for run in config.matching(expand({name: study}))} - known
+    named = {name: [run.id for run in config.matching(expand({name: study}))] for name, study in config.studies.items()}
+    for name, found in (named | ({"(external)": list(config.made_elsewhere)} if config.made_elsewhere else {})).items():
+        ids = set(found) - known
         known |= ids
         rows.append(_row(name, len(ids), [job for job in everything if job.run.id in ids], speed, price, seconds))
     return pd.DataFrame([*rows, _row("all", len(known), everything, speed, price, seconds)])

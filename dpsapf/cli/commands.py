@@ -27,17 +27,22 @@ MODULES: dict[type[Checked], str] = {
     stages.Sample: "dpsapf.sampling.sample",
     stages.PublishPopulation: "dpsapf.evolution.publish",
     stages.FetchEvaluationWeights: "dpsapf.evaluation.weights",
+    stages.ImportImages: "dpsapf.evaluation.external",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
     stages.AuditValidation: "dpsapf.privacy.audit",
     stages.Diagnose: "dpsapf.evaluation.diagnostics",
     stages.CollectMetrics: "dpsapf.aggregation.collect",
+    stages.CollectExternal: "dpsapf.aggregation.collect",
     stages.Aggregate: "dpsapf.aggregation.aggregate",
+    stages.Merge: "dpsapf.aggregation.merge",
+    stages.Check: "dpsapf.aggregation.check",
     stages.Bench: "dpsapf.bench.compare",
     stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
     stages.WriteReport: "paper_figures.report",
 }
+UNNAMED = {stages.Merge, stages.Check}  # called by hand: folders of results need no --results before them
 
 
 @dataclass(frozen=True)

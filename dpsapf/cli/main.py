@@ -1,6 +1,7 @@
 """One sub-command per rule: parse, check, call one function, write. Heavy imports wait for the call."""
 
 import importlib
+import inspect
 import json
 import logging
 import sys
@@ -13,7 +14,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 import dpsapf
-from dpsapf.cli.commands import COMMANDS, Command
+from dpsapf.cli.commands import COMMANDS, UNNAMED, Command
 from dpsapf.cli.nodes import check_device, leads, run
 from dpsapf.experiment.fields import READS, WRITES, paths
 from dpsapf.support.checked import Checked, mistakes
@@ -63,7 +64,7 @@ def application() -> App:
 
 
 def _entry(command: Command) -> Callable[..., int]:
-    def entry(*, options: Checked, dry_run: Flag = False, log: Path | None = None, quiet: Flag = False) -> int:
+    def entry(options: Checked, *, dry_run: Flag = False, log: Path | None = None, quiet: Flag = False) -> int:
         """Run the command.
 
         Args:
@@ -84,7 +85,14 @@ def _entry(command: Command) -> Callable[..., int]:
         return 0
 
     entry.__annotations__["options"] = typing.Annotated[command.options, Parameter(name="*")]
+    if command.options not in UNNAMED:
+        entry.__signature__ = _by_name_only(inspect.signature(entry))
     return entry
+
+
+def _by_name_only(signature: inspect.Signature) -> inspect.Signature:
+    """Take every option by its name, so that a word too many is a mistake."""
+    return signature.replace(parameters=[part.replace(kind=part.KEYWORD_ONLY) for part in signature.parameters.values()])
 
 
 def _told(words: list[str], error: CycloptsError) -> UserError | CycloptsError:

@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.layout import OWN, Layout
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.registries import DatasetEntry, ProtocolEntry, entry, load_registry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
+from dpsapf.support.errors import UserError
 
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
@@ -40,15 +41,6 @@ CODE: dict[str, tuple[str, ...]] = {
     ),
     "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
     "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy", "datasets"),
-}
-OWN = {  # what a run's own release leaves: its file, and which methods do
-    "selection": ("selection.csv", "trains"),
-    "selection_record": ("selection.json", "trains"),
-    "weights": ("weights.safetensors", "trains"),
-    "training_log": ("private_log.csv", "trains"),
-    "population": ("population.safetensors", "evolves"),
-    "spend": ("spend.json", "spends"),
-    "private": ("private.json", "spends"),
 }
 
 
@@ -135,12 +127,21 @@ def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
 
 
 def counted_runs(config: Config) -> list[RunSpec]:
-    """List the runs whose evaluation releases noisy counts of validation images."""
+    """List the runs whose evaluation releases noisy counts of validation images.
+
+    Raises:
+        UserError: one of them was made elsewhere, and no plan of this suite holds such counts.
+    """
     protocol = entry(config.protocols_file, config.evaluation.protocol, ProtocolEntry)
     if not any(recipe.selection == COUNTS for recipe in protocol.recipes):
         return []
     datasets = load_registry(config.datasets_file, DatasetEntry)
-    return [run for run in config.runs if protocol.recipe(datasets[run.dataset].resolution).selection == COUNTS]
+    counted = [run for run in config.runs if protocol.recipe(datasets[run.dataset].resolution).selection == COUNTS]
+    for run in counted:
+        if run.id in config.made_elsewhere:
+            remedy = f"selects classifiers by noisy private counts, which nobody planned for {run.id}: take another protocol"
+            raise UserError("evaluation.protocol", config.evaluation.protocol, remedy)
+    return counted
 
 
 def run_pattern(runs: Iterable[RunSpec]) -> str:

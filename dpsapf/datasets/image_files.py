@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dpsapf.datasets.images import BATCH, Source
+from dpsapf.datasets.images import BATCH, Source, check_side
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 
@@ -26,7 +26,14 @@ Read = Callable[[str], bytes]
 
 
 def files_source(
-    path: Path, names: list[str], labels: np.ndarray, splits: np.ndarray, entry: DatasetEntry, users: np.ndarray | None = None
+    path: Path,
+    names: list[str],
+    labels: np.ndarray,
+    splits: np.ndarray,
+    entry: DatasetEntry,
+    users: np.ndarray | None = None,
+    *,
+    exact: bool = False,
 ) -> Source:
     """Make a source of image files, which are read and decoded when they are needed.
 
@@ -37,8 +44,9 @@ def files_source(
         splits: str [N].
         entry: says what images must be like, see `decode`.
         users: whom each image is of, str [N]; None if that is not told.
+        exact: as of `decode`.
     """
-    return Source(labels, splits, partial(_decoded, path, names, entry), users)
+    return Source(labels, splits, partial(_decoded, path, names, entry, exact), users)
 
 
 def listed(path: Path) -> list[str]:
@@ -87,10 +95,10 @@ def _reading(path: Path) -> Iterator[Read]:
         yield archive.read
 
 
-def _decoded(path: Path, names: list[str], entry: DatasetEntry, threads: int) -> Iterator[np.ndarray]:
+def _decoded(path: Path, names: list[str], entry: DatasetEntry, exact: bool, threads: int) -> Iterator[np.ndarray]:
     def one(name: str) -> np.ndarray:
         where = f"{path}/{name}"
-        return decode(_read(read, name, where), where, entry)
+        return decode(_read(read, name, where), where, entry, exact=exact)
 
     with _reading(path) as read, ThreadPoolExecutor(threads) as pool:
         for start in range(0, len(names), BATCH):
@@ -104,13 +112,14 @@ def _read(read: Read, name: str, where: str) -> bytes:
         raise UserError(where, "unreadable", f"replace or remove it ({error})") from error
 
 
-def decode(data: bytes, where: str, entry: DatasetEntry) -> np.ndarray:
+def decode(data: bytes, where: str, entry: DatasetEntry, *, exact: bool = False) -> np.ndarray:
     """Decode one PNG or JPEG file, crop it to its central square and resize it (Lanczos).
 
     Args:
         data: the file's bytes.
         where: the file's name, for errors.
         entry: gives ``resolution`` in pixels and ``channels``; its ``convert`` says whether other modes are converted.
+        exact: refuse an image that would have to be cropped or resized.
 
     Returns:
         uint8 [resolution, resolution, channels] in [0, 255].
@@ -120,6 +129,8 @@ def decode(data: bytes, where: str, entry: DatasetEntry) -> np.ndarray:
     """
     with _undecodable(where):
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
+    if exact:
+        check_side(where, image.size, entry.resolution)
     _check_header(image, where, entry)
     with _undecodable(where):
         image.load()

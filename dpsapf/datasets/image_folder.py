@@ -69,8 +69,7 @@ def arrange(names: list[str], entry: DatasetEntry) -> dict[str, list[Member]]:
         UserError: a file that is not ``CLASS/FILE`` or ``SPLIT/CLASS/FILE`` or has another suffix, a
             folder that is no class, or a class without images.
     """
-    paths = {name: PurePosixPath(name).parts for name in sorted(names) if not _hidden(name)}
-    paths = _unwrap(paths, {*entry.classes, *SPLIT_FOLDERS})
+    paths = visible(names, {*entry.classes, *SPLIT_FOLDERS})
     by_split = any(parts[0] in SPLIT_FOLDERS and parts[0] not in entry.classes for parts in paths.values())
     plan: dict[str, list[Member]] = {"train": []}
     for name, parts in paths.items():
@@ -106,6 +105,19 @@ def arrange_rows(names: list[str], entry: DatasetEntry) -> dict[str, list[Member
     for split, members in plan.items():
         _check_labels(split, members, entry)
     return plan
+
+
+def visible(names: list[str], known: set[str]) -> dict[str, tuple[str, ...]]:
+    """Sort file names, without hidden files.
+
+    Args:
+        names: ``/``-separated.
+        known: folders that are not the one around everything.
+
+    Returns:
+        The parts of each name; the one folder around everything, if there is one, is left off.
+    """
+    return _unwrap({name: PurePosixPath(name).parts for name in sorted(names) if not _hidden(name)}, known)
 
 
 def _hidden(name: str) -> bool:

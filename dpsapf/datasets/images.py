@@ -2,7 +2,7 @@
 
 import hashlib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +59,22 @@ def resize(images: np.ndarray, resolution: int) -> np.ndarray:
         size = (resolution, resolution)
         images = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.LANCZOS)) for image in images])
     return images if images.ndim == 4 else images[..., np.newaxis]
+
+
+def check_side(where: str, size: Sequence[int], resolution: int) -> None:
+    """Check that images which another group made have the dataset's resolution: a filter of ours would change their FID.
+
+    Args:
+        where: what has the size, for errors.
+        size: width and height [pixels].
+        resolution: side that they must have [pixels].
+
+    Raises:
+        UserError: it is another.
+    """
+    if tuple(size) != (resolution, resolution):
+        remedy = f"must be {resolution} x {resolution}: resize as their authors do, or prepare the dataset at their resolution"
+        raise UserError(where, f"{size[0]} x {size[1]}", remedy)
 
 
 def as_rgb(images: np.ndarray) -> np.ndarray:

@@ -3,8 +3,8 @@
 import numpy as np
 import torch
 
-from dpsapf.datasets.archive import stored_rows
 from dpsapf.datasets.prepared import read_part
+from dpsapf.evaluation.external import labelled_images
 from dpsapf.evaluation.feature_networks import load_network
 from dpsapf.evaluation.features import Pixels, all_features, class_probabilities
 from dpsapf.evaluation.predictions import check_private_name, write_predictions
@@ -22,10 +22,11 @@ from dpsapf.support.records import read_record, write_record
 
 
 def evaluate(options: Evaluate) -> None:
-    """Write fidelity.json, utility.json or both.
+    """Write fidelity.json, utility.json or both, of images that any method made.
 
     Raises:
-        UserError: an output is not named, or the reference features are of another protocol.
+        UserError: an output is not named, the reference features are of another protocol, or the images are not the dataset's
+            classes and resolution (`dpsapf.evaluation.external.labelled_images`).
     """
     check_private_name(options.predictions)
     for what in options.what:
@@ -33,7 +34,7 @@ def evaluate(options: Evaluate) -> None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
-    synthetic = stored_rows(options.synthetic, "images"), stored_rows(options.synthetic, "labels")[:]
+    synthetic = labelled_images(options.synthetic, read_record(options.dataset, DatasetRecord), options.threads)
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:

@@ -77,6 +77,10 @@ def jobs(config: Config) -> Iterator[Job]:
 def _jobs(config: Config, run: RunSpec, sizes: Sizes) -> Iterator[Job]:
     row, pair = method(run.method), f"{run.dataset}--{run.public_model}"
     yield Job("prepare_dataset", run.dataset, run, 0.0, _pixels(sizes, sizes.images or 0))
+    if row.made_elsewhere:
+        yield Job("import_images", run.id, run, 0.0, _pixels(sizes, config.sampling.count))
+        yield from _evaluated(config, run, sizes, "collect_external")
+        return
     yield Job("prepare_public_model", run.public_model, run)
     yield Job("plan_privacy", run.id, run)
     if row.trains:
@@ -96,10 +100,14 @@ def _jobs(config: Config, run: RunSpec, sizes: Sizes) -> Iterator[Job]:
         yield Job("publish_population", run.id, run, 0.0, samples)
     else:
         yield Job("sample", run.id, run, sample(config, sizes), samples)
+    yield from _evaluated(config, run, sizes, "collect_metrics")
+
+
+def _evaluated(config: Config, run: RunSpec, sizes: Sizes, collect: str) -> Iterator[Job]:
     features = sizes.images and sizes.images * FEATURES * 4 / 1e9
     yield Job("reference_features", run.dataset, run, sizes.images and sizes.images * INCEPTION, features or 0.0)
     yield Job("evaluate", run.id, run, config.sampling.count * INCEPTION)
-    yield Job("collect_metrics", run.id, run)
+    yield Job(collect, run.id, run)
 
 
 def score(config: Config, sizes: Sizes) -> float | None:

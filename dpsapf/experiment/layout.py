@@ -3,6 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+OWN = {  # what a run's own release leaves: its file, and which methods do
+    "selection": ("selection.csv", "trains"),
+    "selection_record": ("selection.json", "trains"),
+    "weights": ("weights.safetensors", "trains"),
+    "training_log": ("private_log.csv", "trains"),
+    "population": ("population.safetensors", "evolves"),
+    "spend": ("spend.json", "spends"),
+    "private": ("private.json", "spends"),
+}
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -23,6 +23,7 @@ MethodName = typing.Literal[
     "no-dp",
     "no-finetune",
 ]
+AnyMethod = typing.Literal[MethodName, "external"]  # images of another group: in no study, and nothing of them is planned
 Level = typing.Literal["matrix", "layer", "block"]
 Candidates = typing.Literal["attention", "attention+proj", "attention+ffn", "all-params"]
 MEMBERS: dict[Candidates, tuple[Candidates, ...]] = {  # what a candidate table calls the matrices of each set
@@ -65,6 +66,7 @@ class Method:
         randomises_rest: True if the candidates that were not chosen are replaced by random values.
         evolves: how votes of the private images choose among synthetic ones, for methods that train nothing and let images
             evolve: ``drawn`` in proportion to their votes, or the ``first`` by votes; None for all others.
+        made_elsewhere: True where another group made the images: this suite plans, trains and audits nothing of them.
     """
 
     selection: typing.Literal["saliency", "random", "all"]
@@ -74,6 +76,7 @@ class Method:
     candidates: Candidates | None = None
     randomises_rest: bool = False
     evolves: typing.Literal["drawn", "first"] | None = None
+    made_elsewhere: bool = False
 
     @property
     def selects(self) -> bool:
@@ -130,6 +133,7 @@ METHODS: dict[str, Method] = {
     "no-dp": Method(selection="saliency", trained="adapter", private=False, clips=False),
     "no-finetune": Method(selection="all", trained="nothing"),
 }
+EXTERNAL = Method(selection="all", trained="nothing", clips=False, made_elsewhere=True)
 AXES = frozenset().union(*(row.uses for row in METHODS.values()))
 TRAINING_AXES = ("learning_rate", "training_steps", "batch_size", "lora_rank", "optimizer")  # null: the config's own value
 
@@ -140,6 +144,8 @@ def method(name: str) -> Method:
     Raises:
         UserError: the name is not registered; names the known ones.
     """
+    if name == "external":
+        return EXTERNAL
     if name not in METHODS:
         raise UserError("method", name, one_of(name, METHODS))
     return METHODS[name]

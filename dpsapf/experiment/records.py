@@ -2,13 +2,16 @@
 
 import typing
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dpsapf.experiment.columns import FIDELITY
 from dpsapf.experiment.methods import NoiseMode, Unit
 from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
+
+Claim = typing.Literal["claimed, not audited by this suite"]  # what the epsilon of another group's images is
+CLAIMED: Claim = "claimed, not audited by this suite"
 
 
 class DatasetRecord(Checked):
@@ -194,6 +197,31 @@ class Timing(Checked):
     peak_memory_mb: float
 
 
+class External(Checked):
+    """external.json: images that another group made. Nothing of them was planned, trained or audited: there is no ledger."""
+
+    run: RunSpec
+    label: str  # what tables and figures call the method
+    claim: Claim = CLAIMED
+    claimed_epsilon: float | None
+    claimed_delta: float | None
+    images: int
+    source: str  # SHA-256 of the folder, .zip or .npz that was taken in
+    samples: str  # SHA-256 of samples.npz
+    dataset_id: str  # of the dataset that says what classes and resolution they have
+    provenance: dict
+
+
+class Merged(Checked):
+    """merged.json: results of several machines, joined."""
+
+    protocol: str
+    parts: tuple[str, ...]  # names of the folders that were joined, in their order
+    runs: dict[str, str]  # id -> SHA-256 of its metrics.json
+    differences: tuple[str, ...]  # what is not the same in all of them, and was told
+    provenance: dict
+
+
 class Fidelity(Checked):
     """fidelity.json. Computed on private images, outside the guarantee; what the protocol does not ask for is null."""
 
@@ -288,11 +316,13 @@ class Metrics(Checked):
     predicted_rise: float | None = None  # R at that rate, of all matrices; null: not asked for, or no LoRA
     used_steps: int | None  # DP-SGD steps done, or rounds of votes
     used_batch: float | None  # expected Poisson batch [units]: the rate times N
-    trainable_parameters: int
-    selected_matrices: int
+    trainable_parameters: int | None  # null: made elsewhere, not known
+    selected_matrices: int | None
     finetune_seconds: float | None  # of fine-tuning, or of evolving
-    sample_seconds: float
-    peak_memory_mb: float
+    sample_seconds: float | None
+    peak_memory_mb: float | None
+    label: str | None = None  # what tables call a method whose images were made elsewhere
+    claim: Claim | None = None  # what the epsilon of images made elsewhere is; null: a ledger audited it
     outside_the_guarantee: tuple[str, ...] = (
         "accuracy",
         "macro_f1",
@@ -301,3 +331,11 @@ class Metrics(Checked):
         *FIDELITY,
         "ceiling_accuracy",
     )
+
+    @model_validator(mode="after")
+    def _audited_or_claimed(self) -> "Metrics":
+        """What no ledger audited never looks as if one had."""
+        elsewhere = self.run.method == "external"
+        if elsewhere != (self.claim is not None) or (elsewhere and (self.spent_epsilon or not self.not_for_release)):
+            raise ValueError(f"images made elsewhere, and no others, have an epsilon that is {CLAIMED}")
+        return self

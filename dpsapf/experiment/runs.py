@@ -3,7 +3,7 @@
 import itertools
 import typing
 
-from pydantic import BeforeValidator, Field, WithJsonSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from dpsapf.experiment.methods import (
     AXES,
@@ -11,6 +11,7 @@ from dpsapf.experiment.methods import (
     WALKING,
     WEIGHS_NOISE,
     Adapter,
+    AnyMethod,
     Candidates,
     Level,
     MechanismName,
@@ -36,6 +37,9 @@ AutoRatio = typing.Annotated[
 AutoRank = Count | typing.Literal["auto"]
 AutoRate = Positive | typing.Literal["auto"]
 Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
+
+
+Name = typing.Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*$")]
 
 
 class _OnDataset(Checked):
@@ -71,6 +75,15 @@ class Treatment(Checked):
 class RunSpec(Treatment, _OnDataset):
     """One run: what differs between the rows of a table."""
 
+    method: AnyMethod = Field(description="what is selected and trained; external: images of another group")
+    external: Name | None = Field(None, description="method external: its key in the config; its epsilon is what is claimed")
+
+    @model_validator(mode="after")
+    def _named_if_external(self) -> "RunSpec":
+        if (self.method == "external") != (self.external is not None):
+            raise ValueError("method external, and no other, has a name in external")
+        return self
+
     def adapter_rank(self, configured: int) -> int:
         """Return the rank of the adapter; where each matrix has its own, the one that sets its scale, alpha/rank."""
         return configured if self.lora_rank in (None, "auto") else self.lora_rank
@@ -81,7 +94,7 @@ class RunSpec(Treatment, _OnDataset):
         ranked = [self.level, f"r{number(100 * self.ratio)}" if self.ratio else self.level and "auto"]
         rule = self.rule if self.rule != "top" else None
         changed = [self.candidates != "attention" and self.candidates, self.adapter != "lora" and self.adapter]
-        name = "-".join(filter(None, [self.method, *ranked, rule, *self._scored, *changed]))
+        name = "-".join(filter(None, [self.method, self.external, *ranked, rule, *self._scored, *changed]))
         epsilon = [f"eps{number(self.epsilon)}"] if self.epsilon is not None else []
         trained = ["-".join(self._trained)] if self._trained else []
         return "--".join([self.dataset, self.public_model, name, *trained, *epsilon, f"seed{self.seed}"])
@@ -111,6 +124,19 @@ class RunSpec(Treatment, _OnDataset):
         noise = f"s{number(self.sigma_s)}" if self.sigma_s is not None else None
         mechanism = self.mechanism if self.mechanism != "gaussian" else None
         return [self.score, mechanism, noise]
+
+
+def external_run(name: str, dataset: str, public_model: str, epsilon: float | None, seed: int) -> RunSpec:
+    """Name images of another group as a run.
+
+    Args:
+        name: of the method, its key in the config.
+        dataset: that the images are in place of.
+        public_model: whose runs it stands beside.
+        epsilon: what its authors claim; None if they claim none.
+        seed: of their run.
+    """
+    return RunSpec(dataset=dataset, public_model=public_model, method="external", external=name, epsilon=epsilon, seed=seed)
 
 
 def number(value: float) -> str:

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Precision, Sampler, Unit
+from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Positive, Precision, Sampler, Seed, Unit
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
-from dpsapf.experiment.runs import RunSpec, Study, expand
+from dpsapf.experiment.runs import Name, RunSpec, Study, expand, external_run
 from dpsapf.support.checked import Checked, parse, replace
 from dpsapf.support.errors import UserError, UserErrors, one_of
 
@@ -144,6 +144,26 @@ class EvaluationConfig(Checked):
     protocol: str = Field(description="a key of config/protocols.yaml")
 
 
+class ExternalRun(Checked):
+    """One set of images that another group made."""
+
+    dataset: str = Field(description="sensitive dataset, a key of config/datasets.yaml")
+    images: str = Field(description="folder of class folders, .zip of it, or .npz; see docs/sharing.md")
+    epsilon: Positive | None = Field(description="epsilon that its authors claim, not audited by this suite; null: none claimed")
+    delta: float | None = Field(None, description="delta that its authors claim", gt=0, le=0.1)
+    seed: Seed = Field(0, description="seed of their run, and of the classifiers")
+    public_model: str | None = Field(
+        None, description="whose runs it stands beside in tables; null: the first that a study has on the dataset"
+    )
+
+
+class ExternalMethod(Checked):
+    """Another group's method, of which there are only images."""
+
+    label: str = Field(description="what tables and figures call it, in one line", pattern=r"^\S.*$")
+    runs: tuple[ExternalRun, ...] = Field(description="its images: one entry for each dataset, epsilon and seed", min_length=1)
+
+
 class ComputeConfig(Checked):
     """Speed and memory only: no setting here may change a result beyond rounding."""
 
@@ -172,6 +192,7 @@ class Config(PrecisionConfig):
 
     name: str = Field(description="results go to results/<name>", pattern=r"^[A-Za-z0-9][\w.-]*$")
     studies: dict[str, Study] = Field(description="named axes; their products are the runs")
+    external: dict[Name, ExternalMethod] = Field({}, description="other groups' methods, of which images are evaluated")
     privacy: PrivacyConfig = Field(description="DP-SGD and the target")
     saliency: SaliencyConfig = Field(description="the saliency release")
     finetune: FinetuneConfig = Field(description="training settings outside the accounting")
@@ -195,8 +216,34 @@ class Config(PrecisionConfig):
 
     @functools.cached_property
     def runs(self) -> list[RunSpec]:
-        """The runs of all studies, each once; an axis of training at the config's own value is null."""
+        """The runs of all studies, each once; an axis of training at the config's own value is null. Then external ones."""
+        return [*self._studied, *(run for run, _, _ in self.made_elsewhere.values())]
+
+    @functools.cached_property
+    def _studied(self) -> list[RunSpec]:
         return list({run.id: run for run in self.matching(expand(self.studies))}.values())
+
+    @functools.cached_property
+    def made_elsewhere(self) -> dict[str, tuple[RunSpec, ExternalMethod, ExternalRun]]:
+        """Every set of images that another group made, by the id of its run.
+
+        Raises:
+            UserError: two are of one method, dataset, public model, epsilon and seed, or two methods have one label.
+        """
+        known: dict[str, tuple[RunSpec, ExternalMethod, ExternalRun]] = {}
+        for name, row in self.external.items():
+            if row.label in {other.label for key, other in self.external.items() if key != name}:
+                raise UserError(f"external.{name}.label", row.label, "two methods have it: tables could not tell them apart")
+            for place, images in enumerate(row.runs):
+                run = external_run(name, images.dataset, self._beside(images), images.epsilon, images.seed)
+                if run.id in known:
+                    raise UserError(f"external.{name}.runs.{place}", run.id, "is there already: give each its own seed")
+                known[run.id] = run, row, images
+        return known
+
+    def _beside(self, images: ExternalRun) -> str:
+        models = [run.public_model for run in self._studied if run.dataset == images.dataset]
+        return images.public_model or next(iter(models), Study.model_fields["public_model"].default[0])
 
     def matching(self, runs: Iterable[RunSpec]) -> list[RunSpec]:
         """Set the axes of training to null in which runs have the config's own values."""
@@ -241,6 +288,7 @@ def _names(data: dict) -> typing.Iterator[tuple[str, object, list[str]]]:
             values = axes.get(axis) if isinstance(axes, dict) else None
             for index, name in enumerate(values if isinstance(values, list) else ()):
                 yield f"studies.{study}.{axis}.{index}", name, known
+    yield from _external_names(data.get("external"), datasets, models)
     for key in ("compare_scores", "compare_rankings", "measure_fragility"):
         named = data.get(key)
         for index, name in enumerate(named if isinstance(named, list) else ()):
@@ -248,6 +296,15 @@ def _names(data: dict) -> typing.Iterator[tuple[str, object, list[str]]]:
     evaluation = data.get("evaluation")
     if isinstance(evaluation, dict) and "protocol" in evaluation:
         yield "evaluation.protocol", evaluation["protocol"], protocols
+
+
+def _external_names(methods: object, datasets: list[str], models: list[str]) -> typing.Iterator[tuple[str, object, list[str]]]:
+    for name, row in methods.items() if isinstance(methods, dict) else ():
+        runs = row.get("runs") if isinstance(row, dict) else None
+        for place, images in enumerate(runs if isinstance(runs, list) else ()):
+            for key, known in (("dataset", datasets), ("public_model", models)):
+                if isinstance(images, dict) and images.get(key) is not None:
+                    yield f"external.{name}.runs.{place}.{key}", images[key], known
 
 
 def _registry(data: dict, field: str, cls: type[Checked]) -> list[str]:

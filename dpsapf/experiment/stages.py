@@ -17,7 +17,7 @@ from dpsapf.experiment.methods import (
     Seed,
     Unit,
 )
-from dpsapf.experiment.runs import Treatment
+from dpsapf.experiment.runs import Name, Treatment
 from dpsapf.experiment.settings import (
     ComputeConfig,
     EvolutionConfig,
@@ -294,6 +294,23 @@ class FetchEvaluationWeights(Checked):
     out: Path | None = target("list of what is there (.txt)", None)
 
 
+class ImportImages(Checked):
+    """Take in images that another group made; nothing of them is audited."""
+
+    images: Path = source("folder of class folders, .zip of it, or .npz; see docs/sharing.md")
+    dataset: Path = source("dataset.json")
+    external: Name = Field(description="name of the method, as in the config")
+    label: str = Field(description="what tables and figures call it, in one line", pattern=r"^\S.*$")
+    public_model: str = Field(description="public model whose runs it stands beside in tables")
+    epsilon: Positive | None = Field(None, description="epsilon that its authors claim; omitted: none claimed")
+    delta: float | None = Field(None, description="delta that its authors claim", gt=0, le=0.1)
+    seed: Seed = Field(0, description="seed of their run")
+    threads: int = Field(1, description="CPU threads that decode images [threads]", ge=1)
+    archive: Path = target("the images and labels (.npz)")
+    contact_sheet: Path = target("contact sheet (.png)")
+    record: Path = target("external.json")
+
+
 class ReferenceFeatures(Checked):
     """Features of real images; classifiers trained on real images."""
 
@@ -312,7 +329,7 @@ class Evaluate(Checked):
     """Fidelity and utility of synthetic images (outside the guarantee)."""
 
     what: tuple[typing.Literal["fidelity", "utility"], ...] = Field(("fidelity", "utility"), description="what to compute")
-    synthetic: Path = source("synthetic images (.npz)")
+    synthetic: Path = source("synthetic images: .npz, or a folder of class folders, or a .zip of it")
     archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
     features: Path = source("features of real images, their moments and radii (.safetensors)")
@@ -376,6 +393,16 @@ class CollectMetrics(UpdateConfig):
     out: Path = target("metrics.json")
 
 
+class CollectExternal(Checked):
+    """Gather the records of images that another group made."""
+
+    external: Path = source("external.json")
+    fidelity: Path = source("fidelity.json")
+    utility: Path = source("utility.json")
+    ceiling: Path = source("utility of classifiers trained on real images")
+    out: Path = target("metrics.json")
+
+
 class Aggregate(Checked):
     """Tidy tables over all runs."""
 
@@ -383,6 +410,20 @@ class Aggregate(Checked):
     runs: Path = target("one row per run (.csv)")
     summary: Path = target("mean, spread and interval over seeds (.csv)")
     selections: Path = target("one row per run and candidate matrix (.csv)")
+
+
+class Merge(Checked):
+    """Join results of several machines: one protocol, every run once."""
+
+    results: tuple[Path, ...] = source("folders of results, with runs/ in them; two or more")
+    out: Path = target("folder for the joined results; must not exist")
+
+
+class Check(Checked):
+    """Verify a folder of results; a line for each finding, and nothing is changed."""
+
+    results: Path = source("folder of one config's results, or of merged ones")
+    configfile: Path | None = source("the config, to find runs that are missing", None)
 
 
 class DrawFigures(Checked):

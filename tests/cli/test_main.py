@@ -147,3 +147,11 @@ def test_a_corrupt_record_names_the_file(tmp_path, capsys):
     assert "dataset.json = 'not JSON': delete it" in capsys.readouterr().err
     (tmp_path / "dataset.json").write_text('{"name": "x", "nam": 1}')
     assert plan(tmp_path, "--method", "dp-lora", "--epsilon", "1") == 2
+
+
+def test_only_folders_of_results_need_no_name(tmp_path, capsys):
+    for words in (["merge", "a", "b", "--out", "c"], ["check", "a"], ["check", "--results", "a"]):
+        assert main([*words, "--dry-run"]) == 2
+        assert "--results = 'a': does not exist" in capsys.readouterr().err
+    assert main(["draw-figures", "a", "b"]) == 2
+    assert "does not exist" not in capsys.readouterr().err

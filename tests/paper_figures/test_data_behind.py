@@ -8,7 +8,7 @@ import pytest
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES, Level
 from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
 from paper_figures.results import at_headline, label, series, strictly
-from paper_figures.style import LOOKS
+from paper_figures.style import EXTERNAL, LOOKS
 
 
 def only(table, **values):
@@ -42,7 +42,7 @@ def test_at_headline_keeps_what_has_no_choice(results):
 def test_every_method_and_level_has_a_name_and_a_look_of_its_own():
     levels = {name: typing.get_args(Level) if "level" in row.uses else () for name, row in METHODS.items()}
     names = {f"{name}-{level}" if level else name for name in METHODS for level in (levels[name] or ("",))}
-    assert names | {"real"} == set(LOOKS)
+    assert names | {"real", *EXTERNAL} == set(LOOKS)
     assert len({look.label for look in LOOKS.values()}) == len(LOOKS)
     assert len({(str(look.colour), look.marker) for look in LOOKS.values()}) == len(LOOKS)
 

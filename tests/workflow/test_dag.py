@@ -94,3 +94,30 @@ def test_every_rule_file_is_short_and_has_a_log():
     for path in (ROOT / "workflow" / "rules").glob("*.smk"):
         for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
             assert "log:" in rule and "benchmark:" in rule and "threads:" in rule and "resources:" in rule, rule[:40]
+
+
+def test_images_made_elsewhere_are_taken_in_evaluated_and_collected_and_nothing_else(tmp_path):
+    """No plan, no training, no audit and no sampling is theirs; in a config of its own, or beside studies."""
+    theirs = {
+        "label": "Their method (2025)",
+        "runs": [{"dataset": "digits", "images": str(tmp_path / "theirs.zip"), "epsilon": 10}],
+    }
+    (tmp_path / "theirs.zip").write_bytes(b"")
+    ci = load_yaml(ROOT / "config" / "ci.yaml") | {"name": "never-run"}
+    for studies in ({}, ci["studies"]):
+        both = []
+        for external in ({"their-method": theirs}, {}):
+            if not (studies or external):
+                continue
+            (tmp_path / "config.yaml").write_text(yaml.safe_dump(ci | {"studies": studies, "external": external}))
+            result = dry_run("--configfile", str(tmp_path / "config.yaml"))
+            assert result.returncode == 0, result.stderr + result.stdout
+            both.append(counts(result.stdout))
+        without = (
+            both[1] if studies else {"prepare_dataset": 1, "reference_features": 1, "all": 1, "aggregate": 1, "draw_figures": 1}
+        )
+        more = {"import_images": 1, "evaluate": 1, "collect_external": 1}
+        expected = {name: without.get(name, 0) + more.get(name, 0) for name in without | more}
+        assert {name: count for name, count in both[0].items() if name != "total"} == {
+            name: count for name, count in expected.items() if name != "total"
+        }

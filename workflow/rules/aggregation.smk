@@ -7,6 +7,8 @@ rule collect_metrics:
         LAYOUT.log("collect_metrics", "{run}"),
     benchmark:
         LAYOUT.benchmark("collect_metrics", "{run}")
+    wildcard_constraints:
+        run=OWN,
     conda:
         ENVIRONMENT
     threads: 1

@@ -40,6 +40,8 @@ from dpsapf.cli.rules import (
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
     SITE = Site.load(Path(workflow.basedir) / "slurm" / "site.yaml")
+    # runs whose evaluation releases noisy counts of validation images
+    COUNTED = counted_runs(CONFIG)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -48,9 +50,14 @@ RUNS = {run.id: run for run in CONFIG.runs}
 SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).selects}
 # runs whose images evolve, and the others: which rules make their files
 EVOLVED = run_pattern(run for run in CONFIG.runs if method(run.method).evolves)
-SAMPLED = run_pattern(run for run in CONFIG.runs if not method(run.method).evolves)
-# runs whose evaluation releases noisy counts of validation images
-COUNTED = counted_runs(CONFIG)
+SAMPLED = run_pattern(
+    run
+    for run in CONFIG.runs
+    if not (method(run.method).evolves or run.id in CONFIG.made_elsewhere)
+)
+# runs that are only images, made by another group, and those of this suite
+EXTERNAL = run_pattern(run for run, _, _ in CONFIG.made_elsewhere.values())
+OWN = run_pattern(run for run in CONFIG.runs if run.id not in CONFIG.made_elsewhere)
 # what jobs ask a cluster for
 NEEDS = Needs(CONFIG, SITE)
 # one process per GPU, which share a job's work
@@ -121,6 +128,7 @@ localrules:
     audit_validation,
     publish_population,
     collect_metrics,
+    collect_external,
     aggregate,
     draw_figures,
     write_report,
