@@ -30,10 +30,14 @@ MODULES: dict[type[Checked], str] = {
     stages.Evaluate: "dpsapf.evaluation.evaluate",
     stages.CollectMetrics: "dpsapf.aggregation.collect",
     stages.Aggregate: "dpsapf.aggregation.aggregate",
+    stages.Release: "dpsapf.release.release",
     stages.Bench: "dpsapf.bench.compare",
     stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
 }
+
+PUBLISHES = (stages.Release,)  # their output leaves the private side, and options name folders of that side
+POSITIONAL = {stages.Release: "run"}  # an option that may also be the first word
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,16 @@ class Command:
     def help(self) -> str:
         """One line of help."""
         return self.options.__doc__.strip()
+
+    @property
+    def keeps_options(self) -> bool:
+        """Whether its options are recorded beside its output."""
+        return self.options not in PUBLISHES
+
+    def named(self, words: list[str]) -> list[str]:
+        """Name the first word after the command's, if it is no option and the command has one that may stand there."""
+        first = POSITIONAL.get(self.options)
+        return ["--" + first, *words] if first and words and not words[0].startswith("-") else words
 
 
 COMMANDS: dict[str, Command] = {command.name: command for command in map(Command, MODULES, MODULES.values())}

@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     with listening():
         try:
-            return application()(words, exit_on_error=False, print_error=False) or 0
+            return application()(_named(words), exit_on_error=False, print_error=False) or 0
         except CycloptsError as error:
             print(_prefixed(words, str(_told(words, error))), file=sys.stderr)
         except UserError as error:
@@ -79,12 +79,16 @@ def _entry(command: Command) -> Callable[..., int]:
             return 0
         check_device(options)
         run(getattr(importlib.import_module(command.module), command.name.replace("-", "_")), options)
-        if leads():
+        if leads() and command.keeps_options:
             _save_options(command, options)
         return 0
 
     entry.__annotations__["options"] = typing.Annotated[command.options, Parameter(name="*")]
     return entry
+
+
+def _named(words: list[str]) -> list[str]:
+    return [words[0], *COMMANDS[words[0]].named(words[1:])] if words[:1] and words[0] in COMMANDS else words
 
 
 def _told(words: list[str], error: CycloptsError) -> UserError | CycloptsError:

@@ -4,7 +4,6 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
@@ -38,15 +37,6 @@ CODE: dict[str, tuple[str, ...]] = {
     ),
     "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
     "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy", "datasets"),
-}
-OWN = {  # what a run's own release leaves: its file, and which methods do
-    "selection": ("selection.csv", "trains"),
-    "selection_record": ("selection.json", "trains"),
-    "weights": ("weights.safetensors", "trains"),
-    "training_log": ("private_log.csv", "trains"),
-    "population": ("population.safetensors", "evolves"),
-    "spend": ("spend.json", "spends"),
-    "private": ("private.json", "spends"),
 }
 
 
@@ -118,22 +108,6 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
 def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:
     """Map the input's name to what noise breaks in the matrices that a run chooses from."""
     return {"fragility": layout.fragility(run.dataset, run.public_model, run.released_from)}
-
-
-def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
-    """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
-    row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
-    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.spends
-    files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
-    if row.selects:
-        files["scores"] = layout.scores(run.scores_id, "scores.csv")
-    return files | own_files(layout, run, "selection", "selection_record", "weights", "population")
-
-
-def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
-    """Map input names to files of a run's own release, of ``names`` (keys of `OWN`) those that its method leaves."""
-    row = method(run.method)
-    return {name: layout.run(run.id, file) for name in names for file, left_if in [OWN[name]] if getattr(row, left_if)}
 
 
 def run_pattern(runs: Iterable[RunSpec]) -> str:

@@ -38,6 +38,10 @@ class Layout:
         """Path of a run's file."""
         return f"{self.root}/runs/{run}/{file}"
 
+    def register(self, dataset: str) -> str:
+        """Path of the register of what was published of a dataset."""
+        return f"{self.root}/{dataset}.releases.jsonl"
+
     def table(self, file: str) -> str:
         """Path of an aggregated table."""
         return f"{self.root}/tables/{file}"

@@ -42,6 +42,8 @@ class ModelRecord(Checked):
     sha256: str | None
     denoiser_parameters: int
     candidates: int
+    hub_id: str | None = None  # repository on the hub that it was downloaded from; null: a local or packaged folder
+    revision: str | None = None  # commit of that repository
     provenance: dict
 
 

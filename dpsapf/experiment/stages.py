@@ -284,6 +284,23 @@ class PublishPopulation(Checked):
     timing: Path = target("seconds and peak memory (.json)")
 
 
+class Release(Checked):
+    """Publish a run's images with a datasheet and a privacy statement."""
+
+    run: str = Field(description="id of the run in --results, or the path of its folder, results/NAME/runs/RUN")
+    results: Path | None = source("results folder of the run's config; omitted: RUN is a path", None)
+    hyperparameters: typing.Literal["public", "paper", "accounted"] = Field(
+        description="how they were chosen: public: on other, public images; paper: as published, before the private images were "
+        "seen; accounted: by what runs on them released, all of them counted, never by metrics computed on them"
+    )
+    compose: tuple[Path, ...] = source("ledger.json and spend records of other runs on the same images, to be counted", ())
+    register: Path | None = target(
+        "what was published of these images so far (.jsonl); omitted: results/NAME/DATASET.releases.jsonl", None
+    )
+    weights: bool = Field(False, description="publish the trained parameters, too")
+    out: Path = target("folder to publish; must not exist")
+
+
 class ReferenceFeatures(Checked):
     """Features of real images; classifiers trained on real images."""
 

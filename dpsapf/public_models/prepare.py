@@ -53,6 +53,8 @@ def prepare_public_model(options: PreparePublicModel) -> None:
         sha256=model.sha256,
         denoiser_parameters=parameters,
         candidates=int((table[CANDIDATES] == "attention").sum()),
+        hub_id=None if model.path else model.hub_id,
+        revision=None if model.path else model.revision,
         provenance=provenance(),
     )
     write_record(options.record, record)
