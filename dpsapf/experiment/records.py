@@ -81,6 +81,7 @@ class Plan(Checked):
     clipping_norm: float
     noise: NoiseMode  # seed: reproducible; system: drawn from the operating system, no seed exists
     prior: tuple[Release, ...] = ()  # earlier releases of the same dataset that the target has to hold, too
+    prior_keys: tuple[str, ...] = ()  # of each, the digest by which it is known again; empty: not told
     releases: tuple[Release, ...]
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
@@ -143,6 +144,7 @@ class Ledger(Checked):
     not_for_release: str | None  # why nothing of this run may be published as private; null: it may
     dataset_id: str
     prior: tuple[Release, ...]
+    prior_keys: tuple[str, ...] = ()  # as the plan's
     releases: tuple[Release, ...]
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
     digests: dict[str, str]  # latents, scores, selection, population -> SHA-256

@@ -63,6 +63,7 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
         not_for_release=not_for_release(plan, tuple(by_name.values())),
         dataset_id=plan.dataset_id,
         prior=plan.prior,
+        prior_keys=plan.prior_keys,
         releases=tuple(spend.release for spend in spends),
         spent_epsilon=spent,
         digests=digests,

@@ -46,7 +46,12 @@ def compose_releases(options: ComposeReleases) -> None:
 
 
 def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[Release]:
-    """Collect what ledgers and spend records say was released of a dataset; each distinct release once.
+    """Collect what ledgers and spend records say was released of a dataset (see `named_prior`)."""
+    return list(named_prior(paths, dataset_id, unit).values())
+
+
+def named_prior(paths: Sequence[Path], dataset_id: str, unit: Unit) -> dict[tuple[str, Release], Release]:
+    """Collect what ledgers and spend records say was released of a dataset, by name; each distinct release once.
 
     A ledger's own earlier releases count, too.
 
@@ -61,7 +66,7 @@ def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[R
         if record.unit != unit:
             raise UserError(str(path), record.unit, f"protects another unit than {unit}: epsilons do not add up; leave it out")
         found |= {(key, release): release for key, release in named_releases(record)}
-    return list(found.values())
+    return found
 
 
 def read_spent(path: Path) -> Ledger | Spend:
@@ -82,5 +87,6 @@ def named_releases(record: Ledger | Spend) -> list[tuple[str, Release]]:
     if isinstance(record, Spend):
         return [(record.digest or record.private, record.release)]
     digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
-    earlier = [(f"before {record.run.id}, {place}", release) for place, release in enumerate(record.prior)]
+    keys = record.prior_keys or [f"before {record.run.id}, {place}" for place in range(len(record.prior))]
+    earlier = list(zip(keys, record.prior, strict=True))
     return earlier + [(digests[release.name], release) for release in record.releases]

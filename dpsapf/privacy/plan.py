@@ -26,7 +26,12 @@ PUBLIC = (
 
 
 def make_plan(
-    run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy, prior: Sequence[Release] = ()
+    run: RunSpec,
+    dataset: DatasetRecord,
+    saliency: list[Release],
+    options: PlanPrivacy,
+    prior: Sequence[Release] = (),
+    prior_keys: Sequence[str] = (),
 ) -> Plan:
     """Calibrate DP-SGD, or votes, beside what is released before it; returns the plan without writing it.
 
@@ -36,6 +41,7 @@ def make_plan(
         saliency: the saliency release as its own side describes it; empty for a method that does not select.
         options: DP-SGD's settings, and the number of rounds of votes.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
+        prior_keys: of each of them, the digest by which it is known again; empty if not told.
 
     Raises:
         UserError: the target cannot be met.
@@ -60,6 +66,7 @@ def make_plan(
         clipping_norm=options.clipping_norm,
         noise=options.noise,
         prior=tuple(prior),
+        prior_keys=tuple(prior_keys),
         releases=tuple(releases),
         planned_epsilon={name: epsilon(name, [*prior, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},
         selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,

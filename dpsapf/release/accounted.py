@@ -5,7 +5,7 @@ release of these images that lies in the results folder must be in the total: as
 the register.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
@@ -14,17 +14,17 @@ from dpsapf.privacy.compose import named_releases, read_spent
 from dpsapf.release.found import Found
 from dpsapf.support.errors import UserError
 
-Named = Mapping[tuple[str, Release], Release]
+Named = dict[tuple[str, Release], None]  # releases, each by the digest of what was released
 RECORDS = ("runs/*/ledger.json", "runs/*/spend.json", "cache/scores/*/spend.json", "cache/scores/*/refused.json")
 
 
-def named_by(paths: Sequence[Path], found: Found) -> dict[tuple[str, Release], Release]:
+def named_by(paths: Sequence[Path], found: Found) -> Named:
     """Return what other runs on the same images released, by name.
 
     Raises:
         UserError: a record is of another dataset, protects another unit, or is of a release without a guarantee.
     """
-    named = {}
+    named: Named = {}
     for path in paths:
         record = read_spent(path)
         if not _same_images(record, found.ledger):
@@ -34,7 +34,7 @@ def named_by(paths: Sequence[Path], found: Found) -> dict[tuple[str, Release], R
             raise UserError(f"--compose: {path}", record.unit, f"{remedy}; train with one unit")
         for key, release in named_releases(record):
             check_counts(path, release)
-            named[key, release] = release
+            named[key, release] = None
     return named
 
 
@@ -46,7 +46,7 @@ def check_counts(path: Path, release: Release) -> None:
     """
     if release.mechanism == "none" or release.noise == "seed":
         told = "without noise" if release.mechanism == "none" else "with noise from a seed"
-        remedy = "cannot be counted, and may have shaped this run: train the run that you publish in a results folder without such runs"
+        remedy = "cannot be counted, and may have shaped this run: train what you publish in a results folder without such"
         raise UserError(str(path), told, remedy)
 
 
@@ -63,10 +63,8 @@ def check_all_counted(found: Found, counted: Named) -> None:
         for key, release in named_releases(record):
             if (key, release) not in counted:
                 check_counts(path, release)
-                remedy = (
-                    "lies beside this run, of the same images, and is not counted: add it to --compose, for it may have shaped"
-                )
-                raise UserError(str(path), release.name, f"{remedy} this run's settings")
+                remedy = "is of the same images and may have shaped this run, but is not counted: add it to --compose"
+                raise UserError(str(path), release.name, remedy)
 
 
 def spent_in(layout: Layout) -> Iterator[Path]:

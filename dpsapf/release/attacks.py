@@ -19,10 +19,10 @@ if typing.TYPE_CHECKING:
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
 METHOD = (
-    "Every release as a privacy loss distribution (Google's dp-accounting, add or remove one sampled term, pessimistic "
-    f"discretisation of {PLD_INTERVAL:g}; a release that is (epsilon, delta)-private as a whole as its worst case), composed; its "
-    "trade-off curve by riskcal: Kulynych et al. 2024, arXiv 2407.02191, Algorithm 1; trade-off functions: Dong, Roth and Su 2022, "
-    "arXiv 1905.02383. Upper bounds for any attacker, not the success of a known attack."
+    "each release is a privacy loss distribution of Google's dp-accounting (adding or removing one sampled term; losses rounded "
+    f"up to steps of {PLD_INTERVAL:g}; a release known by its epsilon and delta only is taken at its worst); they are composed, "
+    "and riskcal gives the trade-off curve (Kulynych et al. 2024, arXiv 2407.02191, Algorithm 1; on trade-off curves: Dong, Roth "
+    "and Su 2022, arXiv 1905.02383)."
 )
 
 

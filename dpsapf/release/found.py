@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Timing
+from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Spend, Timing
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.settings import SamplingConfig
 from dpsapf.experiment.stages import AuditPrivacy, Release
@@ -20,6 +20,7 @@ from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record
 
 AGAIN = "run its stage again, and the stages after it"
+RESAMPLE = "audit again, then sample again"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +74,8 @@ def find(options: Release) -> Found:
         layout=layout,
         ledger=ledger,
         plan=read_record(layout.run(name, "plan.json"), Plan),
-        dataset=_read(layout.dataset(ledger.run.dataset, "dataset.json"), DatasetRecord),
-        model=_read(layout.model(ledger.run.public_model, "model.json"), ModelRecord),
+        dataset=_dataset(layout, ledger),
+        model=_model(layout, ledger),
         sampling=sampling,
         adapter=adapter,
         images_digest=samples,
@@ -91,9 +92,8 @@ def place(options: Release) -> tuple[Layout, str]:
     if options.results is None and path.is_dir() and path.resolve().parent.name == "runs":
         return Layout(path.resolve().parent.parent), path.resolve().name
     if options.results is None:
-        raise UserError(
-            "--run", options.run, "is no run's folder, results/NAME/runs/RUN; or is an id: add --results results/NAME"
-        )
+        remedy = "is no run's folder, results/NAME/runs/RUN; if it is an id, add --results results/NAME"
+        raise UserError("--run", options.run, remedy)
     known = sorted(folder.name for folder in (options.results / "runs").glob("*/"))
     if options.run not in known:
         raise UserError("--run", options.run, f"no such run in {options.results}: {one_of(options.run, known)}")
@@ -115,9 +115,7 @@ def _audited(layout: Layout, name: str) -> Ledger:
     _check_permitted(path, fresh.not_for_release)
     for key in Ledger.model_fields:
         if key not in ("provenance", "spent_epsilon") and getattr(fresh, key) != getattr(ledger, key):
-            raise UserError(
-                f"{path}: {key}", _short(getattr(ledger, key)), "is not what the records say: audit again, then sample"
-            )
+            raise UserError(f"{path}: {key}", _short(getattr(ledger, key)), f"is not what the records say: {RESAMPLE}")
     _check_epsilon(path, ledger, fresh)
     return ledger
 
@@ -132,9 +130,7 @@ def _check_epsilon(path: Path, ledger: Ledger, fresh: Ledger) -> None:
     for name, value in fresh.spent_epsilon.items():
         told = ledger.spent_epsilon.get(name, math.nan)
         if not math.isclose(told, value, rel_tol=0, abs_tol=PRV_ERROR):
-            raise UserError(
-                f"{path}: spent_epsilon.{name}", told, f"the releases compose to {value:.4f}: audit again, then sample"
-            )
+            raise UserError(f"{path}: spent_epsilon.{name}", told, f"the releases compose to {value:.4f}: {RESAMPLE}")
 
 
 def _images_digest(layout: Layout, ledger: Ledger) -> str:
@@ -158,6 +154,24 @@ def _sampling(layout: Layout, ledger: Ledger) -> tuple[SamplingConfig, dict[str,
     if row.trained != "adapter":
         return sampling, {}
     return sampling, {"rank": ledger.run.adapter_rank(told["lora_rank"]), "alpha": told["lora_alpha"]}
+
+
+def _dataset(layout: Layout, ledger: Ledger) -> DatasetRecord:
+    path = layout.dataset(ledger.run.dataset, "dataset.json")
+    record = _read(path, DatasetRecord)
+    if record.id != ledger.dataset_id:
+        remedy = f"the run was trained on {ledger.dataset_id[:12]}, before the dataset was prepared again: train it again"
+        raise UserError(f"{path}: id", record.id[:12], remedy)
+    return record
+
+
+def _model(layout: Layout, ledger: Ledger) -> ModelRecord:
+    path = layout.model(ledger.run.public_model, "model.json")
+    record, spend = _read(path, ModelRecord), Path(layout.run(ledger.run.id, "spend.json"))
+    trained_on = read_record(spend, Spend).made_from.get("model") if spend.exists() else None
+    if trained_on not in (None, sha256(path)):
+        raise UserError(path, sha256(path)[:12], f"the run was trained on a model with record {trained_on[:12]}: train it again")
+    return record
 
 
 def _read(path: str | Path, cls: type) -> typing.Any:  # noqa: ANN401 - a record of cls

@@ -29,8 +29,8 @@ class Guarantee(Checked):
 class Together(Guarantee):
     """What this release and all that is counted beside it promise together."""
 
-    earlier_releases: int  # published before, of the register; this run itself is none of them
-    other_runs: int  # counted because they may have shaped this one, published or not
+    earlier_releases: int  # other runs that were published before, by the register
+    unpublished: int  # releases that are counted because they may have shaped this run, and were not published
 
 
 class PrivacyRecord(Checked):

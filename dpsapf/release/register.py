@@ -40,7 +40,7 @@ class Register:
         self.path, self._file = path, file
         self.lines, self._last = _checked(path, file.read())
 
-    def released(self, unit: Unit) -> dict[tuple[str, Release], Release]:
+    def released(self, unit: Unit) -> dict[tuple[str, Release], None]:
         """Return all that was counted in any line, each distinct release once.
 
         Raises:
@@ -50,11 +50,11 @@ class Register:
             if line.unit != unit:
                 remedy = f"this run protects one {unit}: epsilons of different units do not add up; train it with the same unit"
                 raise UserError(f"{self.path}: line {number}: unit", line.unit, remedy)
-        return {(item.key, item.release): item.release for line in self.lines for item in line.counted}
+        return {(item.key, item.release): None for line in self.lines for item in line.counted}
 
-    def earlier(self, line: Registered) -> int:
-        """Count the other runs that were published before."""
-        return len({(other.run, other.own) for other in self.lines} - {(line.run, line.own)})
+    def of_others(self, line: Registered) -> list[Registered]:
+        """Return the lines of other runs than a line's."""
+        return [other for other in self.lines if (other.run, other.own) != (line.run, line.own)]
 
     def add(self, line: Registered) -> None:
         """Append a line, and see it on the disk; a line that is there already stays alone."""
@@ -94,11 +94,25 @@ def held(path: Path) -> Iterator[Register]:
     """
     if not path.parent.is_dir():
         raise UserError("--register", str(path), "its folder does not exist: make it, or name another file")
-    with path.open("a+b") as file:
+    with _locked(path) as file:
+        try:
+            yield Register(path, file)
+        finally:
+            if path.stat().st_size == 0:  # a refusal leaves nothing
+                path.unlink()
+
+
+def _locked(path: Path) -> typing.BinaryIO:
+    """Open a file that this process alone holds, and that still has its name."""
+    while True:
+        file = path.open("a+b")
         try:
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
+            file.close()
             remedy = f"cannot be locked ({error.strerror}), and two releases at once would not count each other: move it"
             raise UserError("--register", str(path), remedy) from error
-        file.seek(0)
-        yield Register(path, file)
+        if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+            file.seek(0)
+            return file
+        file.close()  # who held it left nothing, and removed it

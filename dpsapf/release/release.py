@@ -8,10 +8,9 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from dpsapf.experiment.records import Release as Released
 from dpsapf.experiment.stages import Release
 from dpsapf.privacy.compose import named_releases
-from dpsapf.release.accounted import check_all_counted, named_by
+from dpsapf.release.accounted import Named, check_all_counted, named_by
 from dpsapf.release.datasheet import WEIGHTS, datasheet
 from dpsapf.release.found import Found, find
 from dpsapf.release.images import write_images
@@ -41,30 +40,20 @@ def release(options: Release) -> None:
     found = find(options)
     if options.weights and found.weights is None:
         raise UserError("--weights", True, f"method {found.ledger.run.method} trains none: leave it out")
-    own = {(key, item): item for key, item in named_releases(found.ledger)}
-    others = named_by(options.compose, found)
-    if options.hyperparameters == "accounted" and not (others.keys() | own.keys()) - _of_run(found):
-        remedy = "says that other runs chose them, and none is counted: name their records with --compose, or say paper or public"
-        raise UserError("--hyperparameters", "accounted", remedy)
+    brought = dict.fromkeys(named_releases(found.ledger)) | named_by(options.compose, found)
+    line = _line(found, options, brought)
     path = options.register or Path(found.layout.register(found.ledger.run.dataset))
     with held(path) as register:
-        counted = own | others | register.released(found.ledger.unit)
-        check_all_counted(found, counted)
-        line = _line(found, options, own | others)
-        count = len({path.resolve() for path in options.compose})
-        record = privacy_record(found, counted, register.earlier(line), count, options.hyperparameters)
+        record = _counted(found, register, line, brought)
         with whole(options.out) as folder:
             _write(folder, found, record, options.weights)
             register.add(line)
-    LOG.info("%s: %s", options.out, _told(record, register))
+    alone, total = certified(record.this_release), certified(record.together)
+    LOG.info("%s: epsilon %.4g alone, %.4g with all that is counted, at delta %.3g", options.out, alone, total, record.delta)
+    LOG.info("counted in %s: keep this file, later releases need it", path)
 
 
-def _of_run(found: Found) -> set[tuple[str, Released]]:
-    """Name what the run itself released; not what its plan held of earlier runs."""
-    return {(key, item) for key, item in named_releases(found.ledger)[len(found.ledger.prior) :]}
-
-
-def _line(found: Found, options: Release, counted: dict[tuple[str, Released], Released]) -> Registered:
+def _line(found: Found, options: Release, brought: Named) -> Registered:
     ledger = found.ledger
     return Registered(
         run=ledger.run.id,
@@ -74,9 +63,26 @@ def _line(found: Found, options: Release, counted: dict[tuple[str, Released], Re
         hyperparameters=options.hyperparameters,
         images=found.images_digest,
         weights=ledger.weights_digest if options.weights else None,
-        own=tuple(sorted(key for key, _ in _of_run(found))),
-        counted=tuple(Counted(key=key, release=item) for key, item in counted),
+        own=tuple(sorted(key for key, _ in named_releases(ledger)[len(ledger.prior) :])),
+        counted=tuple(Counted(key=key, release=release) for key, release in brought),
         previous=None,
+    )
+
+
+def _counted(found: Found, register: Register, line: Registered, brought: Named) -> PrivacyRecord:
+    """Count the run, what it brings with it, and what the register holds; refuse if anything is left out."""
+    registered = register.released(line.unit)
+    everything = brought | registered
+    own = dict.fromkeys(named_releases(found.ledger)[len(found.ledger.prior) :])
+    if line.hyperparameters == "accounted" and not everything.keys() - own.keys():
+        remedy = "says that other runs chose them, and none is counted: name their records with --compose, or say paper or public"
+        raise UserError("--hyperparameters", "accounted", remedy)
+    check_all_counted(found, everything)
+    earlier = register.of_others(line)
+    known = {(item.key, item.release) for other in earlier for item in other.counted}
+    unpublished = len(everything.keys() - own.keys() - known)
+    return privacy_record(
+        found, everything, len({(other.run, other.own) for other in earlier}), unpublished, line.hyperparameters
     )
 
 
@@ -109,8 +115,3 @@ def whole(folder: Path) -> Iterator[Path]:
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _told(record: PrivacyRecord, register: Register) -> str:
-    total = certified(record.together)
-    return f"epsilon {certified(record.this_release):.4g} at delta {record.delta:.3g}, all counted {total:.4g}; register {register.path}"

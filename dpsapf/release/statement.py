@@ -2,7 +2,7 @@
 
 import decimal
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
 from dpsapf.experiment.methods import Unit, method
@@ -36,17 +36,16 @@ NOT_COVERED = {
         "likeness: a synthetic image may look like somebody by chance",
         "other publications of the same private images that the register does not hold",
         "the decision to publish, and whatever quality the owner measured on private images: neither is in this folder",
-        "errors of the computer's rounding: noise is drawn and added as floating-point numbers",
+        "errors of the computer's rounding; and a broken AES-256, the cipher that the noise is drawn from",
     ),
 }
 NOT_COVERED["user"] = (
     "groups: each person is protected by themselves, so a family or a ward is protected less",
     *NOT_COVERED["image"][1:],
 )
-UNITS: dict[Unit, tuple[str, str]] = {  # one of them; several of them
-    "image": ("one private image, with its label", "private images"),
-    "user": ("one person: all private images of that person", "persons"),
-}
+ONE: dict[Unit, str] = {"image": "one private image", "user": "one person"}
+SEVERAL: dict[Unit, str] = {"image": "private images", "user": "persons' private images"}
+WHOLE: dict[Unit, str] = {"image": "the image with its label", "user": "all private images of the person, with their labels"}
 NAMES = {
     "saliency": "scores that say which matrices of the model matter",
     "dp-sgd": "fine-tuning of the model (DP-SGD), from step to step",
@@ -55,22 +54,22 @@ NAMES = {
 
 
 def privacy_record(
-    found: Found, counted: Mapping[tuple[str, Release], Release], earlier: int, others: int, declared: Declared
+    found: Found, counted: Iterable[tuple[str, Release]], earlier: int, unpublished: int, declared: Declared
 ) -> PrivacyRecord:
     """Say what a run promises alone, and together with all that is counted.
 
     Args:
         found: the run.
-        counted: every release by its name, the run's own among them.
-        earlier: releases that the register holds of other runs.
-        others: runs and records that were counted by ``--compose``.
+        counted: every release with its digest, the run's own among them.
+        earlier: other runs that were published before, by the register.
+        unpublished: releases that are counted and are neither the run's nor of such an other run.
         declared: where the hyperparameters come from.
 
     Raises:
         UserError: the total has no finite epsilon.
     """
     ledger, plan = found.ledger, found.plan
-    own, everything = list(ledger.releases), sorted(counted.values(), key=repr)
+    own, everything = list(ledger.releases), sorted((release for _, release in counted), key=repr)
     alone = _guarantee(own, ledger.delta)
     together = alone if everything == sorted(own, key=repr) else _guarantee(everything, ledger.delta)
     return PrivacyRecord(
@@ -80,7 +79,7 @@ def privacy_record(
         relation=ledger.relation,
         delta=ledger.delta,
         this_release=alone,
-        together=Together(**dict(together), earlier_releases=earlier, other_runs=others),
+        together=Together(**dict(together), earlier_releases=earlier, unpublished=unpublished),
         noise=NOISE if own else "none was needed: no private image was used",
         hyperparameters=declared,
         hyperparameters_meaning=HYPERPARAMETERS[declared],
@@ -101,8 +100,8 @@ def _guarantee(releases: Sequence[Release], delta: float) -> Guarantee:
     for name in CERTIFIERS:
         if not math.isfinite(spent[name]):
             used = sum(release.delta or 0 for release in releases)
-            remedy = f"the releases that are counted have no finite epsilon at delta {delta:.3g}; their own deltas add up to {used:.3g}"
-            raise UserError(f"{name} epsilon", spent[name], f"{remedy}: publish less of these images")
+            remedy = f"is not finite at delta {delta:.3g}: what is counted uses {used:.3g} by itself; publish fewer runs"
+            raise UserError(f"{name} epsilon", spent[name], remedy)
     finite = {name: value for name, value in spent.items() if math.isfinite(value)}
     return Guarantee(epsilon=finite, releases=tuple(releases), attack_bounds=attack_bounds(releases))
 
@@ -129,20 +128,23 @@ def percent(share: float) -> str:
     return f"{up(min(100 * share, 100))} %"
 
 
-def statement(record: PrivacyRecord, trained_by: str) -> str:
+def promise(record: PrivacyRecord) -> str:
+    """Write the promise in a line: of everything that is counted."""
+    return f"epsilon = {up(certified(record.together))}, delta = {up(record.delta)}, for {ONE[record.unit]}"
+
+
+def statement(record: PrivacyRecord, made_by: str) -> str:
     """Write STATEMENT.md, in plain language, from what privacy.json says.
 
     Args:
         record: what privacy.json says.
-        trained_by: the run's method.
+        made_by: the run's method.
     """
-    one, several = UNITS[record.unit]
-    total = record.together
     sections = [
-        _beginning(record, one, several, trained_by),
-        _attackers(record, one),
+        _beginning(record, made_by),
+        _attackers(record),
         _numbers(record),
-        _earlier(total, record.delta),
+        _earlier(record),
         "## What was treated as public\n\nThe promise does not hide these:\n\n" + _list(record.treated_as_public),
         "## What is not promised\n\n" + _list(record.not_covered),
         _computed(record),
@@ -150,80 +152,79 @@ def statement(record: PrivacyRecord, trained_by: str) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def _list(items: Sequence[str]) -> str:
+def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-def _beginning(record: PrivacyRecord, one: str, several: str, trained_by: str) -> str:
-    total, titled = (
-        certified(record.together),
-        "# Privacy statement\n\nThe images in this folder are synthetic: a computer drew them.",
-    )
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Write a Markdown table."""
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows)]
+    return "\n".join(lines)
+
+
+def _beginning(record: PrivacyRecord, made_by: str) -> str:
+    title, one = "# Privacy statement\n\nThe images in this folder are synthetic: a computer drew them.", ONE[record.unit]
     if not record.together.releases:
-        return f"{titled}\nA public image model drew them from class names alone. No private image was used: epsilon is 0."
-    learnt = "chose among its images by noisy votes of" if method(trained_by).evolves else "was adapted to"
-    return f"""{titled}
-They come from a public image model that {learnt} {record.units:,} {several} ("{record.dataset}").
-Noise was added, so that what is published here keeps a promise called differential privacy.
+        return f"{title}\nA public image model drew them from prompts alone. No private image was used: epsilon is 0."
+    learnt = "chose among its images by noisy votes of" if method(made_by).evolves else "was adapted to"
+    return f"""{title}
+They come from a public image model that {learnt} {record.units:,} {SEVERAL[record.unit]} ("{record.dataset}").
+Noise was added on the way, so that this folder keeps a promise called differential privacy.
 
-**The promise: epsilon = {up(total)}, delta = {up(record.delta)}, for {one}.**
+**The promise: {promise(record)}.**
 
-- Take {one} out of the collection. Everything in this folder could have come out nearly the same.
-- Epsilon says how nearly. Whatever one looks for in this folder, {one} makes it more or less likely by a factor of at most
-  e^epsilon, here {_factor(total)}. At epsilon 0 it would make no difference at all.
-- Delta is the probability that is left out of this: {up(record.delta)}.
-- The promise holds against everybody, with whatever knowledge and computers, now and later."""
-
-
-def _factor(total: float) -> str:
-    return up(math.exp(total)) if total < 10 else f"about {up(math.exp(min(total, 700)), 2)}"
+- Leave {one} out, that is {WHOLE[record.unit]}. Everything in this folder could have come out nearly the same.
+- Epsilon says how nearly. Whatever you look for in this folder, {one} makes it at most e^epsilon times as likely, or as
+  unlikely: here {_factor(certified(record.together))} times. At epsilon 0, {one} would make no difference at all.
+- Delta is a small probability on top of that: at most {up(record.delta)}.
+- The promise holds whatever an attacker knows or does, now and later."""
 
 
-def _attackers(record: PrivacyRecord, one: str) -> str:
-    bounds, alone = record.together.attack_bounds, record.this_release.attack_bounds
-    rows = [
-        f"| {percent(float(rate))} of those that were not used | {percent(float(rate))} | {percent(alone.true_positive_rate[rate])} "
-        f"| {percent(value)} |"
-        for rate, value in bounds.true_positive_rate.items()
-    ]
-    once = bounds.true_positive_rate["0.01"]
-    right = percent((1 + bounds.advantage) / 2)
+def _factor(exponent: float) -> str:
+    return f"{int(up(math.exp(exponent))):,}" if 3 < exponent < 20 else up(math.exp(min(exponent, 700)))
+
+
+def _attackers(record: PrivacyRecord) -> str:
+    alone, total = record.this_release.attack_bounds, record.together.attack_bounds
+    columns = {"at most, seeing this release": alone} | ({} if total == alone else {"at most, seeing all that is counted": total})
+    rows = []
+    for rate in total.true_positive_rate:
+        guessed = f"{100 * float(rate):g} % of those that were"
+        found = [percent(bounds.true_positive_rate[rate]) for bounds in columns.values()]
+        rows.append([f"{guessed} not used", f"{guessed} used", *found])
+    found = up(100 * total.true_positive_rate["0.01"])
     return f"""## What an attacker can do at most
 
-Somebody wants to know whether {one} was used. They know everything else: all other private images, the model, the method.
-They look at what was published, and guess.
+Somebody wants to know whether {ONE[record.unit]} was used. They know everything else: all other private images, the model, the
+method. They look at what was published, and name those that they think were used.
 
-| may be wrong about | finds by pure guessing | at most, with this release | at most, with all that is counted |
-| --- | --: | --: | --: |
-{chr(10).join(rows)}
+{table(["wrongly names", "finds by guessing", *columns], rows)}
 
-- Read the middle row so: of 100 that were used, such an attacker finds at most {up(100 * once, 2)}, and wrongly names 1 of 100
-  that were not.
-- The largest advantage, the share found less the share wrongly named, is {percent(bounds.advantage)} (with this release alone
-  {percent(alone.advantage)}). If used and not used are equally likely, at most {right} of all guesses are right; guessing
-  gives 50 %.
-- These are bounds on every attack that is possible, not what a known attack does. A high bound does not say that an attack
-  exists; a low one says that none does."""
+- The middle row says: if such an attacker may wrongly name 1 of 100 that were not used, they find at most {found} of 100 that
+  were. By guessing they would find 1.
+- Their largest advantage, the share found less the share wrongly named, is {percent(total.advantage)}. By guessing it is 0.
+- Ask them about one after the other, each used or not as a coin fell. At most {percent((1 + total.advantage) / 2)} of their
+  answers are right. By guessing, 50 % are.
+- These numbers hold for every attack that is possible. They do not say that an attack exists that comes near them."""
 
 
 def _numbers(record: PrivacyRecord) -> str:
-    alone, total = record.this_release.epsilon, record.together.epsilon
-    rows = [f"| {name} | {_told(alone, name)} | {_told(total, name)} | {kind} |" for name, kind in record.accountants.items()]
-    releases = [f"- {NAMES[release.name]}: {_mechanism(release)}" for release in record.this_release.releases]
-    made = (
-        "What this run released, each with noise:\n\n" + "\n".join(releases) if releases else "This run released nothing private."
-    )
+    alone, total = record.this_release, record.together
+    columns = {"this release": alone.epsilon}
+    if total.epsilon != alone.epsilon:
+        columns["all that is counted"] = total.epsilon
+    rows = [[name, *(_told(spent, name) for spent in columns.values()), kind] for name, kind in record.accountants.items()]
+    released = [f"- {NAMES[release.name]}: {_mechanism(release)}" for release in alone.releases]
+    made = "What this run released, each with noise:\n\n" + "\n".join(released) if released else "This run released nothing."
     return f"""## The numbers
 
-Epsilon was computed in several ways, called accountants, at delta = {up(record.delta)}:
+Epsilon was computed in several ways, by accountants, at delta = {up(record.delta)}:
 
-| accountant | this release | all that is counted | what it is |
-| --- | --: | --: | --- |
-{chr(10).join(rows)}
+{table(["accountant", *columns, "what it is"], rows)}
 
-The promise above is the larger one of {" and ".join(CERTIFIERS)}. Numbers are rounded up; `privacy.json` has all digits.
+The promise has the larger one of {" and ".join(CERTIFIERS)}. Numbers are rounded up; `privacy.json` has all digits.
 
-- Unit, what is protected: {UNITS[record.unit][0]}.
+- Unit, what is protected: {ONE[record.unit]}, that is {WHOLE[record.unit]}.
 - Relation, what is compared: {record.relation}.
 - Noise: {record.noise}.
 
@@ -236,29 +237,33 @@ def _told(spent: Mapping[str, float], name: str) -> str:
 
 def _mechanism(release: Release) -> str:
     if release.mechanism != "gaussian":
-        return f"{release.mechanism} mechanism, ({up(release.epsilon)}, {up(release.delta)})-private as a whole"
-    sampled = "" if release.sampling_rate == 1 else f", each of a random sample with rate {release.sampling_rate:.3g}"
-    return f"{release.steps:,} x Gaussian noise, {release.noise_multiplier:.4g} times the bound on one contribution{sampled}"
+        return f"{release.mechanism} mechanism, epsilon {up(release.epsilon)} and delta {up(release.delta)} as a whole"
+    times = "once" if release.steps == 1 else f"{release.steps:,} times"
+    told = f"{times}, with Gaussian noise of {release.noise_multiplier:.4g} times the most that one can add"
+    if release.sampling_rate == 1:
+        return told
+    return f"{told}; each time from a random sample, which one is in with probability {release.sampling_rate:.3g}"
 
 
-def _earlier(total: Together, delta: float) -> str:
-    spent = f"epsilon {up(certified(total))} at delta {up(delta)}"
-    what = "1 earlier release" if total.earlier_releases == 1 else f"{total.earlier_releases} earlier releases"
-    others = {0: "", 1: " and 1 other run"}.get(total.other_runs, f" and {total.other_runs} other runs")
+def _earlier(record: PrivacyRecord) -> str:
+    total = record.together
+    earlier = "1 earlier release" if total.earlier_releases == 1 else f"{total.earlier_releases} earlier releases"
+    told = f"Together with {earlier} of this dataset: epsilon {up(certified(total))} at delta {up(record.delta)}."
+    if total.unpublished:
+        told += f"\nIn this number is what other runs on the same images showed to their owner, {total.unpublished} times."
+    if record.hyperparameters == "accounted":
+        told += "\nOther runs shaped this one, so only the promise for all of them together counts."
     return f"""## Together with earlier releases
 
-Each release of the same private images adds to what can be learnt of them. The owner keeps a register of them.
-Together with {what}{others} of this dataset: {spent}."""
+Each release of the same private images adds to what can be learnt of them. Their owner keeps a register of releases.
+{told}"""
 
 
 def _computed(record: PrivacyRecord) -> str:
     audit = (
-        "Before any image was drawn, an audit compared what was planned with what was measured while it ran: batches, bounds, and "
-        "the noise itself. It was repeated for this folder."
-        if record.together.releases
-        else "Nothing had to be audited."
+        "An audit compared what was planned with what was measured while it happened: batches, bounds, and the noise itself. No "
+        "image left the private side before, and the audit was done again for this folder."
     )
-    return f"""## How this was computed
-
-{audit} The bounds on attackers: {record.attack_bounds_method}
-Software: {", ".join(f"{name} {version}" for name, version in record.software.items())}."""
+    steps = [audit, f"Bounds on attackers: {record.attack_bounds_method}"] if record.together.releases else []
+    versions = ", ".join(f"{name} {version}" for name, version in record.software.items())
+    return f"## How this was computed\n\n{_list([*steps, f'Software: {versions}.'])}"

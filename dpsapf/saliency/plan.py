@@ -8,7 +8,7 @@ from dpsapf.experiment.records import DatasetRecord, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.compose import prior_releases
+from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population
 from dpsapf.saliency.scores import Bounds
@@ -38,7 +38,9 @@ def plan_privacy(options: PlanPrivacy) -> None:
     check_axes(run)
     _check_family(run, options)
     releases = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
-    write_record(options.out, make_plan(run, dataset, releases, options, prior_releases(options.prior, dataset.id, options.unit)))
+    prior = named_prior(options.prior, dataset.id, options.unit)
+    keys = [key for key, _ in prior]
+    write_record(options.out, make_plan(run, dataset, releases, options, list(prior.values()), keys))
 
 
 def _check_family(run: RunSpec, options: PlanPrivacy) -> None:
