@@ -181,7 +181,7 @@ Noise was added on the way, so that this folder keeps a promise called different
 
 
 def _factor(exponent: float) -> str:
-    return f"{int(up(math.exp(exponent))):,}" if 3 < exponent < 20 else up(math.exp(min(exponent, 700)))
+    return f"{decimal.Decimal(up(math.exp(exponent))):,}" if exponent < 20 else "more than 100 million"
 
 
 def _attackers(record: PrivacyRecord) -> str:
