@@ -1,10 +1,14 @@
 """How well the best imaginable attacker can tell whether one unit was among the private ones.
 
-Differential privacy bounds every attacker: whoever wrongly names a share a of the units that were not there finds at most a
-share 1 - f(a) of those that were, where f is the trade-off function of the releases (Dong, Roth, Su 2022, arXiv 1905.02383).
-It comes from the privacy loss distribution of their composition by Algorithm 1 of Kulynych, Gomez, Kaissis, du Pin Calmon and
-Troncoso (2024, arXiv 2407.02191), which riskcal implements. The attacker knows everything but whether the unit was there: all
-other units, the model, the noise's law.
+The attacker knows everything but that: all other units, the model, the noise's law. Releases that are (e, d(e))-private at every
+e bound the share of units that were there and are found, at each share a of those that were not and are named: it is at most
+e^e a + d(e), and at most 1 - e^-e (1 - d(e) - a). The least of these over e is the trade-off curve (the primal-dual relation of
+Dong, Roth, Su 2022, arXiv 1905.02383); what it says of attacks is told by Kulynych, Gomez, Kaissis, du Pin Calmon, Troncoso
+(2024, arXiv 2407.02191). d(e) comes from the composed privacy loss distributions, each bound by riskcal.
+
+riskcal's own way from these distributions to the curve (`get_beta_from_pld`) is not used: for sampled releases together with one
+that is known by its epsilon and delta, it takes the better of two curves where the worse one counts, and an attack beats it
+(`tests/release/test_attacks.py` makes that attack).
 """
 
 import typing
@@ -18,11 +22,13 @@ if typing.TYPE_CHECKING:
     from dp_accounting.pld.privacy_loss_distribution import PrivacyLossDistribution
 
 FALSE_POSITIVE_RATES = (0.001, 0.01, 0.1)
+LARGEST, SPACING = 40.0, 0.005  # epsilons at which bounds are looked for; each one is valid, more of them only come nearer
 METHOD = (
     "each release is a privacy loss distribution of Google's dp-accounting (adding or removing one sampled term; losses rounded "
-    f"up to steps of {PLD_INTERVAL:g}; a release known by its epsilon and delta only is taken at its worst); they are composed, "
-    "and riskcal gives the trade-off curve (Kulynych et al. 2024, arXiv 2407.02191, Algorithm 1; on trade-off curves: Dong, Roth "
-    "and Su 2022, arXiv 1905.02383)."
+    f"up to steps of {PLD_INTERVAL:g}; a release known by its epsilon and delta only is taken at its worst); they are composed; "
+    "each epsilon from 0 to "
+    f"{LARGEST:g} with its delta bounds the attack (riskcal), and the least bound counts (on trade-off curves: Dong, Roth and Su "
+    "2022, arXiv 1905.02383; on attacks: Kulynych et al. 2024, arXiv 2407.02191)."
 )
 
 
@@ -38,15 +44,16 @@ def attack_bounds(releases: Sequence[Release]) -> AttackBounds:
     """
     import numpy as np
     from dp_accounting.pld.privacy_loss_distribution import identity
-    from riskcal.analysis import get_advantage_from_pld, get_beta_from_pld
+    from riskcal.analysis import get_advantage_from_pld, get_beta_from_adp
 
     composed = identity(value_discretization_interval=PLD_INTERVAL)
     for release in releases:
         composed = composed.compose(loss_distribution(release))
-    missed = get_beta_from_pld(composed, np.array(FALSE_POSITIVE_RATES))
-    found = np.clip(1 - missed, 0.0, 1.0)
+    epsilons = np.arange(0.0, LARGEST, SPACING)
+    deltas = np.array(composed.get_delta_for_epsilon(list(epsilons)))
+    missed = {rate: float(np.max(get_beta_from_adp(epsilons, deltas, rate))) for rate in FALSE_POSITIVE_RATES}
     return AttackBounds(
-        true_positive_rate={f"{rate:g}": float(value) for rate, value in zip(FALSE_POSITIVE_RATES, found, strict=True)},
+        true_positive_rate={f"{rate:g}": min(1.0, 1 - least) for rate, least in missed.items()},
         advantage=min(1.0, max(0.0, float(get_advantage_from_pld(composed)))),
     )
 

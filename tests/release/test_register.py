@@ -60,7 +60,10 @@ def damaged(path, number, change):
 
 DAMAGE = {
     "no JSON": (lambda path: damaged(path, 0, lambda line: line[:-9]), "line 1 = .*: is damaged"),
-    "a number changed": (lambda path: damaged(path, 0, lambda line: line.replace("0.7", "7.0")), "line 2: previous = .* was changed"),
+    "a number changed": (
+        lambda path: damaged(path, 0, lambda line: line.replace("0.7", "7.0")),
+        "line 2: previous = .* was changed",
+    ),
     "a line removed": (lambda path: damaged(path, 0, lambda _: None), "line 1: previous = .* was changed"),
     "a line twice": (lambda path: damaged(path, 1, lambda line: f"{line}\n{line}"), "line 3: previous = .* was changed"),
     "an unknown key": (lambda path: damaged(path, 1, lambda line: line.replace('"run"', '"ran"')), "line 2: ran"),

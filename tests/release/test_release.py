@@ -232,14 +232,22 @@ REFUSALS = {
     "measures removed": (lambda folder: (folder / "private.json").unlink(), {}, "private.json = None: is missing"),
     "dataset prepared again": (lambda folder: of_dataset(folder, id="0" * 64), {}, "before the dataset was prepared again"),
     "classes changed": (lambda folder: of_dataset(folder, classes=("ring",)), {}, "samples.npz = '6 images': .*of 1 classes"),
-    "another model": (lambda folder: of_model(folder, licence="free"), {}, "model.json = .*: the run was trained on a model with"),
+    "another model": (
+        lambda folder: of_model(folder, licence="free"),
+        {},
+        "model.json = .*: the run was trained on a model with",
+    ),
     "options of other images": (
         lambda folder: (folder / "sample.options.json").write_text('{"options": {"count": 8, "lora_rank": 4, "lora_alpha": 4}}'),
         {},
         "the options beside it say 8",
     ),
     "options missing": (lambda folder: (folder / "sample.options.json").unlink(), {}, "sample.options.json = None: is missing"),
-    "another run": (lambda folder: write_run(folder.parents[1], spec("dp-lora")), {}, "dp-sgd.*: is of the same images and may have"),
+    "another run": (
+        lambda folder: write_run(folder.parents[1], spec("dp-lora")),
+        {},
+        "dp-sgd.*: is of the same images and may have",
+    ),
     "another run with seeded noise": (
         lambda folder: write_run(folder.parents[1], spec("dp-lora"), noise="seed"),
         {},
@@ -255,7 +263,11 @@ REFUSALS = {
     "unknown run": (lambda folder: None, {"run": "shapes--nothing"}, "--run = 'shapes--nothing': no such run"),
     "no results folder": (lambda folder: None, {"run": "x", "results": None}, "if it is an id, add --results results/NAME"),
     "a folder renamed": (lambda folder: folder.rename(folder.with_name("x")), {"run": "x"}, "is not the folder's run x"),
-    "no folder of the register": (lambda folder: None, {"register": "nowhere/x.jsonl"}, "--register = .*its folder does not exist"),
+    "no folder of the register": (
+        lambda folder: None,
+        {"register": "nowhere/x.jsonl"},
+        "--register = .*its folder does not exist",
+    ),
 }
 
 
@@ -315,7 +327,11 @@ def test_records_that_do_not_add_up_are_refused(folder, publish, root, tmp_path,
         "seeded": {"releases": (replace(DP_SGD, noise="seed"),)},
     }[record]
     write_record(tmp_path / "other.json", replace(ledger, **changes))
-    message = {"of another dataset": "is not of shapes", "of another unit": "protects another unit", "seeded": "cannot be counted"}
+    message = {
+        "of another dataset": "is not of shapes",
+        "of another unit": "protects another unit",
+        "seeded": "cannot be counted",
+    }
     with pytest.raises(UserError, match=message[record]):
         publish(folder, compose=(tmp_path / "other.json",))
 
