@@ -238,7 +238,7 @@ def secrets_of(root, folder):
         if path.exists():
             measured = json.loads(path.read_text())
             secrets |= {str(measured[key]) for key in ("salt", "squares", "repetition", "seconds", "numbers")} - {"1.0"}
-            secrets |= {str(value) for key in ("batches", "participation") for value in measured[key] if 10 < value != N}
+            secrets |= {str(value) for key in ("batches", "participation") for value in measured[key] if 100 < value != N}  # fewer are also sizes and counts
     if (folder / "private_log.csv").exists():
         log = pd.read_csv(folder / "private_log.csv").drop(columns="step")
         secrets |= {str(value) for column in log for value in log[column] if value not in (0, 1)}

@@ -44,6 +44,8 @@ class ModelRecord(Checked):
     candidates: int
     hub_id: str | None = None  # repository on the hub that it was downloaded from; null: a local or packaged folder
     revision: str | None = None  # commit of that repository
+    vae_hub_id: str | None = None  # likewise of a VAE that replaces the model's own
+    vae_revision: str | None = None
     provenance: dict
 
 

@@ -85,6 +85,8 @@ def _model(model: ModelRecord) -> str:
     told = [f"Public model: `{model.name}`, licence {model.licence}."]
     if model.hub_id:
         told.append(f"It is `{model.hub_id}` of the Hugging Face hub at revision `{model.revision}`.")
+    if model.vae_hub_id:
+        told.append(f"Its VAE is `{model.vae_hub_id}` at revision `{model.vae_revision}`.")
     if model.sha256:
         told.append(f"SHA-256 of its folder: `{model.sha256}`.")
     if not model.hub_id and not model.sha256:

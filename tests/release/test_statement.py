@@ -89,6 +89,8 @@ def test_a_model_of_the_hub_is_told_with_its_revision(folder, record):
     assert "licence MIT" in datasheet(found, [], record, None) and "hub" not in datasheet(found, [], record, None)
     object.__setattr__(found, "model", replace(found.model, hub_id="owner/name", revision="4" * 40, sha256=None))
     assert f"It is `owner/name` of the Hugging Face hub at revision `{'4' * 40}`." in datasheet(found, [], record, None)
+    object.__setattr__(found, "model", replace(found.model, vae_hub_id="other/vae", vae_revision="5" * 40))
+    assert f"Its VAE is `other/vae` at revision `{'5' * 40}`." in datasheet(found, [], record, None)
     object.__setattr__(found, "model", replace(found.model, hub_id=None))
     assert "Its revision was not recorded." in datasheet(found, [], record, None)
 
