@@ -226,19 +226,17 @@ def leaks(folder, secrets):
 
 
 def secrets_of(root, folder):
-    """Everything about a run that must not be published, as texts."""
+    """Everything about a run that must not be published, as texts; but whole numbers up to 100: sizes and counts are, too."""
     import getpass
     import platform
     import socket
 
-    scores = next(iter(root.glob("cache/scores/*/private.json")), None)
     secrets = {str(SEED), str(root), getpass.getuser(), socket.gethostname(), platform.platform(), "secret/place", folder.name}
     secrets |= {DATASET_ID, "1a" * 32, "41.125", "63.375", "1234.5", "4321.5", "977", "1739", "1761"}
-    for path in filter(None, (folder / "private.json", scores)):
-        if path.exists():
-            measured = json.loads(path.read_text())
-            secrets |= {str(measured[key]) for key in ("salt", "squares", "repetition", "seconds", "numbers")} - {"1.0"}
-            secrets |= {str(value) for key in ("batches", "participation") for value in measured[key] if 100 < value != N}  # fewer are also sizes and counts
+    for path in [folder / "private.json", *root.glob("cache/scores/*/private.json")]:
+        measured = json.loads(path.read_text()) if path.exists() else {}
+        values = [each for value in measured.values() for each in (value if isinstance(value, list) else [value])]
+        secrets |= {str(value) for value in values if not isinstance(value, int) or 100 < value != N} - {"1.0"}
     if (folder / "private_log.csv").exists():
         log = pd.read_csv(folder / "private_log.csv").drop(columns="step")
         secrets |= {str(value) for column in log for value in log[column] if value not in (0, 1)}

@@ -1,26 +1,40 @@
 """Find a run's files by its layout, and check that they are the audited ones."""
 
 import dataclasses
-import json
 import math
 import typing
 from pathlib import Path
+
+from pydantic import ConfigDict
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Spend, Timing
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.settings import SamplingConfig
-from dpsapf.experiment.stages import AuditPrivacy, Release
+from dpsapf.experiment.stages import AuditPrivacy, Release, Sample
 from dpsapf.privacy.accounting import PRV_ERROR
 from dpsapf.privacy.audit import verdict
-from dpsapf.support.checked import parse
+from dpsapf.support.checked import Checked
 from dpsapf.support.errors import UserError, one_of
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record
 
 AGAIN = "run its stage again, and the stages after it"
 RESAMPLE = "audit again, then sample again"
+
+
+class _Drawn(SamplingConfig):
+    model_config = ConfigDict(extra="ignore")
+    lora_rank: int = Sample.model_fields["lora_rank"].default
+    lora_alpha: float = Sample.model_fields["lora_alpha"].default
+
+
+class _Saved(Checked):
+    """What `dpsapf.cli.main` saves beside the images: of their options those that say how they were drawn."""
+
+    model_config = ConfigDict(extra="ignore")
+    options: _Drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,11 +163,10 @@ def _sampling(layout: Layout, ledger: Ledger) -> tuple[SamplingConfig, dict[str,
     """Read how images were drawn from the options that the stage left beside them."""
     row = method(ledger.run.method)
     path = _there(Path(layout.run(ledger.run.id, f"{'evolve' if row.evolves else 'sample'}.options.json")))
-    told = json.loads(path.read_text(encoding="utf-8")).get("options", {})
-    sampling = parse(SamplingConfig, {key: told[key] for key in SamplingConfig.model_fields if key in told}, str(path))
-    if row.trained != "adapter":
-        return sampling, {}
-    return sampling, {"rank": ledger.run.adapter_rank(told["lora_rank"]), "alpha": told["lora_alpha"]}
+    told = read_record(path, _Saved).options
+    sampling = SamplingConfig(**{key: getattr(told, key) for key in SamplingConfig.model_fields})
+    adapter = {"rank": ledger.run.adapter_rank(told.lora_rank), "alpha": told.lora_alpha} if row.trained == "adapter" else {}
+    return sampling, adapter
 
 
 def _dataset(layout: Layout, ledger: Ledger) -> DatasetRecord:

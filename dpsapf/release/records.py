@@ -30,7 +30,7 @@ class Together(Guarantee):
     """What this release and all that is counted beside it promise together."""
 
     earlier_releases: int  # other runs that were published before, by the register
-    unpublished: int  # releases that are counted because they may have shaped this run, and were not published
+    unregistered: int  # releases of other runs that are counted, and that the register does not hold
 
 
 class PrivacyRecord(Checked):

@@ -98,7 +98,7 @@ def held(path: Path) -> Iterator[Register]:
         try:
             yield Register(path, file)
         finally:
-            if path.stat().st_size == 0:  # a refusal leaves nothing
+            if path.exists() and path.stat().st_size == 0:  # a refusal leaves nothing
                 path.unlink()
 
 

@@ -40,7 +40,7 @@ def release(options: Release) -> None:
     found = find(options)
     if options.weights and found.weights is None:
         raise UserError("--weights", True, f"method {found.ledger.run.method} trains none: leave it out")
-    brought = dict.fromkeys(named_releases(found.ledger)) | named_by(options.compose, found)
+    brought = named_by([Path(found.layout.run(found.ledger.run.id, "ledger.json")), *options.compose], found)
     line = _line(found, options, brought)
     path = options.register or Path(found.layout.register(found.ledger.run.dataset))
     with held(path) as register:
@@ -80,9 +80,9 @@ def _counted(found: Found, register: Register, line: Registered, brought: Named)
     check_all_counted(found, everything)
     earlier = register.of_others(line)
     known = {(item.key, item.release) for other in earlier for item in other.counted}
-    unpublished = len(everything.keys() - own.keys() - known)
+    unregistered = len(everything.keys() - own.keys() - known)
     return privacy_record(
-        found, everything, len({(other.run, other.own) for other in earlier}), unpublished, line.hyperparameters
+        found, everything, len({(other.run, other.own) for other in earlier}), unregistered, line.hyperparameters
     )
 
 

@@ -54,7 +54,7 @@ NAMES = {
 
 
 def privacy_record(
-    found: Found, counted: Iterable[tuple[str, Release]], earlier: int, unpublished: int, declared: Declared
+    found: Found, counted: Iterable[tuple[str, Release]], earlier: int, unregistered: int, declared: Declared
 ) -> PrivacyRecord:
     """Say what a run promises alone, and together with all that is counted.
 
@@ -62,7 +62,7 @@ def privacy_record(
         found: the run.
         counted: every release with its digest, the run's own among them.
         earlier: other runs that were published before, by the register.
-        unpublished: releases that are counted and are neither the run's nor of such an other run.
+        unregistered: releases that are counted and are neither the run's nor of such an other run.
         declared: where the hyperparameters come from.
 
     Raises:
@@ -79,7 +79,7 @@ def privacy_record(
         relation=ledger.relation,
         delta=ledger.delta,
         this_release=alone,
-        together=Together(**dict(together), earlier_releases=earlier, unpublished=unpublished),
+        together=Together(**dict(together), earlier_releases=earlier, unregistered=unregistered),
         noise=NOISE if own else "none was needed: no private image was used",
         hyperparameters=declared,
         hyperparameters_meaning=HYPERPARAMETERS[declared],
@@ -249,8 +249,10 @@ def _earlier(record: PrivacyRecord) -> str:
     total = record.together
     earlier = "1 earlier release" if total.earlier_releases == 1 else f"{total.earlier_releases} earlier releases"
     told = f"Together with {earlier} of this dataset: epsilon {up(certified(total))} at delta {up(record.delta)}."
-    if total.unpublished:
-        told += f"\nIn this number is what other runs on the same images showed to their owner, {total.unpublished} times."
+    if total.unregistered:
+        told += (
+            f"\nThis includes releases of other runs on the same images that the register does not hold: {total.unregistered}."
+        )
     if record.hyperparameters == "accounted":
         told += "\nOther runs shaped this one, so only the promise for all of them together counts."
     return f"""## Together with earlier releases

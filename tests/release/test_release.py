@@ -102,7 +102,7 @@ def test_two_releases_of_one_dataset_compose_and_shared_scores_count_once(folder
     second = write_run(root, spec(ratio=0.5))
     out = publish(second, "second", hyperparameters="accounted")
     record = told(out)
-    assert record.together.earlier_releases == 1 and record.together.unpublished == 0
+    assert record.together.earlier_releases == 1 and record.together.unregistered == 0
     expected = epsilon("pld", [SALIENCY, DP_SGD, DP_SGD], record.delta)
     assert record.together.epsilon["pld"] == pytest.approx(expected)
     assert record.this_release.epsilon["pld"] < expected
@@ -114,12 +114,12 @@ def test_what_was_composed_in_stays_counted(folder, publish, root):
     """The second run's releases are in the register by the first's line, though the second was never published."""
     second = write_run(root, spec("dp-lora"))
     record = told(publish(folder, compose=(second / "ledger.json",)))
-    assert (record.together.earlier_releases, record.together.unpublished) == (0, 1)
+    assert (record.together.earlier_releases, record.together.unregistered) == (0, 1)
     again = told(publish(folder, "again"))
     assert again == record
     third = write_run(root, spec("dp-full"))
     counted = told(publish(third, "third")).together
-    assert len(counted.releases) == 4 and counted.unpublished == 0 and counted.earlier_releases == 1
+    assert len(counted.releases) == 4 and counted.unregistered == 0 and counted.earlier_releases == 1
 
 
 def test_a_plan_that_held_the_earlier_release_is_not_counted_twice(folder, publish, root):
@@ -129,6 +129,13 @@ def test_a_plan_that_held_the_earlier_release_is_not_counted_twice(folder, publi
     record, ledger = told(publish(later, "later")), read_record(later / "ledger.json", Ledger)
     assert record.together.epsilon["pld"] == pytest.approx(ledger.spent_epsilon["pld"])
     assert record.this_release.epsilon["pld"] < record.together.epsilon["pld"]
+
+
+def test_a_plan_that_held_what_cannot_be_counted_is_refused(root, publish, tmp_path):
+    seeded = write_run(tmp_path / "research", spec("dp-lora"), noise="seed")
+    later = write_run(root, spec(epsilon=20.0), prior=(seeded / "ledger.json",))
+    with pytest.raises(UserError, match="ledger.json = 'with noise from a seed': cannot be counted"):
+        publish(later)
 
 
 def test_an_evolved_run(root, publish):
@@ -242,6 +249,12 @@ REFUSALS = {
         {},
         "the options beside it say 8",
     ),
+    "options damaged": (lambda folder: (folder / "sample.options.json").write_text("{"), {}, "sample.options.json = 'not JSON'"),
+    "options of nothing": (
+        lambda folder: (folder / "sample.options.json").write_text("{}"),
+        {},
+        "sample.options.json: options = None",
+    ),
     "options missing": (lambda folder: (folder / "sample.options.json").unlink(), {}, "sample.options.json = None: is missing"),
     "another run": (
         lambda folder: write_run(folder.parents[1], spec("dp-lora")),
@@ -340,7 +353,7 @@ def test_images_prepared_again_are_the_same_persons(folder, publish, root, tmp_p
     """A record of another preparation counts by the name of the dataset."""
     ledger = read_record(folder / "ledger.json", Ledger)
     write_record(tmp_path / "old.json", replace(ledger, dataset_id="0" * 64, weights_digest="e" * 64))
-    assert told(publish(folder, compose=(tmp_path / "old.json",))).together.unpublished == 1
+    assert told(publish(folder, compose=(tmp_path / "old.json",))).together.unregistered == 1
 
 
 def test_a_total_without_end_is_refused(folder, publish, tmp_path):

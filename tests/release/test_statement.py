@@ -51,11 +51,11 @@ def test_the_statement_tells_the_numbers_of_the_record(record):
 
 def test_the_promise_is_the_total_and_of_the_larger_accountant(record):
     larger = {**record.this_release.epsilon, "prv": 4.5, "pld": 4.4, "rdp": 7.0}
-    total = replace(record.together, epsilon=larger, earlier_releases=2, unpublished=3)
+    total = replace(record.together, epsilon=larger, earlier_releases=2, unregistered=3)
     text = statement(replace(record, together=total, hyperparameters="accounted"), "dp-sapf")
     assert "**The promise: epsilon = 4.5," in text and "all that is counted" in text
     assert "Together with 2 earlier releases of this dataset: epsilon 4.5 at delta" in text
-    assert "showed to their owner, 3 times" in text and "only the promise for all of them together counts" in text
+    assert "that the register does not hold: 3." in text and "only the promise for all of them together counts" in text
 
 
 def test_a_large_epsilon_is_told_without_a_long_number(record):
