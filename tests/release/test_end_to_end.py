@@ -56,13 +56,13 @@ def folder(work):
     folder = work / "results" / "shapes" / "runs" / config.runs[0].id
     words = [sys.executable, "-m", "snakemake", "--snakefile", ROOT / "Snakefile", "--directory", work, "--cores", "1"]
     words += ["--configfile", work / "config.yaml", "--quiet", "all", "--", folder.relative_to(work) / "samples.npz"]
-    subprocess.run(list(map(str, words)), env=ENVIRONMENT, check=True, timeout=600)
+    subprocess.run(list(map(str, words)), env=ENVIRONMENT, check=True, timeout=1200)
     return folder
 
 
 def publish(work, folder, out, *extra):
     words = [sys.executable, "-m", "dpsapf", "release", str(folder), "--out", str(out), "--hyperparameters", "paper", *extra]
-    return subprocess.run(words, env=ENVIRONMENT, cwd=work, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(words, env=ENVIRONMENT, cwd=work, capture_output=True, text=True, check=False, timeout=600)
 
 
 def files(folder):
