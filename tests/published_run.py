@@ -233,13 +233,14 @@ def secrets_of(root, folder):
 
     secrets = {str(SEED), str(root), getpass.getuser(), socket.gethostname(), platform.platform(), "secret/place", folder.name}
     secrets |= {DATASET_ID, "1a" * 32, "41.125", "63.375", "1234.5", "4321.5", "977", "1739", "1761"}
+    values = []
     for path in [folder / "private.json", *root.glob("cache/scores/*/private.json")]:
         measured = json.loads(path.read_text()) if path.exists() else {}
-        values = [each for value in measured.values() for each in (value if isinstance(value, list) else [value])]
-        secrets |= {str(value) for value in values if not isinstance(value, int) or 100 < value != N} - {"1.0"}
+        values += [each for value in measured.values() for each in (value if isinstance(value, list) else [value])]
     if (folder / "private_log.csv").exists():
-        log = pd.read_csv(folder / "private_log.csv").drop(columns="step")
-        secrets |= {str(value) for column in log for value in log[column] if value not in (0, 1)}
+        log = pd.read_csv(folder / "private_log.csv")
+        values += [value for column in log for value in log[column].tolist()]
+    secrets |= {str(value) for value in values if not (isinstance(value, int) and value <= 100) and value not in (1.0, N)}
     for name in ("plan.json", "ledger.json", "spend.json", "private.json", "selection.csv", "timing.json"):
         secrets |= {sha256(folder / name)} if (folder / name).exists() else set()
     ledger = json.loads((folder / "ledger.json").read_text())
