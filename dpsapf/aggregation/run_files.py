@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dpsapf.experiment.layout import OWN, Layout
+from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import (
     DatasetRecord,
@@ -21,6 +21,7 @@ from dpsapf.experiment.records import (
     Timing,
     Utility,
 )
+from dpsapf.experiment.run_files import OWN
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
 from dpsapf.support.errors import UserError, UserErrors

@@ -37,12 +37,15 @@ MODULES: dict[type[Checked], str] = {
     stages.Aggregate: "dpsapf.aggregation.aggregate",
     stages.Merge: "dpsapf.aggregation.merge",
     stages.Check: "dpsapf.aggregation.check",
+    stages.Release: "dpsapf.release.release",
     stages.Bench: "dpsapf.bench.compare",
     stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
     stages.WriteReport: "paper_figures.report",
 }
-UNNAMED = {stages.Merge, stages.Check}  # called by hand: folders of results need no --results before them
+PUBLISHES = (stages.Release,)  # their output leaves the private side, and options name folders of that side
+# an option whose name may be left out where it comes first
+POSITIONAL = {stages.Release: "run", stages.Merge: "results", stages.Check: "results"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,16 @@ class Command:
     def help(self) -> str:
         """One line of help."""
         return self.options.__doc__.strip()
+
+    @property
+    def keeps_options(self) -> bool:
+        """Whether its options are recorded beside its output."""
+        return self.options not in PUBLISHES
+
+    def named(self, words: list[str]) -> list[str]:
+        """Name the first word after the command's, if it is no option and the command has one that may stand there."""
+        first = POSITIONAL.get(self.options)
+        return ["--" + first, *words] if first and words and not words[0].startswith("-") else words
 
 
 COMMANDS: dict[str, Command] = {command.name: command for command in map(Command, MODULES, MODULES.values())}

@@ -1,7 +1,6 @@
 """One sub-command per rule: parse, check, call one function, write. Heavy imports wait for the call."""
 
 import importlib
-import inspect
 import json
 import logging
 import sys
@@ -14,7 +13,7 @@ from cyclopts import App, CycloptsError, Parameter
 from pydantic import ValidationError
 
 import dpsapf
-from dpsapf.cli.commands import COMMANDS, UNNAMED, Command
+from dpsapf.cli.commands import COMMANDS, Command
 from dpsapf.cli.nodes import check_device, leads, run
 from dpsapf.experiment.fields import READS, WRITES, paths
 from dpsapf.support.checked import Checked, mistakes
@@ -38,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     words = sys.argv[1:] if arguments is None else arguments
     with listening():
         try:
-            return application()(words, exit_on_error=False, print_error=False) or 0
+            return application()(_named(words), exit_on_error=False, print_error=False) or 0
         except CycloptsError as error:
             print(_prefixed(words, str(_told(words, error))), file=sys.stderr)
         except UserError as error:
@@ -64,7 +63,7 @@ def application() -> App:
 
 
 def _entry(command: Command) -> Callable[..., int]:
-    def entry(options: Checked, *, dry_run: Flag = False, log: Path | None = None, quiet: Flag = False) -> int:
+    def entry(*, options: Checked, dry_run: Flag = False, log: Path | None = None, quiet: Flag = False) -> int:
         """Run the command.
 
         Args:
@@ -80,19 +79,16 @@ def _entry(command: Command) -> Callable[..., int]:
             return 0
         check_device(options)
         run(getattr(importlib.import_module(command.module), command.name.replace("-", "_")), options)
-        if leads():
+        if leads() and command.keeps_options:
             _save_options(command, options)
         return 0
 
     entry.__annotations__["options"] = typing.Annotated[command.options, Parameter(name="*")]
-    if command.options not in UNNAMED:
-        entry.__signature__ = _by_name_only(inspect.signature(entry))
     return entry
 
 
-def _by_name_only(signature: inspect.Signature) -> inspect.Signature:
-    """Take every option by its name, so that a word too many is a mistake."""
-    return signature.replace(parameters=[part.replace(kind=part.KEYWORD_ONLY) for part in signature.parameters.values()])
+def _named(words: list[str]) -> list[str]:
+    return [words[0], *COMMANDS[words[0]].named(words[1:])] if words[:1] and words[0] in COMMANDS else words
 
 
 def _told(words: list[str], error: CycloptsError) -> UserError | CycloptsError:

@@ -4,10 +4,9 @@ import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from functools import partial
 from pathlib import Path
 
-from dpsapf.experiment.layout import OWN, Layout
+from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.registries import DatasetEntry, ProtocolEntry, entry, load_registry
 from dpsapf.experiment.runs import RunSpec
@@ -108,22 +107,6 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
 def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:
     """Map the input's name to what noise breaks in the matrices that a run chooses from."""
     return {"fragility": layout.fragility(run.dataset, run.public_model, run.released_from)}
-
-
-def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
-    """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
-    row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
-    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.spends
-    files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
-    if row.selects:
-        files["scores"] = layout.scores(run.scores_id, "scores.csv")
-    return files | own_files(layout, run, "selection", "selection_record", "weights", "population")
-
-
-def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
-    """Map input names to files of a run's own release, of ``names`` (keys of `OWN`) those that its method leaves."""
-    row = method(run.method)
-    return {name: layout.run(run.id, file) for name in names for file, left_if in [OWN[name]] if getattr(row, left_if)}
 
 
 def counted_runs(config: Config) -> list[RunSpec]:

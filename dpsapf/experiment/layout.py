@@ -3,16 +3,6 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-OWN = {  # what a run's own release leaves: its file, and which methods do
-    "selection": ("selection.csv", "trains"),
-    "selection_record": ("selection.json", "trains"),
-    "weights": ("weights.safetensors", "trains"),
-    "training_log": ("private_log.csv", "trains"),
-    "population": ("population.safetensors", "evolves"),
-    "spend": ("spend.json", "spends"),
-    "private": ("private.json", "spends"),
-}
-
 
 @dataclass(frozen=True)
 class Layout:
@@ -51,6 +41,10 @@ class Layout:
     def run(self, run: str, file: str) -> str:
         """Path of a run's file."""
         return f"{self.root}/runs/{run}/{file}"
+
+    def register(self, dataset: str) -> str:
+        """Path of the register of what was published of a dataset."""
+        return f"{self.root}/{dataset}.releases.jsonl"
 
     def table(self, file: str) -> str:
         """Path of an aggregated table."""

@@ -47,6 +47,10 @@ class ModelRecord(Checked):
     sha256: str | None
     denoiser_parameters: int
     candidates: int
+    hub_id: str | None = None  # repository on the hub that it was downloaded from; null: a local or packaged folder
+    revision: str | None = None  # commit of that repository
+    vae_hub_id: str | None = None  # likewise of a VAE that replaces the model's own
+    vae_revision: str | None = None
     provenance: dict
 
 
@@ -84,6 +88,7 @@ class Plan(Checked):
     clipping_norm: float
     noise: NoiseMode  # seed: reproducible; system: drawn from the operating system, no seed exists
     prior: tuple[Release, ...] = ()  # earlier releases of the same dataset that the target has to hold, too
+    prior_keys: tuple[str, ...] = ()  # of each, the digest by which it is known again; empty: not told
     releases: tuple[Release, ...]
     reserved: tuple[Release, ...] = ()  # what evaluation may release after the audit, which holds it already
     planned_epsilon: dict[str, float]  # accountant -> epsilon
@@ -147,6 +152,7 @@ class Ledger(Checked):
     not_for_release: str | None  # why nothing of this run may be published as private; null: it may
     dataset_id: str
     prior: tuple[Release, ...]
+    prior_keys: tuple[str, ...] = ()  # as the plan's
     releases: tuple[Release, ...]
     reserved: tuple[Release, ...] = ()  # what evaluation may release later; spent_epsilon counts it as if it had
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee

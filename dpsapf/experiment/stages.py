@@ -1,6 +1,7 @@
 """The options of every stage, without a heavy import: what it reads, what sets it, what it writes."""
 
 import typing
+import warnings
 from pathlib import Path
 
 from pydantic import Field
@@ -440,6 +441,28 @@ class WriteReport(Checked):
     configfile: Path | None = source("the config, for its studies; omitted: a section per dataset", None)
     captions: Path = source("captions of figures (.rst, a template)", Path("workflow/report/figure.rst"))
     report: Path = target("the page (.html)")
+
+
+warnings.filterwarnings("ignore", 'Field name "register" in "Release"')  # that is a method of pydantic's metaclass, too
+
+
+class Release(Checked):
+    """Publish a run's images with a datasheet and a privacy statement."""
+
+    run: str = Field(
+        description="id of the run in --results, or the path of its folder, results/NAME/runs/RUN; --run may be left out"
+    )
+    results: Path | None = source("results folder of the run's config; omitted: RUN is a path", None)
+    hyperparameters: typing.Literal["public", "paper", "accounted"] = Field(
+        description="how they were chosen; public: on other, public images; paper: as published, before the private images were "
+        "seen; accounted: by what other runs on them released, all of which are counted, never by metrics computed on them"
+    )
+    compose: tuple[Path, ...] = source("ledger.json and spend records of other runs on the same images, to be counted", ())
+    register: Path | None = target(
+        "what was published of these images so far (.jsonl); omitted: results/NAME/DATASET.releases.jsonl", None
+    )
+    weights: bool = Field(False, description="publish the trained parameters, too")
+    out: Path = target("folder to publish; must not exist")
 
 
 class Estimate(Checked):

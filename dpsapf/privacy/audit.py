@@ -21,12 +21,19 @@ CERTIFIERS = ("pld", "prv")  # both must be within the target; rdp is looser, gd
 
 
 def audit_privacy(options: AuditPrivacy) -> None:
-    """Write ledger.json if and only if what was released is what was planned, within the target.
+    """Write ledger.json if and only if what was released is what was planned, within the target (see `verdict`)."""
+    ledger = verdict(options)
+    LOG.info("%s: spent %s of epsilon %s", ledger.run.id, ledger.spent_epsilon, ledger.target_epsilon)
+    write_record(options.out, ledger)
+
+
+def verdict(options: AuditPrivacy) -> Ledger:
+    """Return what the audit finds, if what was released is what was planned, within the target.
 
     Raises:
         UserError: a release is missing, unplanned, of another run, on other data, noisier in plan than in fact; a file
             is not what its record says; what was measured contradicts the release; or the composed epsilon exceeds the
-            target under PLD or PRV. Nothing is written then.
+            target under PLD or PRV.
     """
     plan = read_record(options.plan, Plan)
     spends = [read_record(path, Spend) for path in options.spends]
@@ -39,8 +46,7 @@ def audit_privacy(options: AuditPrivacy) -> None:
     if plan.target_epsilon is not None:
         spent = {name: epsilon(name, (*plan.prior, *releases, *plan.reserved), plan.delta) for name in ACCOUNTANTS}
         check_target(plan, spent)
-    LOG.info("%s: spent %s of epsilon %s", plan.run.id, spent, plan.target_epsilon)
-    write_record(options.out, _ledger(plan, spends, spent))
+    return _ledger(plan, spends, spent)
 
 
 def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
@@ -60,6 +66,7 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
         not_for_release=not_for_release(plan, tuple(by_name.values())),
         dataset_id=plan.dataset_id,
         prior=plan.prior,
+        prior_keys=plan.prior_keys,
         releases=tuple(spend.release for spend in spends),
         reserved=plan.reserved,
         spent_epsilon=spent,

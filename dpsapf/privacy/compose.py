@@ -25,7 +25,7 @@ def compose_releases(options: ComposeReleases) -> None:
     Raises:
         UserError: a record is of another dataset, or protects another unit than the first.
     """
-    first = _read(options.records[0])
+    first = read_spent(options.records[0])
     releases = prior_releases(options.records, first.dataset_id, first.unit)
     spent = {name: epsilon(name, releases, options.delta) for name in ACCOUNTANTS}
     LOG.info(
@@ -46,7 +46,12 @@ def compose_releases(options: ComposeReleases) -> None:
 
 
 def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[Release]:
-    """Collect what ledgers and spend records say was released of a dataset; each distinct release once.
+    """Collect what ledgers and spend records say was released of a dataset (see `named_prior`)."""
+    return list(named_prior(paths, dataset_id, unit).values())
+
+
+def named_prior(paths: Sequence[Path], dataset_id: str, unit: Unit) -> dict[tuple[str, Release], Release]:
+    """Collect what ledgers and spend records say was released of a dataset, by name; each distinct release once.
 
     A ledger's own earlier releases count, too, and what evaluation may release under it.
 
@@ -55,16 +60,21 @@ def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[R
     """
     found: dict[tuple[str, Release], Release] = {}
     for path in paths:
-        record = _read(path)
+        record = read_spent(path)
         if record.dataset_id != dataset_id:
             raise UserError(str(path), record.dataset_id[:12], f"is of another dataset than {dataset_id[:12]}: leave it out")
         if record.unit != unit:
             raise UserError(str(path), record.unit, f"protects another unit than {unit}: epsilons do not add up; leave it out")
-        found |= {(key, release): release for key, release in _named(record)}
-    return list(found.values())
+        found |= {(key, release): release for key, release in named_releases(record)}
+    return found
 
 
-def _read(path: Path) -> Ledger | Spend:
+def read_spent(path: Path) -> Ledger | Spend:
+    """Read a ledger, or the spend record of one release.
+
+    Raises:
+        UserError: the file is neither.
+    """
     try:
         kind = Ledger if "releases" in json.loads(path.read_bytes()) else Spend
     except ValueError:
@@ -72,11 +82,12 @@ def _read(path: Path) -> Ledger | Spend:
     return read_record(path, kind)
 
 
-def _named(record: Ledger | Spend) -> list[tuple[str, Release]]:
+def named_releases(record: Ledger | Spend) -> list[tuple[str, Release]]:
     """Name each release by the digest of what was released, or by the record where nothing was."""
     if isinstance(record, Spend):
         return [(record.digest or record.private, record.release)]
     digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
-    earlier = [(f"before {record.run.id}, {place}", release) for place, release in enumerate(record.prior)]
+    keys = record.prior_keys or [f"before {record.run.id}, {place}" for place in range(len(record.prior))]
+    earlier = list(zip(keys, record.prior, strict=True))
     earlier += [(f"reserved by {record.run.id}, {record.released_digest}", release) for release in record.reserved]
     return earlier + [(digests[release.name], release) for release in record.releases]

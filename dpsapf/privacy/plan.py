@@ -34,6 +34,7 @@ def make_plan(
     options: PlanPrivacy,
     prior: Sequence[Release] = (),
     reserved: Sequence[Release] = (),
+    prior_keys: Sequence[str] = (),
 ) -> Plan:
     """Calibrate DP-SGD, or votes, beside what is released before it; returns the plan without writing it.
 
@@ -44,6 +45,7 @@ def make_plan(
         options: DP-SGD's settings, and the number of rounds of votes.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
         reserved: releases that evaluation may make later, which the target has to hold, too.
+        prior_keys: of each earlier release, the digest by which it is known again; empty if not told.
 
     Raises:
         UserError: the target cannot be met.
@@ -69,6 +71,7 @@ def make_plan(
         clipping_norm=options.clipping_norm,
         noise=options.noise,
         prior=tuple(prior),
+        prior_keys=tuple(prior_keys),
         releases=tuple(releases),
         reserved=tuple(reserved),
         planned_epsilon={name: epsilon(name, [*others, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},

@@ -53,9 +53,18 @@ def prepare_public_model(options: PreparePublicModel) -> None:
         sha256=model.sha256,
         denoiser_parameters=parameters,
         candidates=int((table[CANDIDATES] == "attention").sum()),
+        **_downloaded(model),
         provenance=provenance(),
     )
     write_record(options.record, record)
+
+
+def _downloaded(model: ModelEntry) -> dict[str, str | None]:
+    """Name the hub's repositories and commits that a model and its VAE come from."""
+    names = {"hub_id": model.hub_id, "revision": model.revision} if model.path is None else {}
+    if model.vae is not None and not Path(model.vae).exists():
+        names |= {"vae_hub_id": model.vae, "vae_revision": model.vae_revision}
+    return names
 
 
 def fetch_public_model(options: FetchPublicModel) -> None:

@@ -9,7 +9,7 @@ from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.compose import prior_releases
+from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population, validation_release
 from dpsapf.saliency.scores import Bounds
@@ -39,8 +39,9 @@ def plan_privacy(options: PlanPrivacy) -> None:
     check_axes(run)
     _check_family(run, options)
     releases = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
-    prior = prior_releases(options.prior, dataset.id, options.unit)
-    write_record(options.out, make_plan(run, dataset, releases, options, prior, _reserved(dataset, options)))
+    prior, reserved = named_prior(options.prior, dataset.id, options.unit), _reserved(dataset, options)
+    keys = [key for key, _ in prior]
+    write_record(options.out, make_plan(run, dataset, releases, options, list(prior.values()), reserved, keys))
 
 
 def _reserved(dataset: DatasetRecord, options: PlanPrivacy) -> list[Release]:

@@ -17,11 +17,9 @@ from dpsapf.cli.main import application
 from dpsapf.cli.rules import (
     CODE,
     SHARED,
-    audit_files,
     code_digest,
     flags,
     given,
-    own_files,
     run_pattern,
     score_flags,
     selection_files,
@@ -29,6 +27,7 @@ from dpsapf.cli.rules import (
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
 from dpsapf.experiment.registries import ProtocolEntry, entry_digest, load_yaml
+from dpsapf.experiment.run_files import audit_files, own_files
 from dpsapf.experiment.runs import Study, expand, normalise
 from dpsapf.experiment.settings import ComputeConfig, FinetuneConfig, PrivacyConfig, SamplingConfig
 from dpsapf.experiment.stages import Finetune

@@ -266,14 +266,15 @@ def test_earlier_releases_are_composed(audited):
 
 def test_the_ledger_says_what_was_promised_and_what_was_spent(audited):
     """Whatever the order of the records: the weights' digest is DP-SGD's."""
+    audited.change_plan(prior=audited.plan.releases[:1], prior_keys=("earlier",))
     options = audited.options()
     audited.audit(spends=options.spends[::-1], privates=options.privates[::-1])
     found, plan = ledger(audited), audited.plan
-    for key in ("run", "target_epsilon", "delta", "relation", "unit", "noise", "dataset_id", "prior"):
+    for key in ("run", "target_epsilon", "delta", "relation", "unit", "noise", "dataset_id", "prior", "prior_keys"):
         assert getattr(found, key) == getattr(plan, key), key
     assert set(found.releases) == set(plan.releases) and found.weights_digest == sha256(audited.path("weights.safetensors"))
     assert set(found.spent_epsilon) == set(ACCOUNTANTS)
-    assert found.spent_epsilon["pld"] == pytest.approx(epsilon("pld", plan.releases, plan.delta))
+    assert found.spent_epsilon["pld"] == pytest.approx(epsilon("pld", (*plan.prior, *plan.releases), plan.delta))
 
 
 def test_a_seeded_ledger_is_not_for_release(audited):

@@ -3,7 +3,7 @@ import pytest
 from dpsapf.experiment.records import Composition, Ledger, Spend
 from dpsapf.experiment.stages import ComposeReleases
 from dpsapf.privacy.accounting import epsilon
-from dpsapf.privacy.compose import compose_releases, prior_releases
+from dpsapf.privacy.compose import compose_releases, named_prior, prior_releases
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
@@ -62,6 +62,18 @@ def test_what_a_ledger_held_before_counts(ledgers, tmp_path, releases):
     second = read_record(ledgers[1], Ledger)
     write_record(ledgers[1], replace(second, prior=releases))
     assert len(composed(tmp_path, ledgers[1]).releases) == 4
+
+
+def test_what_a_ledger_held_before_is_known_again_by_its_digest(ledgers, tmp_path):
+    named = named_prior(ledgers[:1], "d" * 64, "image")
+    keys = tuple(key for key, _ in named)
+    second = replace(read_record(ledgers[1], Ledger), prior=tuple(named.values()), prior_keys=keys)
+    write_record(ledgers[1], replace(second, digests={}, releases=second.releases[1:]))
+    assert len(composed(tmp_path, *ledgers).releases) == 3, "the first's two, and the second's own"
+    assert len(composed(tmp_path, ledgers[1]).releases) == 3
+    write_record(ledgers[1], replace(second, prior_keys=keys[:1]))
+    with pytest.raises(ValueError, match="zip"):
+        composed(tmp_path, ledgers[1])
 
 
 def test_a_refusal_counts(audited, ledgers, tmp_path):

@@ -111,8 +111,17 @@ def test_a_vae_from_the_hub_has_a_pinned_commit_of_its_own(prepare, mini, monkey
     record, _ = prepare(path=str(mini), vae="someone/vae", vae_revision=COMMIT)
     assert record.vae_path == str(mini / "vae") and (asked["hub_id"], asked["revision"]) == ("someone/vae", COMMIT)
     assert asked["allow_patterns"] == list(DOWNLOADED_VAE)
+    assert (record.hub_id, record.revision, record.vae_hub_id, record.vae_revision) == (None, None, "someone/vae", COMMIT)
     with pytest.raises(UserError, match=r"mini: vae: revision = None: must be a commit of someone/vae"):
         prepare(path=str(mini), vae="someone/vae")
+
+
+def test_the_record_of_a_download_names_it(prepare, mini, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(mini))
+    record, _ = prepare(hub_id="someone/something", revision=COMMIT)
+    assert (record.hub_id, record.revision, record.vae_hub_id) == ("someone/something", COMMIT, None)
+    local, _ = prepare(path=str(mini), hub_id="someone/something", revision=COMMIT, vae=str(mini / "vae"), vae_revision=COMMIT)
+    assert (local.hub_id, local.revision, local.vae_hub_id, local.vae_revision) == (None, None, None, None)
 
 
 @pytest.mark.parametrize("revision", [None, "main", COMMIT[:12], COMMIT.upper() + "z"])

@@ -154,7 +154,8 @@ def test_earlier_releases_of_the_dataset_are_planned_for(tmp_path, dataset_recor
     )
     write_record(tmp_path / "earlier.json", spend)
     plan_privacy(options(tmp_path, dataset_record, prior=(tmp_path / "earlier.json",)))
-    assert read_record(tmp_path / "plan.json", Plan).prior == (releases[1],)
+    planned = read_record(tmp_path / "plan.json", Plan)
+    assert (planned.prior, planned.prior_keys) == ((releases[1],), ("w",))
     write_record(tmp_path / "earlier.json", replace(spend, dataset_id="e" * 64))
     with pytest.raises(UserError, match="is of another dataset than dddd"):
         plan_privacy(options(tmp_path, dataset_record, prior=(tmp_path / "earlier.json",)))

@@ -24,14 +24,13 @@ from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_conf
 from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, MEMBERS, WALKING, method
 from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.run_files import audit_files, own_files
 from dpsapf.cli.rules import (
-    audit_files,
     code_digest,
     counted_runs,
     fragility_file,
     flags,
     given,
-    own_files,
     run_pattern,
     score_flags,
     selection_files,

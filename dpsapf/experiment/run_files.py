@@ -1,0 +1,33 @@
+"""Which files a run's stages leave, and which of them its audit reads."""
+
+from functools import partial
+
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import method
+from dpsapf.experiment.runs import RunSpec
+
+OWN = {  # what a run's own release leaves: its file, and which methods do
+    "selection": ("selection.csv", "trains"),
+    "selection_record": ("selection.json", "trains"),
+    "weights": ("weights.safetensors", "trains"),
+    "training_log": ("private_log.csv", "trains"),
+    "population": ("population.safetensors", "evolves"),
+    "spend": ("spend.json", "spends"),
+    "private": ("private.json", "spends"),
+}
+
+
+def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
+    """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
+    row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
+    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.spends
+    files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
+    if row.selects:
+        files["scores"] = layout.scores(run.scores_id, "scores.csv")
+    return files | own_files(layout, run, "selection", "selection_record", "weights", "population")
+
+
+def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:
+    """Map input names to files of a run's own release, of ``names`` (keys of `OWN`) those that its method leaves."""
+    row = method(run.method)
+    return {name: layout.run(run.id, file) for name in names for file, left_if in [OWN[name]] if getattr(row, left_if)}

@@ -1,0 +1,81 @@
+"""What else was learnt from the private images, and must be counted before a run is published.
+
+Whoever trained several runs on the same images may have chosen this one, or its settings, by what the others showed. So every
+release of these images that lies in the results folder must be in the total: as a part of the run, by ``--compose``, or in
+the register.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.records import Ledger, Release, Spend
+from dpsapf.privacy.compose import named_releases, read_spent
+from dpsapf.release.found import Found
+from dpsapf.support.errors import UserError
+
+Named = dict[tuple[str, Release], None]  # releases, each by the digest of what was released
+RECORDS = ("runs/*/ledger.json", "runs/*/spend.json", "cache/scores/*/spend.json", "cache/scores/*/refused.json")
+
+
+def named_by(paths: Sequence[Path], found: Found) -> Named:
+    """Return what other runs on the same images released, by name.
+
+    Raises:
+        UserError: a record is of another dataset, protects another unit, or is of a release without a guarantee.
+    """
+    named: Named = {}
+    for path in paths:
+        record = read_spent(path)
+        if not _same_images(record, found.ledger):
+            raise UserError(f"--compose: {path}", _dataset(record), f"is not of {found.ledger.run.dataset}: leave it out")
+        if record.unit != found.ledger.unit:
+            remedy = f"protects another unit than this run's {found.ledger.unit}: epsilons do not add up"
+            raise UserError(f"--compose: {path}", record.unit, f"{remedy}; train with one unit")
+        for key, release in named_releases(record):
+            check_counts(path, release)
+            named[key, release] = None
+    return named
+
+
+def check_counts(path: Path, release: Release) -> None:
+    """Check that a release has a guarantee that can be added up.
+
+    Raises:
+        UserError: it was exact, or its noise came from a seed.
+    """
+    if release.mechanism == "none" or release.noise == "seed":
+        told = "without noise" if release.mechanism == "none" else "with noise from a seed"
+        remedy = "cannot be counted, and may have shaped this run: train what you publish in a results folder without such"
+        raise UserError(str(path), told, remedy)
+
+
+def check_all_counted(found: Found, counted: Named) -> None:
+    """Check that every release of the same images in the results folder is counted.
+
+    Raises:
+        UserError: names the first that is not, and how to count it.
+    """
+    for path in spent_in(found.layout):
+        record = read_spent(path)
+        if not _same_images(record, found.ledger) or (isinstance(record, Ledger) and record.run == found.ledger.run):
+            continue
+        for key, release in named_releases(record):
+            if (key, release) not in counted:
+                check_counts(path, release)
+                remedy = "is of the same images and may have shaped this run, but is not counted: add it to --compose"
+                raise UserError(str(path), release.name, remedy)
+
+
+def spent_in(layout: Layout) -> Iterator[Path]:
+    """List the records of everything that was released in a results folder."""
+    for pattern in RECORDS:
+        yield from sorted(Path(layout.root).glob(pattern))
+
+
+def _same_images(record: Ledger | Spend, ledger: Ledger) -> bool:
+    return record.dataset_id == ledger.dataset_id or _dataset(record) == ledger.run.dataset
+
+
+def _dataset(record: Ledger | Spend) -> str:
+    return record.run.dataset if isinstance(record, Ledger) else record.subject.split("--")[0]
