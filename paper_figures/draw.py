@@ -29,6 +29,7 @@ from paper_figures import (
     tuned_and_shared,
     tuned_differences,
     variants,
+    verdicts,
 )
 from paper_figures.results import MissingStudy, Results, load_results
 from paper_figures.style import DPI, theme
@@ -52,6 +53,7 @@ class Item:
 
 ITEMS = (
     Item("main_table", main_table.prepare, main_table.draw),
+    Item("verdicts", verdicts.prepare, verdicts.draw),
     Item("ratio_curves", ratio_curves.prepare, ratio_curves.draw),
     Item("epsilon_curves", epsilon_curves.prepare, epsilon_curves.draw),
     Item("variants", variants.prepare, variants.draw),

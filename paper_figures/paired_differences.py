@@ -16,8 +16,9 @@ from paper_figures.tables import NOTHING, Cell, Table, amount, decimals
 
 OURS = "dp-sapf-matrix"
 NOTE = (
-    "{ours} minus the method, paired by seed: mean ± 95 % half width over seeds (p of the paired t test, and p after Holm's "
-    "correction for the table's {tests} tests). Bold: the corrected p is at most {level:g}. More accuracy and less FID are better. "
+    "{ours} minus the method, paired by seed: mean ± 95 % half width over seeds (p of the paired t test, and p after "
+    "Holm's correction for the table's {tests} tests). Bold: the corrected p is at most {level:g}. "
+    "More accuracy and less FID are better. "
     "Smallest difference that would be seen in 80 of 100 such studies (median over the table): {visible}."
 )
 POWER = 0.8

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from dpsapf.aggregation.aggregate import SELECTION_COLUMNS
 from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES
-from dpsapf.experiment.runs import Study, number
+from dpsapf.experiment.runs import RunSpec, Study, number
 from dpsapf.support.errors import UserError
 from paper_figures.style import ORDER, look_of
 
@@ -59,14 +60,22 @@ class Results:
         return self.runs["protocol"].iloc[0]
 
 
-def load_results(root: Path) -> Results:
+def load_results(root: Path, selections_needed: bool = True) -> Results:
     """Read ``<root>/tables/{runs,summary,selections}.csv``.
+
+    Args:
+        root: folder of one config's results.
+        selections_needed: False to take selections.csv as empty where it is not there: kept results may lack it.
 
     Raises:
         UserError: a table is missing or has no rows of runs.
     """
     layout = Layout(root)
-    tables = {name: _read(Path(layout.table(f"{name}.csv"))) for name in ("runs", "summary", "selections")}
+    paths = {name: Path(layout.table(f"{name}.csv")) for name in ("runs", "summary", "selections")}
+    lacking = not selections_needed and not paths["selections"].exists()
+    tables = {name: _read(path) for name, path in paths.items() if not (lacking and name == "selections")}
+    tables.setdefault("selections", pd.DataFrame(columns=SELECTION_COLUMNS))
+    tables = {name: with_axes(table) for name, table in tables.items()}
     if tables["runs"].empty:
         raise UserError("--results", str(root), "its tables/runs.csv has no runs; run `dpsapf aggregate`")
     return Results(layout, **tables)
@@ -76,6 +85,12 @@ def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError("--results", str(path), "does not exist; run `dpsapf aggregate` or the workflow first")
     return pd.read_csv(path, low_memory=False)  # a column's type from all of its rows
+
+
+def with_axes(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the axes of runs that a table of an earlier version does not have, empty: nothing was chosen there."""
+    axes = [axis for axis in RunSpec.model_fields if axis not in table]
+    return table.assign(**dict.fromkeys(axes, float("nan")))
 
 
 def _commonest(values: pd.Series, axis: str) -> float | str | None:
@@ -93,7 +108,11 @@ def at_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFra
         results: gives the headline values.
         axes: of ``ratio``, ``sigma_s``, ``epsilon``, in this order.
     """
-    table = _same_choices(table, results)
+    return near_headline(_same_choices(table, results), results, *axes)
+
+
+def near_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
+    """Do what `at_headline` does with rows whose other choices are held already."""
     for axis in axes:
         others = [*GROUP, "method", "level", *(name for name in ("ratio", "sigma_s", "epsilon") if name not in axes)]
         at_value = table[axis].isna() | (table[axis] == results.headline[axis])

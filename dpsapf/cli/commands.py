@@ -33,6 +33,7 @@ MODULES: dict[type[Checked], str] = {
     stages.Bench: "dpsapf.bench.compare",
     stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
+    stages.CompareWithPaper: "paper_figures.verdicts",
 }
 
 

@@ -349,6 +349,13 @@ class DrawFigures(Checked):
     figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from")
 
 
+class CompareWithPaper(Checked):
+    """Verdicts: which of the paper's claims some results reproduce."""
+
+    results: tuple[Path, ...] = source("results folders, each of one config, with tables/ in it")
+    out: Path = target("verdicts, claim by claim (.csv); for a reader the same as .md beside it")
+
+
 class Estimate(Checked):
     """What a config would cost: jobs, GPU-hours, disk, money."""
 
