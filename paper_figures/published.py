@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pandas as pd
 
+from paper_figures.style import PUBLISHED
+
 REFERENCE = Path(__file__).parent / "reference"
 DATASETS = {"CIFAR-10": "cifar10", "OCTMNIST": "octmnist", "CelebA": "celeba", "Camelyon": "camelyon17"}
 PUBLIC_MODELS = {
@@ -62,3 +64,22 @@ def _setting(row: Mapping[str, object]) -> dict[str, object]:
     selects = setting["method"] not in ("dp-lora", "random")
     known = {"mechanism": "gaussian" if selects else None, "level": None, "ratio": ratio} | setting
     return known | {"name": name, "dataset": DATASETS[row["dataset"]], "public_model": model}
+
+
+def beside(table: str, x: str, dataset: str, public_model: str, **held: float) -> pd.DataFrame:
+    """Return the published curve of a dataset and public model, to be drawn beside ours; no rows if the paper has none.
+
+    Args:
+        table: of `TABLES`.
+        x: column of `KEYS` that is the axis.
+        dataset: as in runs.csv.
+        public_model: likewise.
+        held: values of the published curve's other axes.
+
+    Returns:
+        Rows for `paper_figures.curves.curve_figure`, but for ``panel``; ``x`` in the unit of the column.
+    """
+    rows = published(table)
+    for name, value in {"dataset": dataset, "public_model": public_model, **held}.items():
+        rows = rows[rows[name] == value]
+    return rows[list(VALUES)].assign(x=rows[x], series="published", label=PUBLISHED.label, reference=False)

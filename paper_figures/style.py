@@ -51,6 +51,7 @@ SCORES = {
     "share": Look("share", PALETTE[4], "s", (0, (5, 1))),
     "signal": Look("signal", PALETTE[3], "v", (0, (1, 1))),
 }
+PUBLISHED = Look("DP-SAPF, matrices (published by the paper)", "0.35", "x", (0, (1, 1)))
 LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
 
 

@@ -1,10 +1,10 @@
 """compare-with-paper: which of the paper's claims, and of its published numbers, these results reproduce.
 
 One rule judges everything. Each comparison has an interval of its mean difference over seeds (Student's t, paired), at the
-level that Holm's correction over all comparisons of its claim in that metric gives it. A claim says in which region the difference should
-be (above 0, below 0, or within the margin). A comparison whose interval lies inside the region is ``reproduced``, one whose
-interval lies outside is ``not reproduced``, and one whose interval has an end of the region in it ``cannot tell``. A claim
-is reproduced if all its comparisons are, not reproduced if one of them is not, and open otherwise.
+level that Holm's correction over all comparisons of its claim in that metric gives it. A claim says in which region the
+difference should be (above 0, below 0, or within the margin). A comparison whose interval lies inside the region is
+``reproduced``, one whose interval lies outside is ``not reproduced``, and one whose interval has an end of the region in it
+``cannot tell``. A claim is reproduced if all its comparisons are, not reproduced if one of them is not, and open otherwise.
 """
 
 import logging
