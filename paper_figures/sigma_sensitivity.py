@@ -30,7 +30,9 @@ def prepare(results: Results) -> pd.DataFrame:
 
 
 def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: str) -> pd.DataFrame:
-    compared = with_labels(table[table["method"].isin(["dp-sapf", "dp-lora"])], results)
+    values = table.groupby(["method", "level"])["sigma_s"].transform("nunique")
+    swept = (table["method"] == "dp-sapf") & (values > 1)
+    compared = with_labels(table[swept | (table["method"] == "dp-lora")], results)
     rows = pd.concat([compared[["series", "sigma_s"]], scores(compared)], axis=1)
     rows["reference"] = rows["series"] == "dp-lora"
     rows["label"] = [look_of(name).label for name in rows["series"]]

@@ -74,8 +74,9 @@ def _published() -> pd.DataFrame:
     series = pd.Series(names).where(transformer, table["mechanism"])
     panels = "Published: " + table["dataset"] + ", " + table["public_model"] + ", ε = " + table["epsilon"].map(number)
     labels = [MECHANISMS[name].label if name in MECHANISMS else look_of(name).label for name in series]
-    rows = table[["accuracy_pct", "fid"]].assign(series=series, label=labels, panel=panels)
-    return rows.assign(source="published")
+    rows = table[["accuracy_pct", "fid"]].assign(series=series, label=labels, panel=panels, source="published")
+    order = [*LOOKS, *MECHANISMS]
+    return rows.sort_values("series", key=lambda names: names.map(order.index)).sort_values("panel", kind="stable")
 
 
 def draw(data: pd.DataFrame) -> Figure:
