@@ -12,7 +12,7 @@ from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.main_table import METRICS
 from paper_figures.results import GROUP, MissingStudy, Results, strictly, with_labels
 from paper_figures.style import look_of
-from paper_figures.tables import NOTHING, Cell, Table, amount, decimals
+from paper_figures.tables import MISSING, NOTHING, Cell, Table, amount, decimals
 
 OURS = "dp-sapf-matrix"
 NOTE = (
@@ -44,7 +44,21 @@ def prepare(results: Results) -> pd.DataFrame:
     table = paired(ours, others, GROUP)
     if table.empty:
         raise MissingStudy(f"no method shares two seeds with {look_of(OURS).label} at the headline setting")
-    return table.assign(ours=look_of(OURS).label)
+    table = pd.concat([table, _missing(table, results)], ignore_index=True)
+    return table.assign(ours=look_of(OURS).label, missing_note=results.missing_note)
+
+
+def _missing(table: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Return a row without values for every pair that has too few seeds because runs are missing."""
+    if results.missing.empty:
+        return pd.DataFrame()
+    lost = with_labels(strictly(results.missing, results, "ratio", "sigma_s", "epsilon"), results)
+    alone = lost[lost["series"] == OURS][GROUP].drop_duplicates()
+    others = with_labels(strictly(results.runs, results, "ratio", "sigma_s", "epsilon"), results)
+    pairs = pd.concat([lost[lost["series"] != OURS], others[others["series"] != OURS].merge(alone, on=GROUP)])
+    pairs = pairs[[*GROUP, "series", "label"]].drop_duplicates()
+    known = pairs.merge(table[[*GROUP, "series"]], on=[*GROUP, "series"], how="left", indicator=True)
+    return pairs[(known["_merge"] == "left_only").to_numpy()].assign(**{SEEDS: 0})
 
 
 def paired(ours: pd.DataFrame, others: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
@@ -98,7 +112,8 @@ def draw(data: pd.DataFrame) -> Table:
         rows.append((Cell(public_model), Cell(label), *cells))
     units = {"accuracy_pct": "accuracy (points)", "fid": "FID"}
     header = [f"{dataset} {units[metric]}" for dataset, metric in columns]
-    return Table(("public model", "minus", *header), tuple(rows), names=2, note=note(data))
+    notes = (note(data), data["missing_note"].iloc[0])
+    return Table(("public model", "minus", *header), tuple(rows), names=2, note=" ".join(filter(None, notes)))
 
 
 def note(data: pd.DataFrame) -> str:
@@ -113,6 +128,8 @@ def cell(row: dict | None, metric: str, places: int) -> Cell:
     """Write a difference of `paired` with its interval and p-values; bold if the corrected one decides; a dash for no row."""
     if row is None:
         return Cell(NOTHING)
+    if row[SEEDS] == 0:
+        return Cell(MISSING)
     tests = ", ".join(p_text(row[metric + name]) for name in (P, P_HOLM))
     return Cell(f"{amount(row[metric], places, row[metric + INTERVAL])} ({tests})", bold=row[metric + P_HOLM] <= LEVEL)
 

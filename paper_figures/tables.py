@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 NOTHING = "—"
+MISSING = "missing"  # what was to be run and is not there
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",

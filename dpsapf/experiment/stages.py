@@ -337,6 +337,7 @@ class Aggregate(Checked):
     """Tidy tables over all runs."""
 
     metrics: tuple[Path, ...] = source("metrics.json of every run")
+    configfile: Path | None = source("config whose runs without metrics become rows that say so; omitted: none", None)
     runs: Path = target("one row per run (.csv)")
     summary: Path = target("mean, spread and interval over seeds (.csv)")
     selections: Path = target("one row per run and candidate matrix (.csv)")
