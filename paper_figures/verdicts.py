@@ -266,7 +266,7 @@ def papers_own(claim: Claim, metric: Metric) -> str:
     one, other = pairs[metric.column], pairs[metric.column + "_theirs"]
     values = sorted(one / other if metric.log else one - other)
     ends = list(dict.fromkeys((values[0], values[-1])))
-    return " to ".join(_shown(value, metric) for value in ends)
+    return f"{' to '.join(_shown(value, metric) for value in ends)} {claim.quoted.get(metric.name, '')}".strip()
 
 
 def _shown(value: float, metric: Metric) -> str:
