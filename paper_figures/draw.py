@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dpsapf.support.files import atomic, write_text
 from paper_figures import (
+    all_metrics,
     contact_sheet,
     epsilon_curves,
     main_table,
@@ -57,6 +58,7 @@ class Item:
 
 ITEMS = (
     Item("main_table", main_table.prepare, main_table.draw),
+    Item("all_metrics", all_metrics.prepare, all_metrics.draw),
     Item("verdicts", verdicts.prepare, verdicts.draw),
     Item("ratio_curves", ratio_curves.prepare, ratio_curves.draw),
     Item("epsilon_curves", epsilon_curves.prepare, epsilon_curves.draw),

@@ -17,6 +17,9 @@ LATEX = {
     "δ": r"$\delta$",
     "σ": r"$\sigma$",
     "∞": r"$\infty$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "×": r"$\times$",
     "—": "---",
     "–": "--",
 } | {character: "\\" + character for character in "&%$#_{}"}

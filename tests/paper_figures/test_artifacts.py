@@ -10,6 +10,7 @@ from matplotlib.text import Text
 
 from dpsapf.experiment.runs import Study, expand
 from paper_figures import (
+    all_metrics,
     draw,
     epsilon_curves,
     published,
@@ -173,3 +174,24 @@ def test_without_a_model_that_transfers_mechanisms_alone_are_drawn(paper):
     summary = paper.summary[paper.summary["public_model"] != "z-image"]
     data = transfer.prepare(dataclasses.replace(paper, summary=summary))
     assert not data[data["source"] != "published"]["panel"].str.contains("z-image").any()
+
+
+def test_all_metrics_are_those_that_runs_have_whatever_they_are(paper):
+    data = all_metrics.prepare(paper)
+    row = data[(data["dataset"] == "celeba") & (data["public_model"] == "sd-v1-5") & (data["series"] == "dp-lora")]
+    source = summary_row(paper, dataset="celeba", public_model="sd-v1-5", method="dp-lora", epsilon=10.0)
+    of_ten = row[row["epsilon"] == 10].iloc[0]
+    for metric in ("accuracy", "fid", "kid", "precision", "recall"):
+        assert of_ten[f"{metric}_mean"] == source[f"{metric}_mean"]
+        assert of_ten[f"{metric}_interval95"] == source[f"{metric}_interval95"]
+    header = all_metrics.draw(data).header
+    assert header[5:] == ("accuracy ↑", "FID ↓", "KID ↓", "precision ↑", "recall ↑")
+
+
+def test_a_metric_of_another_version_is_a_column_and_an_absent_one_is_none(paper):
+    changed = paper.summary.drop(columns=["recall_mean", "recall_sd", "recall_interval95"])
+    changed = changed.assign(coverage_mean=0.5, coverage_interval95=0.1, novelty_mean=2.0, novelty_interval95=np.nan)
+    changed = changed.assign(density_mean=np.nan, density_interval95=np.nan)
+    table = all_metrics.draw(all_metrics.prepare(dataclasses.replace(paper, summary=changed)))
+    assert table.header[5:] == ("accuracy ↑", "FID ↓", "KID ↓", "precision ↑", "coverage ↑", "novelty")
+    assert [cell.text for cell in table.rows[0]][-2:] == ["0.500 ± 0.100", "2.00"]
