@@ -43,11 +43,11 @@ def prepare(results: Results) -> pd.DataFrame:
 def draw(data: pd.DataFrame) -> Table:
     """Lay the rows of `prepare` out."""
     metrics = [name.removesuffix(MEAN) for name in data if name.endswith(MEAN)]
-    places = {name: decimals(data[name + MEAN]) for name in metrics}
+    places = {(key, name): decimals(rows[name + MEAN]) for key, rows in data.groupby("dataset") for name in metrics}
     rows = []
     for row in data.to_dict("records"):
         names = (*(row[key] for key in GROUP), row["label"], plain(row["epsilon"]), number(row[SEEDS]))
-        rows.append((*map(Cell, names), *(Cell(_text(row, name, places[name])) for name in metrics)))
+        rows.append((*map(Cell, names), *(Cell(_text(row, name, places[row["dataset"], name])) for name in metrics)))
     header = ("dataset", "public model", "method", "target ε", "seeds", *(NAMES.get(name, name) for name in metrics))
     note = f"Protocol {data['protocol'].iloc[0]}. ↑: more is better, ↓: less is better. {data['missing_note'].iloc[0]}".strip()
     return Table(header, tuple(rows), names=3, note=note)
