@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from dpsapf.aggregation.multiple_tests import half_width, holm, p_value
+from dpsapf.aggregation.multiple_tests import LEVEL, half_width, holm, p_value
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, write_text
 from paper_figures.claims import ACCURACY, CLAIMS, FID_FACTOR, PARAMETERS, Claim, Expected, Metric
@@ -141,8 +141,8 @@ def judge(comparisons: Sequence[Comparison], wanted: tuple[float, float], exact:
         n, mean = len(one.differences), float(one.differences.mean())
         half = half_width(sd, n, level)
         visible = smallest_visible(n, level) * sd if n > 1 else math.nan
-        found = Judged(one, mean, mean - half, mean + half, p, p_corrected, visible, _place(mean - half, mean + half, wanted))
-        judged.append(found)
+        told = _place(mean - half, mean + half, wanted) if p_corrected <= LEVEL else OPEN
+        judged.append(Judged(one, mean, mean - half, mean + half, p, p_corrected, visible, told))
     return judged
 
 
@@ -158,8 +158,6 @@ def _counted(one: Comparison, wanted: tuple[float, float]) -> Judged:
 
 
 def _place(low: float, high: float, wanted: tuple[float, float]) -> str:
-    if math.isnan(low):
-        return OPEN
     if wanted[0] < low and high < wanted[1]:
         return REPRODUCED
     return NOT_REPRODUCED if high <= wanted[0] or low >= wanted[1] else OPEN

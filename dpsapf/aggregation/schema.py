@@ -23,7 +23,6 @@ from dpsapf.experiment.columns import (
     SD,
     SEEDS,
     SPENT_PREFIX,
-    SPREAD_METRICS,
     STATUS,
 )
 from dpsapf.experiment.records import Metrics
@@ -37,6 +36,8 @@ PREFIXES = {"per_classifier": CLASSIFIER_PREFIX, "spent_epsilon": SPENT_PREFIX} 
 SHARE, POSITIVE, ANY = (0.0, 1.0), (0.0, math.inf), (-math.inf, math.inf)
 RANGES = {  # of the scalar fields of Metrics, ends included; what is not named is 0 or more
     "accuracy": SHARE,
+    "fid": (-0.001, math.inf),  # rounding: of equal images it is 0
+    "fid_infinity": ANY,  # extrapolated
     "kid": ANY,  # unbiased, so that it may be below 0
     "precision": SHARE,
     "recall": SHARE,
@@ -72,10 +73,10 @@ def check_summary(table: pd.DataFrame, where: Path | str) -> None:
     Raises:
         UserErrors: as `check_runs`; or more runs than were expected, or a spread of fewer than two.
     """
-    ranges = {metric + MEAN: RANGES.get(metric, POSITIVE) for metric in SPREAD_METRICS}
-    ranges |= {metric + end: POSITIVE for metric in SPREAD_METRICS for end in (SD, INTERVAL)}
+    ranges = {metric + MEAN: ends for metric, ends in _ranges_of_metrics().items()}
+    ranges |= {metric + end: POSITIVE for metric in _ranges_of_metrics() for end in (SD, INTERVAL)}
     ranges |= {SEEDS: POSITIVE, EXPECTED: POSITIVE}
-    known = {*AXES, "protocol", *ranges} - {"seed"}
+    known = {*AXES, *Metrics.model_fields, *ranges} - {"seed", "run_id"}
     _tell([*_columns(table, known.__contains__, ("dataset", "public_model", "method", SEEDS), where)])
     _tell([*_numbers(table, ranges, where)])
     _tell([*_counts(table, where)])
@@ -100,10 +101,14 @@ def _columns(table: pd.DataFrame, known: Callable[[str], bool], needed: tuple[st
 
 
 def _ranges_of_runs(table: pd.DataFrame) -> dict[str, tuple[float, float]]:
-    numbers = [name for name, field in Metrics.model_fields.items() if _is_number(field.annotation)]
-    ranges = {name: RANGES.get(name, POSITIVE) for name in numbers}
+    ranges = _ranges_of_metrics()
     ranges |= {name: SHARE for name in table if name.startswith(CLASSIFIER_PREFIX)}
     return ranges | {name: POSITIVE for name in table if name.startswith(SPENT_PREFIX)}
+
+
+def _ranges_of_metrics() -> dict[str, tuple[float, float]]:
+    numbers = [name for name, field in Metrics.model_fields.items() if _is_number(field.annotation)]
+    return {name: RANGES.get(name, POSITIVE) for name in numbers}
 
 
 def _is_number(annotation: object) -> bool:
@@ -175,7 +180,7 @@ def _counts(table: pd.DataFrame, where: Path | str) -> Mistakes:
         row = (table[SEEDS] > table[EXPECTED]).idxmax()
         remedy = f"more than the {table[EXPECTED][row]} expected"
         yield UserError(f"{where}: row {row + 1}, {SEEDS}", _shown(table[SEEDS][row]), remedy)
-    for name in (metric + SD for metric in SPREAD_METRICS if metric + SD in table):
+    for name in [name for name in table if name.endswith(SD)]:
         wrong = table[name].notna() & (table[SEEDS] < 2)
         if wrong.any():
             row = wrong.idxmax()

@@ -63,7 +63,7 @@ def test_kept_tables_of_every_version_pass(folder):
     [
         ("accuracy", 71.2, "tables/t.csv: row 1, accuracy = 71.2: must be a number, between 0 and 1, or empty"),
         ("accuracy_of_cnn", -0.1, "row 1, accuracy_of_cnn"),
-        ("fid", -1.0, "row 1, fid = -1.0: must be a number, at least 0, or empty"),
+        ("fid", -1.0, "row 1, fid = -1.0: must be a number, at least -0.001, or empty"),
         ("fid", math.inf, "row 1, fid = inf"),
         ("kid", "low", "row 1, kid = 'low': must be a number, finite, or empty"),
         ("spent_epsilon_pld", -2.0, "row 1, spent_epsilon_pld"),

@@ -47,6 +47,8 @@ def verdicts_of(differences, metric=ACCURACY, expected="ahead"):
         (ACCURACY, "level", (9.9, 10, 10.1), NOT_REPRODUCED),
         (ACCURACY, "level", (4.9, 5, 5.2), OPEN),
         (ACCURACY, "level", (-20, 20, 0.0), OPEN),  # wide around the margin: level or not, it cannot be told
+        (ACCURACY, "ahead", (0, 0, 0), OPEN),  # no difference and no spread: neither ahead nor behind
+        (ACCURACY, "ahead", (2, 2, 2), REPRODUCED),
         (ACCURACY, "ahead", (5,), OPEN),  # one seed has no interval
         (PARAMETERS, "ahead", (-5,), REPRODUCED),  # but what is counted needs none
         (PARAMETERS, "ahead", (-5, 5), OPEN),
