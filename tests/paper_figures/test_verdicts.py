@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from scipy import stats
 
 from dpsapf.aggregation.multiple_tests import holm
@@ -281,6 +283,13 @@ def test_every_published_row_has_a_setting_of_ours(table):
     assert len(rows) == len(source) and rows[["dataset", "public_model", "method", "epsilon"]].notna().all(axis=None)
     assert rows[["accuracy_pct", "fid"]].to_numpy().tolist() == source[["accuracy_pct", "fid"]].to_numpy().tolist()
     assert not rows.duplicated(["dataset", "public_model", "method", "level", "mechanism", "ratio", "epsilon"]).any()
+
+
+def test_the_papers_datasets_and_models_are_names_of_the_registries():
+    config = Path(__file__).parents[2] / "config"
+    names = {file: set(yaml.safe_load((config / f"{file}.yaml").read_text())) for file in ("datasets", "public_models")}
+    assert set(published.DATASETS.values()) <= names["datasets"]
+    assert {*published.PUBLIC_MODELS.values(), *published.TRANSFORMERS} <= names["public_models"]
 
 
 def published_runs(tmp_path_factory, protocol, accuracy):
