@@ -61,16 +61,18 @@ def test_the_rule(metric, expected, differences, told):
     assert verdicts_of([differences], metric, expected) == [told]
 
 
-def test_the_interval_is_the_paired_t_interval_at_holms_level():
-    rows = [(4, 5, 6.5), (1, 2, 4.0), (-3, 1, 2.0)]
-    judged = judge([comparison(*row) for row in rows], (0, math.inf), exact=False)
-    tests = [stats.ttest_1samp(row, 0) for row in rows]
-    corrected = holm([test.pvalue for test in tests])
-    for one, test, p, level in zip(judged, tests, corrected.p, corrected.levels, strict=True):
-        interval = test.confidence_interval(1 - level)
+@pytest.mark.parametrize("wanted", [(0, math.inf), (-5, 5)])
+def test_the_interval_is_the_paired_t_interval_at_holms_level(wanted):
+    rows = [(4, 5, 6.5), (1, 2, 4.0), (-3, 1, 2.0), (9, 9.5, 11.0), (-0.1, 0.1, 0.2)]
+    judged = judge([comparison(*row) for row in rows], wanted, exact=False)
+    ends = [end for end in wanted if math.isfinite(end)]
+    corrected = holm([max(stats.ttest_1samp(row, end).pvalue for end in ends) for row in rows])
+    for one, row, p, level in zip(judged, rows, corrected.p, corrected.levels, strict=True):
+        interval = stats.ttest_1samp(row, 0).confidence_interval(1 - level)
         assert (one.low, one.high) == pytest.approx((interval.low, interval.high))
         assert one.p_corrected == pytest.approx(p)
-        assert (one.verdict == REPRODUCED) == (p <= 0.05)
+        assert (one.verdict != OPEN) == (p <= 0.05) == (not any(one.low < end < one.high for end in ends))
+    assert {one.verdict for one in judged} > {OPEN}
 
 
 def test_more_comparisons_need_more_evidence():
