@@ -229,6 +229,13 @@ def test_runs_at_another_learning_rate_are_not_compared(fake):
     assert [one.values for one in before] == [one.values for one in after]
 
 
+def test_sides_of_another_epsilon_are_not_paired(fake):
+    others = fake.runs[fake.runs["method"] == "random"].assign(epsilon=1.0, accuracy=0.01)
+    both = dataclasses.replace(fake, runs=pd.concat([fake.runs, others.assign(run_id=others["run_id"] + "--eps1")]))
+    before, after = (comparisons.of_claim(BY_ID["random"], ACCURACY, results) for results in (fake, both))
+    assert [one.values for one in before] == [one.values for one in after]
+
+
 def test_the_rate_that_noise_allows_is_a_comparison_of_its_own(fake):
     auto = fake.runs.assign(learning_rate="auto", run_id=fake.runs["run_id"] + "--lrauto", accuracy=fake.runs["accuracy"] / 2)
     both = dataclasses.replace(fake, runs=pd.concat([fake.runs, auto], ignore_index=True))
