@@ -229,6 +229,13 @@ def test_runs_at_another_learning_rate_are_not_compared(fake):
     assert [one.values for one in before] == [one.values for one in after]
 
 
+def test_a_claim_that_does_not_compare_sigma_s_holds_it(fake):
+    (one,) = [one for one in comparisons.of_claim(BY_ID["random"], FID, fake) if one.setting["dataset"] == "mnist5k"]
+    runs = fake.runs[(fake.runs["dataset"] == "mnist5k") & (fake.runs["method"] == "dp-sapf") & (fake.runs["ratio"] == 0.3)]
+    runs = runs[(runs["mechanism"] == "gaussian") & (runs["sigma_s"] == fake.headline["sigma_s"])]
+    assert sorted(ours for _, ours, _ in one.values) == sorted(runs["fid"]) and len(runs) == 3
+
+
 def test_sides_of_another_epsilon_are_not_paired(fake):
     others = fake.runs[fake.runs["method"] == "random"].assign(epsilon=1.0, accuracy=0.01)
     both = dataclasses.replace(fake, runs=pd.concat([fake.runs, others.assign(run_id=others["run_id"] + "--eps1")]))
