@@ -1,5 +1,7 @@
 """Runs that the config has and that are not there: rows that say so, and "missing" in the tables, never 0."""
 
+import shutil
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -93,6 +95,18 @@ def test_nothing_is_averaged_with_what_is_missing(root, tmp_path):
     assert {"main_table", "paired_differences", "resources", "privacy_cost"} <= set(draw_all(root, tmp_path))
     for path in tmp_path.glob("*.md"):
         assert "nan" not in path.read_text(encoding="utf-8").lower(), path.name
+
+
+@pytest.mark.parametrize(("table", "column"), [("runs", "accuracy"), ("summary", "accuracy_mean")])
+def test_tables_that_somebody_changed_are_refused_in_one_line(root, tmp_path, table, column):
+    shutil.copytree(root / "tables", tmp_path / "tables")
+    path = tmp_path / "tables" / f"{table}.csv"
+    changed = pd.read_csv(path)
+    changed.loc[0, column] = 71.2
+    changed.to_csv(path, index=False)
+    with pytest.raises(UserError, match=rf"{table}.csv: row 1, {column} = 71.2: must be a number, between 0 and 1") as told:
+        load_results(tmp_path)
+    assert "\n" not in str(told.value)
 
 
 def test_if_all_of_ours_are_missing_every_pair_of_the_dataset_is(tmp_path, configfile):
