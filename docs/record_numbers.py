@@ -10,6 +10,13 @@ from records import Records
 
 from dpsapf.experiment.methods import TOLERATED_RISE
 from paper_figures.tables import amount
+from paper_figures.verdicts import CLAIM, NUMBER, tally
+
+
+def verdicts_of(kind: str, records: Records) -> str:
+    """Count the verdicts on claims, or on published numbers."""
+    table = records.table("verdicts.csv")
+    return tally(table.loc[table["kind"] == kind, "verdict"])
 
 
 def minutes(what: str, records: Records) -> str:
@@ -151,6 +158,8 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "demo-fid-below-floor": below_floor_fid,
     "demo-accuracy-above-floor": above_floor_accuracy,
     "demo-fid-behind": behind_in_fid,
+    "verdicts-claims": partial(verdicts_of, CLAIM),
+    "verdicts-numbers": partial(verdicts_of, NUMBER),
     "rise-tolerated": lambda records: f"{TOLERATED_RISE:g}",
     "rise-within": partial(settings_within, 0, TOLERATED_RISE),
     "rise-within-worst": worst_within,

@@ -8,8 +8,10 @@ from functools import partial
 import pandas as pd
 from records import Records, cut, pipes
 
+from dpsapf.aggregation.multiple_tests import LEVEL
 from dpsapf.experiment.columns import INTERVAL
 from paper_figures.learning_rates import CHOSEN
+from paper_figures.paired_differences import P_HOLM
 from paper_figures.tables import amount, decimals
 
 
@@ -138,7 +140,7 @@ def own_rate_differences(metric: str, records: Records) -> str:
 
 def _difference(row: pd.Series, metric: str, places: int) -> str:
     text = amount(row[metric], places, row[f"{metric}{INTERVAL}"])
-    return f"**{text}**" if abs(row[metric]) > row[f"{metric}{INTERVAL}"] else text
+    return f"**{text}**" if row[metric + P_HOLM] <= LEVEL else text
 
 
 def smallest_visible(metric: str, records: Records) -> str:
@@ -216,6 +218,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "demo-full-main": partial(cut, "demo-full/figures/main_table.md", ("public model", "target ε", "seeds")),
     "demo-full-differences": partial(cut, "demo-full/figures/paired_differences.md", ("public model",)),
     "variants-differences": partial(cut, "variants/figures/paired_differences.md", ("public model",)),
+    "verdicts": partial(cut, "verdicts.md", ()),
     "cifar10-main": partial(cut, "cifar10-mini/figures/main_table.md", ("public model", "target ε", "seeds")),
     "cifar10-differences": partial(cut, "cifar10-mini/figures/paired_differences.md", ("public model",)),
     "evolution-main": partial(cut, "evolution/figures/main_table.md", ("public model", "target ε", "seeds")),

@@ -58,7 +58,7 @@ def _draw_panel(ax: Axes, data: pd.DataFrame, metric: str, looks: Mapping[str, L
                 ax.axhspan(row[metric] - half, row[metric] + half, color=look.colour, alpha=0.15, linewidth=0, zorder=0)
         curve = rows[~rows["reference"]].sort_values("x")
         if len(curve):
-            style = {"label": curve["label"].iloc[0], "capsize": 2.5, "zorder": 2}
+            style = {"label": curve["label"].iloc[0], "linestyle": look.line, "capsize": 2.5, "zorder": 2}
             ax.errorbar(curve["x"], curve[metric], yerr=curve.get(metric + INTERVAL), **style, **_marker(look))
 
 

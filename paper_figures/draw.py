@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from dpsapf.support.files import atomic, write_text
 from paper_figures import (
+    all_metrics,
     contact_sheet,
     epsilon_curves,
     main_table,
@@ -24,11 +25,16 @@ from paper_figures import (
     saliency_agreement,
     selection_map,
     selection_regret,
+    selection_table,
+    sigma_sensitivity,
     stability_edges,
     stability_map,
+    transfer,
     tuned_and_shared,
     tuned_differences,
     variants,
+    verdicts,
+    without_dp,
 )
 from paper_figures.results import MissingStudy, Results, load_results
 from paper_figures.style import DPI, theme
@@ -52,11 +58,17 @@ class Item:
 
 ITEMS = (
     Item("main_table", main_table.prepare, main_table.draw),
+    Item("all_metrics", all_metrics.prepare, all_metrics.draw),
+    Item("verdicts", verdicts.prepare, verdicts.draw),
     Item("ratio_curves", ratio_curves.prepare, ratio_curves.draw),
     Item("epsilon_curves", epsilon_curves.prepare, epsilon_curves.draw),
     Item("variants", variants.prepare, variants.draw),
+    Item("without_dp", without_dp.prepare, without_dp.draw),
+    Item("transfer", transfer.prepare, transfer.draw),
+    Item("sigma_sensitivity", sigma_sensitivity.prepare, sigma_sensitivity.draw),
     Item("paired_differences", paired_differences.prepare, paired_differences.draw),
     Item("selection_map", selection_map.prepare, selection_map.draw),
+    Item("selection_table", selection_table.prepare, selection_table.draw),
     Item("saliency_agreement", saliency_agreement.prepare, saliency_agreement.draw),
     Item("ranking_stability", ranking_stability.prepare, ranking_stability.draw),
     Item("stability_map", stability_map.prepare, stability_map.draw),

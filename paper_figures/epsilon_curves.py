@@ -5,6 +5,7 @@ from matplotlib.figure import Figure
 
 from dpsapf.experiment.runs import number
 from paper_figures.curves import curve_figure, log_axis
+from paper_figures.published import beside
 from paper_figures.results import (
     GROUP,
     MissingStudy,
@@ -16,7 +17,7 @@ from paper_figures.results import (
     scores,
     with_labels,
 )
-from paper_figures.style import LOOKS
+from paper_figures.style import LOOKS, PUBLISHED
 from paper_figures.variants import VARIANTS
 
 
@@ -25,6 +26,7 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         Rows for `paper_figures.curves.curve_figure`; ``x`` is the target epsilon. Floor and ceiling are references.
+        The published curve stands beside ours where the paper has the dataset and public model.
 
     Raises:
         MissingStudy: no method has two values of epsilon on one dataset.
@@ -46,6 +48,7 @@ def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: st
     trained = with_labels(table[table["epsilon"].notna() & shown], results)
     kept = trained[["series", "label", "ratio", "sigma_s"]]
     rows = pd.concat([kept, scores(trained)], axis=1).assign(reference=False, x=trained["epsilon"])
+    rows = pd.concat([rows, beside("epsilon_sweep", "epsilon", dataset, public_model, ratio=results.headline["ratio"])])
     bounds = floor_and_ceiling(results, dataset, public_model).assign(reference=True)
     return pd.concat([rows, bounds], ignore_index=True).assign(panel=f"{dataset}, {public_model}")
 
@@ -53,6 +56,8 @@ def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: st
 def _name(rows: pd.DataFrame, results: Results) -> str:
     """Name a curve with its ratio, and with sigma_s where its points differ in it."""
     ratios, noises = (sorted(rows[axis].dropna().unique()) for axis in ("ratio", "sigma_s"))
+    if rows["series"].iloc[0] == "published":
+        return PUBLISHED.label
     text = name_of(rows["series"].iloc[0], results)
     if ratios:
         text += " " + " or ".join(number(100 * ratio) for ratio in ratios) + " %"
@@ -63,6 +68,6 @@ def _name(rows: pd.DataFrame, results: Results) -> str:
 
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the rows of `prepare` on a logarithmic axis with the epsilons that were run."""
-    figure = curve_figure(data, LOOKS, "target ε", data["protocol"].iloc[0])
+    figure = curve_figure(data, LOOKS | {"published": PUBLISHED}, "target ε", data["protocol"].iloc[0])
     log_axis(figure, data["x"])
     return figure

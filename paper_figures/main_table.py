@@ -4,7 +4,7 @@ import pandas as pd
 
 from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling, scores, with_labels
-from paper_figures.tables import NOTHING, Cell, Table, amount, decimals, plain
+from paper_figures.tables import MISSING, NOTHING, Cell, Table, amount, decimals, plain
 
 BEST = "Bold: the best method under differential privacy, per dataset, public model and ε; the floor may be better."
 UNRANKED = "Methods of other groups are not ranked."
@@ -16,10 +16,11 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         One row per dataset, public model, epsilon and method: mean and 95 % half width of accuracy (%) and
-        FID, trainable parameters (mean over seeds), and whether it is the best method under DP.
+        FID, trainable parameters (mean over seeds), and whether it is the best method under DP. A setting without a
+        complete run has 0 seeds and no values.
     """
-    table = at_headline(results.summary, results, "ratio", "sigma_s")
-    trained = with_labels(table[table["method"] != "no-finetune"], results)
+    table = at_headline(pd.concat([results.summary, results.lost]), results, "ratio", "sigma_s")
+    trained = with_labels(table[(table["method"] != "no-finetune") | (table[SEEDS] == 0)], results)
     trained = trained.sort_values("epsilon", kind="stable", na_position="first")
     keys = [*GROUP, "epsilon", "method", "level", "ratio", "sigma_s"]
     rows = pd.concat([trained[[*keys, "series", "label"]], scores(trained)], axis=1)
@@ -34,7 +35,7 @@ def prepare(results: Results) -> pd.DataFrame:
     ]
     models = list(results.runs["public_model"].unique())
     rows = pd.concat([*bounds, rows]).sort_values("public_model", key=lambda names: names.map(models.index), kind="stable")
-    notes = {"release_note": results.release_note, "claim_note": results.claim_note}
+    notes = {name: getattr(results, name) for name in ("release_note", "claim_note", "missing_note")}
     return rows.assign(protocol=results.protocol, **notes).reset_index(drop=True)
 
 
@@ -50,9 +51,9 @@ def draw(data: pd.DataFrame) -> Table:
         rows.append((*_names(key, group), *cells))
     header = [f"{dataset} {METRICS[metric][0]}" for dataset, metric in columns]
     names = ("public model", "method", "target ε", "seeds", "trainable parameters")
-    claim = data["claim_note"].iloc[0]
-    note = " ".join(filter(None, [BEST, claim and UNRANKED, data["release_note"].iloc[0], claim]))
-    return Table((*names, *header), tuple(rows), names=2, note=note)
+    release, claim, missing = (data[name].iloc[0] for name in ("release_note", "claim_note", "missing_note"))
+    notes = (BEST, claim and UNRANKED, release, claim, missing)
+    return Table((*names, *header), tuple(rows), names=2, note=" ".join(filter(None, notes)))
 
 
 def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
@@ -64,6 +65,8 @@ def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
 def _cell(row: dict | None, metric: str, places: int) -> Cell:
     if row is None:
         return Cell(NOTHING)
+    if row[SEEDS] == 0:
+        return Cell(MISSING)
     return Cell(amount(row[metric], places, row[metric + INTERVAL]), bold=row["best_" + metric] is True)
 
 

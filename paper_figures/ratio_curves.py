@@ -5,8 +5,9 @@ from matplotlib.figure import Figure
 
 from dpsapf.experiment.runs import number
 from paper_figures.curves import curve_figure
+from paper_figures.published import beside
 from paper_figures.results import GROUP, MissingStudy, Results, floor_and_ceiling, rows_of, scores, strictly, with_labels
-from paper_figures.style import LOOKS, look_of
+from paper_figures.style import LOOKS, PUBLISHED, look_of
 
 
 def prepare(results: Results) -> pd.DataFrame:
@@ -14,6 +15,7 @@ def prepare(results: Results) -> pd.DataFrame:
 
     Returns:
         Rows for `paper_figures.curves.curve_figure`; ``x`` is the ratio in %. DP-LoRA, floor and ceiling are references.
+        The published curve stands beside ours where the paper has the dataset and public model.
 
     Raises:
         MissingStudy: no dataset has two ratios.
@@ -35,9 +37,13 @@ def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: st
     rows["x"] = 100 * rows["ratio"].fillna(1.0)
     bounds = floor_and_ceiling(results, dataset, public_model).assign(reference=True)
     title = f"{dataset}, {public_model}, ε = {number(results.headline['epsilon'])}"
-    return pd.concat([rows.drop(columns="ratio"), bounds], ignore_index=True).assign(panel=title)
+    theirs = beside("selection_ratio", "ratio", dataset, public_model, epsilon=results.headline["epsilon"])
+    rows = pd.concat([rows.drop(columns="ratio"), theirs.assign(x=100 * theirs["x"])])
+    return pd.concat([rows, bounds], ignore_index=True).assign(panel=title)
 
 
 def draw(data: pd.DataFrame) -> Figure:
     """Draw the rows of `prepare`."""
-    return curve_figure(data, LOOKS, "selected matrices or attention modules (%)", data["protocol"].iloc[0])
+    return curve_figure(
+        data, LOOKS | {"published": PUBLISHED}, "selected matrices or attention modules (%)", data["protocol"].iloc[0]
+    )

@@ -2,17 +2,19 @@
 
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
 
+from dpsapf.aggregation.aggregate import SELECTION_COLUMNS
+from dpsapf.aggregation.schema import check_runs, check_summary
 from dpsapf.experiment import records
-from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
+from dpsapf.experiment.columns import INTERVAL, MEAN, MISSING, SEEDS, STATUS
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES
-from dpsapf.experiment.runs import Study, number
+from dpsapf.experiment.runs import RunSpec, Study, number
 from dpsapf.support.errors import UserError
 from paper_figures.style import EXTERNAL, ORDER, look_of
 
@@ -20,6 +22,7 @@ GROUP = ["dataset", "public_model"]
 TRAINING = {name for name, row in METHODS.items() if row.trains}
 CHOICES = ("score", "mechanism", "rule", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
+NAMED = 3  # missing runs that a note names
 SEEDED = "Noise from a seed: reproducible, not for release; whoever knows the seed can subtract it."
 
 
@@ -36,15 +39,19 @@ class Results:
 
     Attributes:
         layout: where the config's files are.
-        runs: one row per run (runs.csv).
-        summary: one row per setting, over its seeds (summary.csv).
+        runs: one row per complete run (of runs.csv).
+        summary: one row per setting that has a complete run, over its seeds (of summary.csv).
         selections: one row per run and candidate matrix (selections.csv).
+        missing: one row per run that the config has and that is not there (of runs.csv).
+        lost: one row per setting none of whose runs is there (of summary.csv).
     """
 
     layout: Layout
     runs: pd.DataFrame
     summary: pd.DataFrame
     selections: pd.DataFrame
+    missing: pd.DataFrame = field(default_factory=pd.DataFrame)
+    lost: pd.DataFrame = field(default_factory=pd.DataFrame)
 
     @cached_property
     def headline(self) -> dict[str, float]:
@@ -81,28 +88,59 @@ class Results:
         return labels
 
     @property
+    def missing_note(self) -> str:
+        """Say how many runs are missing, and name the first ones; empty if none is."""
+        if self.missing.empty:
+            return ""
+        names = [*self.missing["run_id"][:NAMED], *(["..."] if len(self.missing) > NAMED else [])]
+        return f"Missing: {len(self.missing)} of {len(self.runs) + len(self.missing)} runs ({', '.join(names)})."
+
+    @property
     def protocol(self) -> str:
         """The one evaluation protocol of all runs."""
         return self.runs["protocol"].iloc[0]
 
 
-def load_results(root: Path) -> Results:
+def load_results(root: Path, selections_needed: bool = True) -> Results:
     """Read ``<root>/tables/{runs,summary,selections}.csv``.
 
+    Args:
+        root: folder of one config's results.
+        selections_needed: False to take selections.csv as empty where it is not there: kept results may lack it.
+
     Raises:
-        UserError: a table is missing or has no rows of runs.
+        UserError: a table is missing, has no rows of runs, or has a value that its schema does not allow.
     """
     layout = Layout(root)
-    tables = {name: _read(Path(layout.table(f"{name}.csv"))) for name in ("runs", "summary", "selections")}
+    paths = {name: Path(layout.table(f"{name}.csv")) for name in ("runs", "summary", "selections")}
+    lacking = not selections_needed and not paths["selections"].exists()
+    tables = {name: _read(path) for name, path in paths.items() if not (lacking and name == "selections")}
+    tables.setdefault("selections", pd.DataFrame(columns=SELECTION_COLUMNS))
+    tables = {name: with_axes(table) for name, table in tables.items()}
     if tables["runs"].empty:
         raise UserError("--results", str(root), "its tables/runs.csv has no runs; run `dpsapf aggregate`")
-    return Results(layout, **tables)
+    check_runs(tables["runs"], paths["runs"])
+    check_summary(tables["summary"].drop(columns="seed"), paths["summary"])
+    return Results(layout, **_without_missing(tables))
+
+
+def _without_missing(tables: dict[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    runs, summary = tables["runs"], tables["summary"]
+    missing = runs[STATUS] == MISSING if STATUS in runs else pd.Series(False, runs.index)
+    lost = summary[SEEDS] == 0
+    return tables | {"runs": runs[~missing], "missing": runs[missing], "summary": summary[~lost], "lost": summary[lost]}
 
 
 def _read(path: Path) -> pd.DataFrame:
     if not path.exists():
         raise UserError("--results", str(path), "does not exist; run `dpsapf aggregate` or the workflow first")
     return pd.read_csv(path, low_memory=False)  # a column's type from all of its rows
+
+
+def with_axes(table: pd.DataFrame) -> pd.DataFrame:
+    """Add the axes of runs that a table of an earlier version does not have, empty: nothing was chosen there."""
+    axes = [axis for axis in RunSpec.model_fields if axis not in table]
+    return table.assign(**dict.fromkeys(axes, float("nan")))
 
 
 def _commonest(values: pd.Series, axis: str) -> float | str | None:
@@ -120,7 +158,11 @@ def at_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFra
         results: gives the headline values.
         axes: of ``ratio``, ``sigma_s``, ``epsilon``, in this order.
     """
-    table = _same_choices(table, results)
+    return near_headline(_same_choices(table, results), results, *axes)
+
+
+def near_headline(table: pd.DataFrame, results: Results, *axes: str) -> pd.DataFrame:
+    """Do what `at_headline` does with rows whose other choices are held already."""
     for axis in axes:
         others = [
             *GROUP,

@@ -57,6 +57,7 @@ EXTERNAL = {  # methods of other groups, in the order of the config: of each the
         [("crimson", "o"), ("darkgoldenrod", "D"), ("darkgreen", "^"), ("indigo", "<"), ("deeppink", "s"), ("dimgray", "P")], 1
     )
 }
+PUBLISHED = Look("DP-SAPF, matrices (published by the paper)", "0.35", "x", (0, (1, 1)))
 LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 NOTHING = "—"
+MISSING = "missing"  # what was to be run and is not there
 LATEX = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -16,6 +17,9 @@ LATEX = {
     "δ": r"$\delta$",
     "σ": r"$\sigma$",
     "∞": r"$\infty$",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "×": r"$\times$",
     "—": "---",
     "–": "--",
 } | {character: "\\" + character for character in "&%$#_{}"}

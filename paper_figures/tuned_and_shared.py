@@ -23,11 +23,11 @@ from matplotlib.lines import Line2D
 from dpsapf.aggregation.aggregate import interval_factor
 from dpsapf.experiment.columns import INTERVAL, SEEDS
 from dpsapf.experiment.runs import number
+from paper_figures.dots import log_if_broad
 from paper_figures.learning_rates import AUTO, CHOSEN, PANEL, look_of_way, name_of_way, runs_at_rates, title
 from paper_figures.main_table import METRICS
 from paper_figures.results import MissingStudy, Results, floor_and_ceiling
 from paper_figures.style import WIDTH, Look, look_of
-from paper_figures.variants import log_if_broad
 
 PROXY = "proxy"
 CHOSEN_BY = "chosen_by"

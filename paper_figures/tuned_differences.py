@@ -2,13 +2,12 @@
 
 import pandas as pd
 
-from dpsapf.experiment.columns import INTERVAL
 from dpsapf.experiment.runs import number
 from paper_figures.learning_rates import PANEL, name_of_way
 from paper_figures.main_table import METRICS
-from paper_figures.paired_differences import OURS, note, paired
+from paper_figures.paired_differences import OURS, cell, note, paired
 from paper_figures.results import MissingStudy, Results
-from paper_figures.tables import Cell, Table, amount, decimals, plain
+from paper_figures.tables import Cell, Table, decimals, plain
 from paper_figures.tuned_and_shared import OWN, SHARED, own_and_shared, tuned_runs
 
 NAMES = {OWN: "each its own", SHARED: "shared"}
@@ -43,7 +42,7 @@ def draw(data: pd.DataFrame) -> Table:
     """Lay the rows of `prepare` out."""
     places = {name: decimals(data[name]) for name in METRICS}
     rows = [
-        (*map(Cell, _names(row)), *(_cell(row, metric, places[metric]) for metric in METRICS)) for row in data.to_dict("records")
+        (*map(Cell, _names(row)), *(cell(row, metric, places[metric]) for metric in METRICS)) for row in data.to_dict("records")
     ]
     header = ("dataset", "public model", "target ε", "learning rates", "minus", "its rate", "seeds", "accuracy (points)", "FID")
     return Table(header, tuple(rows), names=5, note=note(data))
@@ -52,8 +51,3 @@ def draw(data: pd.DataFrame) -> Table:
 def _names(row: dict) -> tuple[str, ...]:
     rate = number(float(f"{row['rate']:.2g}"))
     return row["dataset"], row["public_model"], plain(row["epsilon"]), NAMES[row["setting"]], row["label"], rate, str(row["n"])
-
-
-def _cell(row: dict, metric: str, places: int) -> Cell:
-    difference, half = row[metric], row[metric + INTERVAL]
-    return Cell(amount(difference, places, half), bold=abs(difference) > half)

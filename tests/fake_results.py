@@ -1,5 +1,7 @@
 """A results folder as the workflow leaves it, with invented numbers: for tests of aggregation and figures."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
@@ -14,6 +16,7 @@ from dpsapf.support.files import sha256
 from dpsapf.support.records import write_record
 from tests.prepared_dataset import write_dataset
 
+ROOT = Path(__file__).parents[1]
 PROTOCOL = "test-v1"
 PROTOCOL_DIGEST = "0123456789abcdef"
 RATES = (0.02, 0.04, 0.07, 0.12, 0.2)

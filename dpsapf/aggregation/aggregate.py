@@ -7,25 +7,30 @@ from pathlib import Path
 import pandas as pd
 from scipy import stats
 
+from dpsapf.aggregation.schema import PREFIXES, check_runs, check_summary
 from dpsapf.experiment.columns import (
     BLOCK,
-    CLASSIFIER_PREFIX,
+    COMPLETE,
+    EXPECTED,
     INTERVAL,
     LAYER,
     MATRIX,
     MEAN,
+    MISSING,
     OPTIONAL_METRICS,
     PROJECTION,
     SCORE,
     SD,
     SEEDS,
     SELECTED,
-    SPENT_PREFIX,
     SPREAD_METRICS,
+    STATUS,
 )
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import Metrics
+from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import parse_config
 from dpsapf.experiment.stages import Aggregate
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
@@ -43,28 +48,37 @@ def aggregate(options: Aggregate) -> None:
     """Write runs.csv, summary.csv and selections.csv from every run's metrics.json and the selection.csv beside it.
 
     Raises:
-        UserError: the records are of different protocols, or a run comes twice.
+        UserError: there is no record; the records are of different protocols, or a run comes twice, or is none of the
+            config's; or a value is outside its column's range.
     """
     records = [read_record(path, Metrics) for path in options.metrics]
     check_records(records, options.metrics)
-    runs = run_table(records)
+    missing = missing_runs(options.configfile, records) if options.configfile else []
+    runs = run_table(records, missing)
+    summary = summary_table(runs)
+    check_runs(runs, options.runs)
+    check_summary(summary, options.summary)
     tables = {
         options.runs: runs,
-        options.summary: summary_table(runs),
+        options.summary: summary,
         options.selections: selection_table(records, options.metrics),
     }
     for path, table in tables.items():
         with atomic(path) as temporary:
             table.to_csv(temporary, index=False)
-    LOG.info("%d runs under protocol %s", len(records), records[0].protocol)
+    LOG.info("%d runs under protocol %s%s", len(records), records[0].protocol, f", {len(missing)} missing" if missing else "")
+    for run in missing:
+        LOG.warning("missing: %s", run.id)
 
 
 def check_records(records: Sequence[Metrics], paths: Sequence[Path]) -> None:
     """Check that records can be compared: one protocol of one meaning, one reference per dataset, every run once.
 
     Raises:
-        UserError: names the first record that differs from those before it.
+        UserError: names the first record that differs from those before it; or there is none.
     """
+    if not records:
+        raise UserError("--metrics", None, "no run has metrics: give at least one")
     seen: dict[str, Path] = {}
     references: dict[str, tuple[str, Path]] = {}
     for record, path in zip(records, paths, strict=True):
@@ -83,24 +97,41 @@ def check_records(records: Sequence[Metrics], paths: Sequence[Path]) -> None:
         seen[record.run_id] = path
 
 
-def run_table(records: Sequence[Metrics]) -> pd.DataFrame:
-    """Make one row per run, in the order given.
+def missing_runs(configfile: Path, records: Sequence[Metrics]) -> list[RunSpec]:
+    """List the runs of a config that have no record, in its order.
+
+    Raises:
+        UserError: the config is wrong, or a record is of no run of it.
+    """
+    expected = {run.id: run for run in parse_config(load_yaml(configfile), str(configfile)).runs}
+    for record in records:
+        if record.run_id not in expected:
+            raise UserError(
+                "--metrics", record.run_id, f"is no run of {configfile}: leave it out, or give the config that it is of"
+            )
+    done = {record.run_id for record in records}
+    return [run for name, run in expected.items() if name not in done]
+
+
+def run_table(records: Sequence[Metrics], missing: Sequence[RunSpec] = ()) -> pd.DataFrame:
+    """Make one row per run, in the order given, the missing ones last.
 
     Returns:
-        ``run_id``, the run's axes, then every scalar field of `Metrics` in its unit (accuracies and
+        ``run_id``, ``status``, the run's axes, then every scalar field of `Metrics` in its unit (accuracies and
         precision/recall in [0, 1], times in seconds, memory in MB), ``accuracy_of_<classifier>`` and
-        ``spent_epsilon_<accountant>``. What a method does not have is empty.
+        ``spent_epsilon_<accountant>``. What a method does not have is empty; of a missing run all is but its axes and the
+        protocol of the others.
     """
-    return pd.DataFrame([_run_row(record) for record in records])
+    lost = [{"run_id": run.id, STATUS: MISSING, **dict(run), "protocol": records[0].protocol} for run in missing]
+    return pd.DataFrame([_run_row(record) for record in records] + lost)
 
 
 def _run_row(record: Metrics) -> dict[str, object]:
     fields = as_json(record)
-    row = {"run_id": fields.pop("run_id"), **fields.pop("run")}
-    prefixes = {"per_classifier": CLASSIFIER_PREFIX, "spent_epsilon": SPENT_PREFIX}
+    row = {"run_id": fields.pop("run_id"), STATUS: COMPLETE, **fields.pop("run")}
     for name, value in fields.items():
-        if name in prefixes:
-            row |= {prefixes[name] + key: entry for key, entry in value.items()}
+        if name in PREFIXES:
+            row |= {PREFIXES[name] + key: entry for key, entry in value.items()}
         elif name != "outside_the_guarantee":
             row[name] = value
     return row
@@ -113,18 +144,23 @@ def summary_table(runs: pd.DataFrame) -> pd.DataFrame:
         runs: as `run_table` returns.
 
     Returns:
-        One row per setting: its axes, the protocol, ``n``, of methods made elsewhere the label and what their epsilon is, and
-        of each metric the mean, the sample standard
-        deviation and the half width of the 95 % interval of the mean, t_{0.975, n-1} sd / sqrt(n) (Student,
-        for normal seeds). A single seed has no spread: ``sd`` and interval are empty, not 0.
+        One row per setting: its axes, the protocol, ``n`` (complete runs), ``expected``, of methods made elsewhere the label and
+        what their epsilon is, and of each metric the mean, the sample standard deviation and the half width of the 95 % interval
+        of the mean, t_{0.975, n-1} sd / sqrt(n) (Student, for normal seeds). A single seed has no spread: ``sd`` and interval
+        are empty, not 0; so is the mean of none, or of a metric that a complete run lacks.
     """
-    groups = runs.groupby([*(axis for axis in SETTING if axis in runs), "protocol"], dropna=False, sort=False)
-    summary = groups.size().rename(SEEDS).reset_index()
+    optional = [name for name in OPTIONAL_METRICS if name in runs and runs[name].notna().any()]
+    measured = [name for name in (*SPREAD_METRICS, *optional) if name in runs]
+    known = {metric: pd.to_numeric(runs[metric]) for metric in measured}  # all empty: no object
+    axes = [axis for axis in SETTING if axis in runs]
+    groups = runs.assign(**known).groupby([*axes, "protocol"], dropna=False, sort=False)
+    summary = groups["accuracy"].count().rename(SEEDS).reset_index()
+    summary[EXPECTED] = groups.size().to_numpy()
     for name in [name for name in TOLD if name in runs]:
         summary[name] = groups[name].first().to_numpy()
-    for metric in (*SPREAD_METRICS, *(name for name in OPTIONAL_METRICS if name in runs and runs[name].notna().any())):
-        values, of_all = groups[metric], groups[metric].count() == groups.size()
-        summary[metric + MEAN] = values.mean().where(of_all).to_numpy()  # missing where a seed's is
+    for metric in known:
+        values, of_all = groups[metric], groups[metric].count() == groups["accuracy"].count()
+        summary[metric + MEAN] = values.mean().where(of_all).to_numpy()
         summary[metric + SD] = values.std(ddof=1).where(of_all).to_numpy()
         summary[metric + INTERVAL] = summary[metric + SD] * interval_factor(summary[SEEDS])
     return summary

@@ -42,6 +42,7 @@ MODULES: dict[type[Checked], str] = {
     stages.Estimate: "dpsapf.bench.estimate",
     stages.DrawFigures: "paper_figures.draw",
     stages.WriteReport: "paper_figures.report",
+    stages.CompareWithPaper: "paper_figures.verdicts",
 }
 PUBLISHES = (stages.Release,)  # their output leaves the private side, and options name folders of that side
 # an option whose name may be left out where it comes first

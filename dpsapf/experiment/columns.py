@@ -29,6 +29,8 @@ FRAGILITY_SHRUNK = "fragility_shrunk"  # h moved towards the model's mean by as 
 # runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:
 CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>
 SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
+STATUS = "status"  # of a run: COMPLETE, or MISSING: the config has it, and it has no metrics; all but its axes is empty then
+COMPLETE, MISSING = "complete", "missing"
 USED_RATE = "used_learning_rate"  # peak learning rate that was used; the axis learning_rate is empty where it is the config's
 
 FIDELITY = (  # what synthetic images were compared with real ones by; all but four are empty where the protocol has not got them
@@ -50,7 +52,8 @@ FIDELITY = (  # what synthetic images were compared with real ones by; all but f
 # summary.csv: one row per setting, over its seeds; of each metric <metric>_mean, <metric>_sd, <metric>_interval95
 SPREAD_METRICS = ("accuracy", "macro_f1", "calibration_error", "fid", "kid", "precision", "recall")
 OPTIONAL_METRICS = ("fid_infinity", "density", "coverage", "inception_score", "fld")  # likewise, where the protocol has them
-SEEDS = "n"  # runs in the group
+SEEDS = "n"  # complete runs in the group
+EXPECTED = "expected"  # runs in the group, missing ones with them
 MEAN, SD, INTERVAL = "_mean", "_sd", "_interval95"  # half width of the 95 % t-interval; sd and interval empty if n = 1
 
 # saliency_agreement.csv: one row per score, noise, ratio and draw of the noise; computed outside the guarantee

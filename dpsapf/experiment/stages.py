@@ -408,6 +408,7 @@ class Aggregate(Checked):
     """Tidy tables over all runs."""
 
     metrics: tuple[Path, ...] = source("metrics.json of every run")
+    configfile: Path | None = source("config whose runs without metrics become rows that say so; omitted: none", None)
     runs: Path = target("one row per run (.csv)")
     summary: Path = target("mean, spread and interval over seeds (.csv)")
     selections: Path = target("one row per run and candidate matrix (.csv)")
@@ -463,6 +464,13 @@ class Release(Checked):
     )
     weights: bool = Field(False, description="publish the trained parameters, too")
     out: Path = target("folder to publish; must not exist")
+
+
+class CompareWithPaper(Checked):
+    """Verdicts: which of the paper's claims some results reproduce."""
+
+    results: tuple[Path, ...] = source("results folders, each of one config, with tables/ in it")
+    out: Path = target("verdicts, claim by claim (.csv); for a reader the same as .md beside it")
 
 
 class Estimate(Checked):

@@ -136,6 +136,15 @@ def test_mixed_protocols_are_refused(tmp_path):
     assert not options.runs.exists()
 
 
+def test_a_value_out_of_its_range_is_refused_and_nothing_written(tmp_path):
+    layout = Layout(tmp_path)
+    collect_metrics(write_run(layout, LORA, candidate_table(1), accuracy=71.2))
+    options = aggregate_options(layout, [LORA])
+    with pytest.raises(UserError, match=r"runs.csv: row 1, accuracy = 71.2: must be a number, between 0 and 1"):
+        aggregate(options)
+    assert not options.runs.exists()
+
+
 def test_a_run_given_twice_is_refused(tmp_path):
     collect_metrics(write_run(Layout(tmp_path), LORA, candidate_table(1)))
     with pytest.raises(UserError, match="give every run once"):

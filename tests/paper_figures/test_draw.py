@@ -16,10 +16,18 @@ from paper_figures.__main__ import main
 from paper_figures.draw import ITEMS, draw_all, draw_figures
 from paper_figures.style import theme
 
-TABLES = ("main_table", "paired_differences", "privacy_cost", "resources")
+TABLES = ("main_table", "all_metrics", "verdicts", "paired_differences", "selection_table", "privacy_cost", "resources")
 STABILITY = {"stability_map", "stability_map_accuracy", "stability_edges", "selection_regret", "noise_rise"}
 STABILITY |= {"tuned_and_shared", "tuned_differences"}
-NOT_IN_THE_DEMO = {"variants", "saliency_agreement", "ranking_stability", *STABILITY}  # have test files of their own
+NOT_IN_THE_DEMO = {
+    "variants",
+    "transfer",
+    "without_dp",
+    "sigma_sensitivity",
+    "saliency_agreement",
+    "ranking_stability",
+    *STABILITY,
+}  # have test files of their own
 FIGURES = tuple(item.name for item in ITEMS if item.name not in {*TABLES, *NOT_IN_THE_DEMO})
 
 
@@ -83,7 +91,15 @@ def test_missing_studies_are_skipped_with_a_reason(smallest, tmp_path, caplog):
     (tmp_path / "ratio_curves.png").write_bytes(b"of an earlier config")
     with caplog.at_level(logging.INFO, logger="dpsapf"):
         drawn = draw_all(smallest, tmp_path)
-    skipped = {"ratio_curves", "epsilon_curves", "paired_differences", "selection_map", "contact_sheet", *NOT_IN_THE_DEMO}
+    skipped = {
+        "ratio_curves",
+        "epsilon_curves",
+        "paired_differences",
+        "selection_map",
+        "selection_table",
+        "contact_sheet",
+        *NOT_IN_THE_DEMO,
+    }
     assert set(drawn) == {item.name for item in ITEMS} - skipped
     assert not [path for path in tmp_path.iterdir() if path.stem in skipped]
     for name in skipped:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from dpsapf.aggregation.multiple_tests import holm
 from paper_figures import paired_differences
 from paper_figures.results import MissingStudy, load_results
 from tests.fake_results import variant_runs, write_results
@@ -52,10 +53,29 @@ def test_one_seed_has_no_interval_and_no_table(results):
         paired_differences.prepare(dataclasses.replace(results, runs=runs))
 
 
-def test_bold_is_what_excludes_zero(results):
+def test_p_values_are_scipys_and_corrected_over_the_table(results):
     data = paired_differences.prepare(results)
-    data.loc[:, ["fid", "fid_interval95"]] = [-1.0, 0.9]
-    data.loc[:, ["accuracy_pct", "accuracy_pct_interval95"]] = [1.0, 1.1]
+    test = stats.ttest_rel(by_seed(results, "dp-sapf", "fid"), by_seed(results, "random", "fid"))
+    assert row_of(data, "random-matrix")["fid_p"] == pytest.approx(test.pvalue)
+    corrected = holm(data[["accuracy_pct_p", "fid_p"]].to_numpy().ravel()).p
+    np.testing.assert_array_equal(data[["accuracy_pct_p_holm", "fid_p_holm"]].to_numpy().ravel(), corrected)
+    assert (data["fid_p_holm"] >= data["fid_p"]).all() and (data["fid_p_holm"] > data["fid_p"]).any()
+
+
+def test_bold_is_what_the_corrected_p_decides(results):
+    data = paired_differences.prepare(results)
+    data.loc[:, ["fid_p", "fid_p_holm"]] = [0.001, 0.049]
+    data.loc[:, ["accuracy_pct_p", "accuracy_pct_p_holm"]] = [0.0004, 0.051]
     table = paired_differences.draw(data)
-    assert all(cell.bold == ("FID" in name) for row in table.rows for name, cell in list(zip(table.header, row, strict=True))[2:])
+    cells = [list(zip(table.header, row, strict=True))[2:] for row in table.rows]
+    assert all(cell.bold == ("FID" in name) for row in cells for name, cell in row)
+    assert all(
+        cell.text.endswith("(0.001, 0.049)" if "FID" in name else "(<0.001, 0.051)") for row in cells for name, cell in row
+    )
     assert {row[1].text for row in table.rows} == set(np.unique(data["label"]))
+    assert f"Holm's correction for the table's {2 * len(data)} tests" in table.note
+
+
+def test_a_pair_that_was_not_run_is_a_dash_and_not_bold():
+    cell = paired_differences.cell(None, "fid", 1)
+    assert (cell.text, cell.bold) == ("—", False)

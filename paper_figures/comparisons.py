@@ -1,0 +1,152 @@
+"""What a claim compares, out of the tables of a results folder: one row per dataset, model and setting, paired by seed."""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from dpsapf.experiment.columns import BLOCK, MATRIX, SCORE
+from dpsapf.experiment.methods import TRAINING_AXES
+from paper_figures.claims import Claim, Metric
+from paper_figures.learning_rates import AUTO
+from paper_figures.published import KEYS, PROTOCOLS, TRANSFORMERS
+from paper_figures.results import CHOICES, GROUP, Results, hold, near_headline
+from paper_figures.selection_map import STAGES
+
+ENERGIES = ("energy", "share", "norm")  # scores that grow with an image's gradient in the matrix
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Two settings, or a setting and a published value, in one metric.
+
+    Attributes:
+        folder: name of the results folder.
+        protocol: of its evaluation.
+        setting: dataset, public model, epsilon and what else tells it from other comparisons of its claim.
+        differences: ours minus theirs by seed, in the metric's unit; logs where the metric is one of logs.
+        values: ours and theirs by seed, which tells runs that several folders have.
+    """
+
+    folder: str
+    protocol: str
+    setting: Mapping[str, object]
+    differences: np.ndarray
+    values: frozenset[tuple[float, float, float]]
+
+
+def of_claim(claim: Claim, metric: Metric, results: Results) -> list[Comparison]:
+    """Pair the rows of both sides of a claim by seed."""
+    table = places(results) if claim.table == "places" else comparable_runs(claim, results)
+    ours, theirs = matching(table, claim.ours), matching(table, claim.theirs)
+    keys = [*GROUP, *claim.same, "seed"]
+    other = theirs.groupby(keys, dropna=False)[metric.column].mean().rename("theirs").reset_index()
+    pairs = ours.merge(other, on=keys).dropna(subset=[metric.column, "theirs"])
+    by = [*GROUP, *(axis for axis in ("epsilon", "learning_rate") if axis in pairs), *claim.varied]
+    return [
+        _comparison(dict(zip(by, key, strict=True)), rows, metric, results)
+        for key, rows in pairs.groupby(by, dropna=False, sort=False)
+    ]
+
+
+def _comparison(setting: dict, rows: pd.DataFrame, metric: Metric, results: Results) -> Comparison:
+    rows = rows.groupby("seed")[[metric.column, "theirs"]].mean()
+    ours, theirs = (rows[name].to_numpy(float) for name in (metric.column, "theirs"))
+    differences = np.log(ours) - np.log(theirs) if metric.log else ours - theirs
+    values = frozenset(zip(rows.index.astype(float), ours, theirs, strict=True))
+    return Comparison(results.layout.root.name, results.protocol, setting, differences, values)
+
+
+def of_number(row: Mapping[str, object], metric: Metric, results: Results) -> list[Comparison]:
+    """Set our runs of a published row's dataset, model and setting beside its value, if they are under the paper's protocol."""
+    if results.protocol not in PROTOCOLS:
+        return []
+    runs = comparable_runs(None, results)
+    runs = runs[runs["learning_rate"] != AUTO]
+    runs = matching(runs, {key: None if pd.isna(row[key]) else row[key] for key in KEYS})
+    runs = runs.dropna(subset=metric.column)
+    if runs.empty:
+        return []
+    setting = {key: row[key] for key in KEYS}
+    return [_comparison(setting, runs.assign(theirs=row[metric.column]), metric, results)]
+
+
+def comparable_runs(claim: Claim | None, results: Results) -> pd.DataFrame:
+    """Return the runs whose axes are those that most runs have, but for the axes that a claim or the published tables compare.
+
+    The learning rate is the config's own or, in the same way, the one that noise allows.
+    """
+    compared = ("mechanism",) if claim is None else tuple(axis for axis in claim.ours if axis in CHOICES)
+    choices = [axis for axis in CHOICES if axis not in compared]
+    training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
+    runs = hold(results.runs, results, choices, training)
+    runs = pd.concat([hold(runs, results, (), ("learning_rate",)), runs[runs["learning_rate"] == AUTO]]).drop_duplicates("run_id")
+    if claim is None or "sigma_s" not in claim.ours:
+        runs = near_headline(runs, results, "sigma_s")
+    networks = [network(model) for model in runs["public_model"]]
+    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=networks)
+
+
+def network(public_model: str) -> str:
+    """Tell whether a public model is a ``unet`` or a ``transformer``."""
+    return "transformer" if public_model in TRANSFORMERS else "unet"
+
+
+def matching(table: pd.DataFrame, wanted: Mapping[str, object]) -> pd.DataFrame:
+    """Keep the rows with the wanted values: of each column one, one of a tuple, or none (None)."""
+    for column, value in wanted.items():
+        options = value if isinstance(value, tuple) else (value,)
+        some = table[column].isin([option for option in options if option is not None])
+        table = table[some | table[column].isna()] if None in options else table[some]
+    return table
+
+
+def places(results: Results) -> pd.DataFrame:
+    """Average each release's scores over the matrices of the outer blocks, and over those of the inner ones.
+
+    Outer are the first and the last block of the network that have candidates. Only scores that grow with the gradient
+    are taken (`ENERGIES`), of attention candidates, each release once however many runs share it.
+
+    Returns:
+        Two rows per release: dataset, public model, score, sigma_s, seed, ``place`` (``outer`` or ``inner``) and
+        ``relative_score``, over the release's mean score.
+    """
+    table = results.selections
+    table = table[table[SCORE].notna() & table["score"].isin(ENERGIES) & (table["candidates"] == "attention")]
+    table = table[table["mechanism"] == "gaussian"]
+    release = [*GROUP, "score", "sigma_s", "seed"]
+    table = table.drop_duplicates([*release, MATRIX])
+    found = [_outer_and_inner(rows).assign(**dict(zip(release, key, strict=True))) for key, rows in table.groupby(release)]
+    return pd.concat(found) if found else pd.DataFrame(columns=[*release, "place", "relative_score"])
+
+
+def _outer_and_inner(rows: pd.DataFrame) -> pd.DataFrame:
+    blocks = sorted(rows[BLOCK].unique(), key=lambda block: STAGES.get(block.split(".")[0], 0))  # stable: listed order within
+    outer = rows[BLOCK].isin([blocks[0], blocks[-1]])
+    means = rows[SCORE].groupby(outer.map({True: "outer", False: "inner"})).mean() / rows[SCORE].mean()
+    return means.rename("relative_score").rename_axis("place").reset_index()
+
+
+def unique(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Leave out what says nothing more than another comparison.
+
+    That is one whose runs are all among those of another one of the same setting, as folders share runs; and one of a single
+    seed, which has no spread, where another one is of the same dataset and public model and has.
+    """
+    kept: list[Comparison] = []
+    for one in sorted(comparisons, key=lambda comparison: -len(comparison.values)):
+        same = [other for other in kept if _same(one.setting, other.setting)]
+        tested = any(len(other.values) > 1 and all(other.setting[key] == one.setting[key] for key in GROUP) for other in kept)
+        if not (any(one.values <= other.values for other in same) or (tested and len(one.values) == 1)):
+            kept.append(one)
+    return kept
+
+
+def _same(one: Mapping[str, typing.Any], other: Mapping[str, typing.Any]) -> bool:
+    def told(setting: Mapping[str, typing.Any]) -> dict[str, object]:
+        return {key: value for key, value in setting.items() if not (isinstance(value, float) and math.isnan(value))}
+
+    return told(one) == told(other)
