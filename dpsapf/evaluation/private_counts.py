@@ -97,16 +97,15 @@ def planned_counts(recipe: Recipe, images: int, options: Evaluate) -> PrivateCou
     if (steps := recipe.length(images)) < recipe.checkpoints:
         raise UserError("checkpoints", recipe.checkpoints, f"a training has {steps} steps, one for each count at least")
     ledger = read_record(options.ledger, Ledger)
-    reserved = [release for release in ledger.reserved if release.name == "validation"]
     counts = len(recipe.trained) * recipe.repeats * recipe.checkpoints
-    if not reserved or reserved[0].steps != counts:
-        found = reserved[0].steps if reserved else 0
+    found = sum(release.steps for release in ledger.reserved)
+    if found != counts:
         raise UserError("--ledger", ledger.run.id, f"reserved {found} counts, {options.protocol} makes {counts}: plan with it")
     if ledger.dataset_id != sha256(options.archive):
         raise UserError("--archive", str(options.archive), f"is another dataset than that of {ledger.run.id}")
     part = read_part(options.archive, "validation")
     images = Images.all(part, part.labels, options.device)
-    return PrivateCounts(images, reserved[0], ledger.noise, options.seed, Meter(len(part)))
+    return PrivateCounts(images, ledger.reserved[0], ledger.noise, options.seed, Meter(len(part)))
 
 
 def write_counts(counts: PrivateCounts, options: Evaluate) -> None:

@@ -179,18 +179,21 @@ def audit_validation(options: AuditValidation) -> None:
             file is not what its record says; what was measured contradicts the release; or the composition exceeds the target.
     """
     ledger, spend = read_record(options.ledger, Ledger), read_record(options.spend, Spend)
-    reserved = [release for release in ledger.reserved if release.name == "validation"]
-    if not reserved:
+    if not ledger.reserved:
         raise UserError("--ledger", ledger.run.id, "reserved no validation counts: plan the run with their protocol and noise")
-    _check_release(reserved[0], spend.release, options.spend)
+    _check_release(ledger.reserved[0], spend.release, options.spend)
     dataset = read_record(options.dataset, DatasetRecord)
-    expected = (ledger.run.id, ledger.unit, ledger.dataset_id, ledger.dataset_id, dataset.validation, sha256(options.ledger))
-    found = (spend.subject, spend.unit, spend.dataset_id, dataset.id, spend.population, spend.made_from.get("ledger"))
-    for key, one, other in zip(
-        ("subject", "unit", "dataset_id", "--dataset", "population", "ledger"), found, expected, strict=True
-    ):
-        if one != other:
-            raise UserError(f"{options.spend}: {key}", one, f"the run has {other}: evaluate it again")
+    compared = {
+        "subject": (spend.subject, ledger.run.id),
+        "unit": (spend.unit, ledger.unit),
+        "dataset_id": (spend.dataset_id, ledger.dataset_id),
+        "--dataset": (dataset.id, ledger.dataset_id),
+        "population": (spend.population, dataset.validation),
+        "ledger": (spend.made_from.get("ledger"), sha256(options.ledger)),
+    }
+    for key, (found, expected) in compared.items():
+        if found != expected:
+            raise UserError(f"{options.spend}: {key}", found, f"the run has {expected}: evaluate it again")
     _same("--counts", sha256(options.counts), spend.digest)
     _same("--private", sha256(options.private), spend.private)
     check_measures(spend, read_record(options.private, Measured), options.private)

@@ -1,5 +1,6 @@
 """Noisy counts of right predictions: what an image adds, what is released, and the refusals."""
 
+import hashlib
 import json
 
 import numpy as np
@@ -317,6 +318,7 @@ def seen(**changes):
     return write
 
 
+DIGEST = hashlib.sha256(b"x").hexdigest()[:12]
 TAMPERINGS = {
     "less noise": (released(noise_multiplier=1.0), "noise_multiplier = 1.0: the plan has 5.0"),
     "more counts": (released(steps=7), "steps = 7: the plan has 6"),
@@ -328,8 +330,11 @@ TAMPERINGS = {
     "another number of images": (spent(population=11), "population = 11: the run has 10"),
     "after another ledger": (spent(made_from={"ledger": "0" * 64}), "ledger = "),
     "another dataset's record": (lambda folder: change(folder / "dataset.json", DatasetRecord, id="f" * 64), "--dataset"),
-    "other counts": (lambda folder: (folder / "validation.csv").write_text("x"), "--counts"),
-    "other measures": (lambda folder: change(folder / "private_validation.json", Measured, seconds=0.0), "--private"),
+    "other counts": (lambda folder: (folder / "validation.csv").write_text("x"), f"--counts = '{DIGEST}': the records say"),
+    "other measures": (
+        lambda folder: (folder / "private_validation.json").write_text("x"),
+        f"--private = '{DIGEST}': the records say",
+    ),
     "half the noise": (seen(squares=0.0), "the noise was 0 times"),
     "noise on some counts": (seen(numbers=5), "numbers = 5.*must be 6"),
     "an image that adds two": (seen(largest_contribution=2.0), "exceeds the sensitivity 1.0"),
@@ -351,6 +356,17 @@ def test_what_differs_is_refused_by_name(counted, name, made_counts):
     with pytest.raises(UserError, match=message):
         audit(counted)
     assert not (counted / "validation_ledger.json").exists()
+
+
+def test_what_was_released_before_counts_and_without_a_target_nothing_is_certified(counted, made_counts, plan):
+    for file, content in made_counts(counted).items():
+        (counted / file).write_bytes(content)
+    before = replace(RELEASE, steps=1, noise_multiplier=3.0)
+    for target, expected in ((10.0, epsilon("pld", [plan.releases[0], RELEASE, before], 3.5e-5)), (None, None)):
+        change(counted / "ledger.json", Ledger, prior=(before,), target_epsilon=target)
+        spent(made_from={"ledger": sha256(counted / "ledger.json")})(counted)
+        found = audit(counted)
+        assert found.spent_epsilon.get("pld") == (expected and pytest.approx(expected)) and found.target_epsilon == target
 
 
 @pytest.fixture(scope="module")
