@@ -23,7 +23,7 @@ LEFT_OUT = ("run_id", "protocol", "used_batch", "finetune_seconds")  # of privat
 SHORT = {"epsilon": "ε", "fid": "FID", "kid": "KID", "sigma_s": "σ_s", "mb": "MB"}
 LONG = 40  # characters of a text that is wrapped
 NUMBER = re.compile(r"[<>≤≥~]?\s*([-+−]?\d[\d,]*(?:\.\d+)?(?:e[-+]?\d+)?)")
-VERDICTS = {"reproduced": "good", "not reproduced": "bad"}  # any other cannot be told, or was not run
+VERDICTS = {"reproduced": "good", "not reproduced": "bad", "cannot tell at this power": "unsure", "not run": "unsure"}
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,11 @@ def _text(token: typing.Any) -> str:  # noqa: ANN401 - markdown-it's tokens
 
 def _drawn_entry(token: typing.Any, is_number: bool) -> Entry:  # noqa: ANN401
     text = _text(token)
+    if text in VERDICTS:
+        return Entry(text, look=f"badge {VERDICTS[text]}")
     bold = any(child.type == "strong_open" for child in token.children or ())
-    return Entry(text, leading_number(text) if is_number else None, "best" if bold else "")
+    long = not is_number and len(text) > LONG
+    return Entry(text, leading_number(text) if is_number else None, "best" if bold else "long" if long else "")
 
 
 def leading_number(text: str) -> str:
@@ -161,19 +164,6 @@ def ledger_grid(runs: pd.DataFrame, ledgers: dict[str, Ledger], results: Results
     )
     numbers = (False, *_are_numbers(runs, axes), False, *(True for _ in range(len(accountants) + 2)), False, False, False)
     return Grid(caption, header, rows, numbers, searched=True)
-
-
-def verdict_grid(verdicts: pd.DataFrame, caption: str) -> Grid:
-    """Show verdicts.csv (all text), one row per claim, with the verdicts coloured."""
-    columns = list(verdicts)
-    rows = tuple(tuple(_of_claim(name, value(row[name])) for name in columns) for row in _records(verdicts))
-    return Grid(caption, tuple(map(words, columns)), rows, (False,) * len(columns), searched=True)
-
-
-def _of_claim(column: str, text: str) -> Entry:
-    if column == "verdict":
-        return Entry(text, look=f"badge {VERDICTS.get(text, 'unsure')}")
-    return Entry(text, look="long" if len(text) > LONG else "")
 
 
 def _places(column: pd.Series) -> int:

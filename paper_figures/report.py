@@ -21,7 +21,6 @@ from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import parse
-from dpsapf.support.errors import UserError
 from dpsapf.support.files import write_text
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import as_json, read_record
@@ -37,7 +36,6 @@ from paper_figures.grids import (
     summary_grid,
     value,
     varying,
-    verdict_grid,
     words,
 )
 from paper_figures.results import Results, label, load_results
@@ -50,6 +48,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 LARGEST_SHEET = 1200  # pixels of a run's sheet of samples; a larger one is shrunk, so that the page stays one that can be sent
 NAMED = 20  # missing runs that are named, at most
 SHRUNK = {"format": "WEBP", "quality": 88}
+VERDICTS = "verdicts"  # has a section of its own
 UNITS = "Accuracies, precision and recall are fractions."
 AXIS_OF = {  # the axis that a figure is about: it stands with the study that has most values of it
     "ratio_curves": "ratio",
@@ -120,7 +119,7 @@ def render(root: Path, config: Config | None, captions: Path) -> str:
 
     Args:
         root: folder of one config's results, with ``tables/`` in it. What else it may have is ``figures/``, ``runs/`` with
-            ledgers and sheets of samples, and ``tables/verdicts.csv``; what is not there is left out, and a line says so.
+            ledgers and sheets of samples; what is not there is left out, and a line says so.
         config: gives the studies; without it, a section is a dataset.
         captions: template of the figures' captions.
 
@@ -134,7 +133,7 @@ def render(root: Path, config: Config | None, captions: Path) -> str:
     ledgers = {run: read_record(path, Ledger) for run, path in _files(results, "ledger.json")}
     known = as_json(config) if config else {"name": root.name, "evaluation": {"protocol": results.protocol}}
     exhibits = list(_exhibits(results, Captions(captions, known)))
-    sections = [_overview(results, config, ledgers), *_verdicts(results), *_studies(results, config, exhibits)]
+    sections = [_overview(results, config, ledgers), *_verdicts(exhibits), *_studies(results, config, exhibits)]
     sections += [_ledger(results, ledgers), _provenance(ledgers)]
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     bundle = Path(itables.options.dt_bundle)
@@ -197,23 +196,17 @@ def _overview(results: Results, config: Config | None, ledgers: dict[str, Ledger
     return section
 
 
-def _verdicts(results: Results) -> list[Section]:
-    path = Path(results.layout.table("verdicts.csv"))
-    if not path.exists():
-        return []
-    table = pd.read_csv(path, dtype=str)
-    if "verdict" not in table:
-        raise UserError(str(path), list(table), "has no column verdict; make it again")
-    counts = [(verdict, f"{count:,}") for verdict, count in Counter(table["verdict"]).most_common()]
-    grid = verdict_grid(table, "Each claim: ours, the paper's, and why")
-    return [Section("Verdicts on the paper's claims", counts, grids=[grid])]
+def _verdicts(exhibits: list[Exhibit]) -> list[Section]:
+    judged = [exhibit for exhibit in exhibits if exhibit.name == VERDICTS]
+    return [Section("Verdicts on the paper's claims", exhibits=judged)] if judged else []
 
 
 def _studies(results: Results, config: Config | None, exhibits: list[Exhibit]) -> Iterator[Section]:
     """What all runs show together, then a section per study, or per dataset where no config names the studies."""
     groups = _groups(results, config)
     places = {exhibit.name: _place(exhibit.name, config) for exhibit in exhibits}
-    together = Section("All studies together", exhibits=[x for x in exhibits if places[x.name] not in groups])
+    of_all = [exhibit for exhibit in exhibits if places[exhibit.name] not in groups and exhibit.name != VERDICTS]
+    together = Section("All studies together", exhibits=of_all)
     if not exhibits:
         together.notes.append("No figures and drawn tables: the results have no folder figures. Run `dpsapf draw-figures`.")
     yield together

@@ -161,7 +161,7 @@ def test_averaging_over_all_positions_changes_nothing_at_32_pixels():
     with torch.no_grad():
         ours = model(images)
         model.features.final_pool = nn.AvgPool2d(8, stride=1)
-        torch.testing.assert_close(model(images), ours)
+        torch.testing.assert_close(model(images), ours, rtol=1e-4, atol=1e-4)  # fp32, another order of the sum
 
 
 def test_dropout_stands_between_a_blocks_convolutions():

@@ -185,7 +185,15 @@ def test_all_metrics_are_those_that_runs_have_whatever_they_are(paper):
         assert of_ten[f"{metric}_mean"] == source[f"{metric}_mean"]
         assert of_ten[f"{metric}_interval95"] == source[f"{metric}_interval95"]
     header = all_metrics.draw(data).header
-    assert header[5:] == ("accuracy ↑", "FID ↓", "KID ↓", "precision ↑", "recall ↑")
+    assert header[5:] == (
+        "accuracy ↑",
+        "macro F1 ↑",
+        "calibration error ↓",
+        "FID ↓",
+        "KID ↓",
+        "precision ↑",
+        "recall ↑",
+    )
 
 
 def test_a_metric_of_another_version_is_a_column_and_an_absent_one_is_none(paper):
@@ -193,5 +201,6 @@ def test_a_metric_of_another_version_is_a_column_and_an_absent_one_is_none(paper
     changed = changed.assign(coverage_mean=0.5, coverage_interval95=0.1, novelty_mean=2.0, novelty_interval95=np.nan)
     changed = changed.assign(density_mean=np.nan, density_interval95=np.nan)
     table = all_metrics.draw(all_metrics.prepare(dataclasses.replace(paper, summary=changed)))
-    assert table.header[5:] == ("accuracy ↑", "FID ↓", "KID ↓", "precision ↑", "coverage ↑", "novelty")
+    assert "recall ↑" not in table.header and "density ↑" not in table.header
+    assert table.header[-3:] == ("precision ↑", "coverage ↑", "novelty")
     assert [cell.text for cell in table.rows[0]][-2:] == ["0.500 ± 0.100", "2.00"]

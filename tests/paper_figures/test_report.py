@@ -18,7 +18,6 @@ from dpsapf.experiment.runs import Study, expand
 from dpsapf.experiment.settings import Config
 from dpsapf.experiment.stages import WriteReport
 from dpsapf.support.checked import parse, replace
-from dpsapf.support.errors import UserError
 from dpsapf.support.records import as_json, read_record, write_record
 from paper_figures.captions import Captions
 from paper_figures.draw import ITEMS
@@ -65,8 +64,11 @@ def folder(demo, tmp_path_factory):
             (run / "private.json").write_text(json.dumps(private))
         if (run / "private_log.csv").exists():
             pd.read_csv(run / "private_log.csv").assign(loss=LOSS).to_csv(run / "private_log.csv")
-    rows = [{"claim": a, "ours": "-0.3", "paper": "+1.2", "interval": "[-1, 0]", "verdict": b, "why": "so"} for a, b in VERDICTS]
-    pd.DataFrame(rows).to_csv(root / "tables" / "verdicts.csv", index=False)
+    rows = tuple(
+        (Cell(claim), Cell("-0.3 [-1, 0]"), Cell("+1.2"), Cell(verdict, bold=True), Cell("so")) for claim, verdict in VERDICTS
+    )
+    table = Table(("claim", "ours", "the paper", "verdict", "why"), rows, names=5)
+    (root / "figures" / "verdicts.md").write_text(markdown(table))
     return root
 
 
@@ -288,11 +290,9 @@ def test_verdicts_are_counted_and_coloured(page):
     assert "+1.2" in page.texts("td"), "as it was written"
 
 
-def test_verdicts_of_another_form_are_refused(folder, tmp_path):
-    shutil.copytree(folder / "tables", tmp_path / "tables")
-    (tmp_path / "tables" / "verdicts.csv").write_text("claim,outcome\nx,y\n")
-    with pytest.raises(UserError, match="has no column verdict"):
-        render(tmp_path, None, CAPTIONS)
+def test_verdicts_stand_once_and_first(page):
+    titles = page.texts("h2", "h3")
+    assert titles.count("Verdicts") == 1 and titles.index("Verdicts") < titles.index("All studies together")
 
 
 def test_the_page_can_be_read_without_eyes_or_mouse(page):
@@ -320,7 +320,7 @@ def test_what_people_wrote_is_text_and_never_markup(tmp_path):
     folder = root / "figures"
     folder.mkdir()
     (folder / "main_table.md").write_text(markdown(Table((evil,), ((Cell(evil),),))))
-    pd.DataFrame([{"claim": evil, "verdict": evil}]).to_csv(root / "tables" / "verdicts.csv", index=False)
+    (folder / "verdicts.md").write_text(markdown(Table((evil,), ((Cell(evil, bold=True),),), names=1)))
     tables = pd.read_csv(root / "tables" / "runs.csv").assign(protocol=evil, not_for_release=f"</script>{evil}")
     tables.to_csv(root / "tables" / "runs.csv", index=False)
     studies = {evil: {"dataset": [evil], "method": ["dp-lora", "no-finetune"]}}
@@ -331,7 +331,7 @@ def test_what_people_wrote_is_text_and_never_markup(tmp_path):
             name for _, attributes, _ in page.elements for name in attributes if name == "onerror"
         ]
         assert f"{'Study' if config else 'Runs'}: {evil}" in page.texts("h2")
-        assert page.texts("th", "td").count(evil) >= 4, "the drawn table's head and cell, the claim and the verdict"
+        assert page.texts("th", "td").count(evil) >= 4, "the drawn tables' heads and cells"
 
 
 @pytest.mark.parametrize("config", ["config/config.yaml", None])
@@ -348,7 +348,8 @@ def test_kept_results_without_records_have_a_page_that_says_what_it_lacks(config
     assert "24 of 24 runs have no ledger.json here: their unit and releases are not told." in notes
     assert "The records of the runs are not in this results folder: what made them is not told." in notes
     assert "No sheets of samples: the results have no runs/RUN/contact_sheet.png of these runs." in notes
-    assert len(page.all("article")) == 13 and page.fetched() == []
+    drawn = {path.stem for suffix in ("png", "md") for path in (options.results / "figures").glob(f"*.{suffix}")}
+    assert len(page.all("article")) == len(drawn) > 10 and page.fetched() == []
     assert [told for told in page.texts("h2") if told.startswith("Study")] == (
         [f"Study: {name}" for name in ("main", "layers", "full", "ratios", "unstable", "epsilons")] if config else []
     )

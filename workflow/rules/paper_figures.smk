@@ -38,7 +38,11 @@ rule write_report:
         ],
         figures=LAYOUT.figures,
         captions=f"{workflow.basedir}/workflow/report/figure.rst",
-        ledgers=[LAYOUT.run(run, "ledger.json") for run in RUNS],
+        ledgers=[
+            LAYOUT.run(run, "ledger.json")
+            for run in RUNS
+            if run not in CONFIG.made_elsewhere
+        ],
     output:
         report=LAYOUT.report,
         configfile=LAYOUT.config,

@@ -10,6 +10,8 @@ rule plan_privacy:
         LAYOUT.log("plan_privacy", "{run}"),
     benchmark:
         LAYOUT.benchmark("plan_privacy", "{run}")
+    wildcard_constraints:
+        run=OWN,
     conda:
         ENVIRONMENT
     threads: 1
