@@ -488,8 +488,8 @@ class Estimate(Checked):
 class Bench(PrecisionConfig):
     """Time saliency, DP-SGD and sampling against plain ones; no data."""
 
-    comparisons: tuple[typing.Literal["saliency", "adapters", "full", "logical-batches", "sampling"], ...] = Field(
-        ("saliency", "adapters", "full", "logical-batches", "sampling"), description="what is timed"
+    comparisons: tuple[typing.Literal["saliency", "adapters", "full", "opacus", "logical-batches", "sampling"], ...] = Field(
+        ("saliency", "adapters", "full", "opacus", "logical-batches", "sampling"), description="what is timed"
     )
     architecture: typing.Literal["public-mini", "sd-v1-5"] = Field(
         "public-mini", description="packaged weights at 32x32, or Stable Diffusion v1-5's UNet with random weights at 256x256"

@@ -14,7 +14,8 @@ from tests.bench.test_steps import tiny_subject
 LABELS = {
     "saliency": 3,
     "adapters": 2,
-    "full": 2,
+    "full": 1,
+    "opacus": 1,
     "logical-batches": len(compare.LOGICAL) - 1,
     "sampling": 1,
 }
