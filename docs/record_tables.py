@@ -14,6 +14,8 @@ from paper_figures.learning_rates import CHOSEN
 from paper_figures.paired_differences import P_HOLM
 from paper_figures.tables import amount, decimals
 
+OWN_RATE = 0.02  # of config/stability.yaml, whose rows leave it out
+
 
 def differences(records: Records) -> str:
     """Subtract DP-LoRA from DP-SAPF in the demo, at the ratio and level of its main study, for each epsilon and dataset."""
@@ -38,6 +40,28 @@ def dp_sapf_and_dp_lora(summary: pd.DataFrame, dataset: str, epsilon: float) -> 
     ours = rows[(rows["method"] == "dp-sapf") & (rows["level"] == "matrix") & (rows["ratio"] == 0.3)]
     theirs = rows[rows["method"] == "dp-lora"]
     return (ours.iloc[0], theirs.iloc[0]) if len(ours) and len(theirs) else None
+
+
+def turns(records: Records) -> str:
+    """Lay out FID and accuracy of three ways to train LoRA on all matrices, by learning rate."""
+    runs = records.table("turns/tables/summary.csv")
+    runs = runs[runs["method"] == "dp-lora"]
+    rates = runs["learning_rate"].fillna(OWN_RATE)
+    ways = {
+        "LoRA": (runs["adapter"] == "lora") & runs["lora_rank"].isna(),
+        "B and A in turn (`la-lora`)": runs["adapter"] == "la-lora",
+        "`lora_rank: auto`": runs["lora_rank"] == "auto",
+    }
+    rows = []
+    for metric, name, scale, places in (("fid", "FID", 1, 2), ("accuracy", "accuracy (%)", 100, 1)):
+        for label, chosen in ways.items():
+            found = runs[chosen].assign(rate=rates).sort_values("rate")
+            cells = [
+                amount(scale * mean, places, scale * half)
+                for mean, half in zip(found[f"{metric}_mean"], found[f"{metric}{INTERVAL}"], strict=True)
+            ]
+            rows.append([f"{name}, {label}", *cells])
+    return pipes(["learning rate", *(f"`{rate:g}`" for rate in sorted(rates.unique()))], rows)
 
 
 def _standard_error(summary: pd.DataFrame, dataset: str, images: int) -> float:
@@ -225,6 +249,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "stability-over-all": partial(edge_factors, "over_all"),
     "stability-over-random": partial(edge_factors, "over_random"),
     "stability-regret": regrets,
+    "stability-turns": turns,
     "tuned-fid": partial(own_rate_differences, "fid"),
     "tuned-accuracy": partial(own_rate_differences, "accuracy_pct"),
     "selected-by-scores": selected_by_scores,
