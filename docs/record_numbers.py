@@ -104,6 +104,12 @@ def rank_correlations(records: Records) -> str:
     return f"{found.min():.2f} to {found.max():.2f}"
 
 
+def floor_of_turns(records: Records) -> str:
+    """Return the FID of the public model as it is, where ranks and turns were tried."""
+    table = records.table("turns/tables/summary.csv")
+    return f"{table.loc[table['method'] == 'no-finetune', 'fid_mean'].iloc[0]:.2f}"
+
+
 def parameters(method: str, records: Records) -> str:
     """Return what a method trains in the demo."""
     runs = records.table("demo/tables/runs.csv")
@@ -167,6 +173,7 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "rise-above": partial(settings_within, 1, math.inf),
     "rise-correlations": rank_correlations,
     "edges-predicted": predicted_edges,
+    "turns-floor": floor_of_turns,
     "tuned-visible-accuracy": partial(smallest_visible, "accuracy_pct"),
     "tuned-visible-fid": partial(smallest_visible, "fid"),
     "lora-parameters": partial(parameters, "dp-lora"),

@@ -49,8 +49,8 @@ def turns(records: Records) -> str:
     rates = runs["learning_rate"].fillna(OWN_RATE)
     ways = {
         "LoRA": (runs["adapter"] == "lora") & runs["lora_rank"].isna(),
-        "B and A in turn (`la-lora`)": runs["adapter"] == "la-lora",
-        "`lora_rank: auto`": runs["lora_rank"] == "auto",
+        "B and A in turn (la-lora)": runs["adapter"] == "la-lora",
+        "a rank for each matrix (lora_rank: auto)": runs["lora_rank"] == "auto",
     }
     rows = []
     for metric, name, scale, places in (("fid", "FID", 1, 2), ("accuracy", "accuracy (%)", 100, 1)):
@@ -61,7 +61,7 @@ def turns(records: Records) -> str:
                 for mean, half in zip(found[f"{metric}_mean"], found[f"{metric}{INTERVAL}"], strict=True)
             ]
             rows.append([f"{name}, {label}", *cells])
-    return pipes(["learning rate", *(f"`{rate:g}`" for rate in sorted(rates.unique()))], rows)
+    return pipes(["learning rate", *(f"{rate:g}" for rate in sorted(rates.unique()))], rows)
 
 
 def _standard_error(summary: pd.DataFrame, dataset: str, images: int) -> float:
