@@ -282,7 +282,7 @@ def _renamed(record: Checked) -> dict[str, object]:
     if isinstance(record, Measured):
         return {"finetune_seconds": record.seconds}
     if isinstance(record, Ledger):
-        return {"delta": record.delta if record.releases else None}
+        return {"delta": record.delta if record.releases or record.reserved else None}
     if isinstance(record, Timing):
         return {"sample_seconds": record.seconds}
     if isinstance(record, External):
