@@ -171,7 +171,7 @@ def _beginning(record: PrivacyRecord, made_by: str) -> str:
     made = f"""They come from a public image model that {learnt} {private}.
 Noise was added on the way, so that this folder keeps"""
     if not record.this_release.releases:
-        made = f"""A public image model drew them from prompts alone. No private image was used: by itself, this folder has epsilon 0.
+        made = f"""A public image model drew them from prompts alone. No private image was used: this folder alone has epsilon 0.
 What other releases tell of {private} is counted with it. Together they keep"""
     return f"""{title}
 {made} a promise called differential privacy.
