@@ -58,7 +58,7 @@ def gather(options: CollectMetrics) -> Metrics:
         run=plan.run,
         **scores(options),
         target_epsilon=plan.run.epsilon,
-        delta=ledger.delta if ledger.releases else None,
+        delta=ledger.delta if ledger.releases or ledger.reserved else None,
         spent_epsilon=ledger.spent_epsilon,
         not_for_release=ledger.not_for_release,
         selection_epsilon=plan.selection_epsilon,

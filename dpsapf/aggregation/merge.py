@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpsapf.aggregation.aggregate import aggregate
-from dpsapf.aggregation.run_files import Digests, RunFiles, needed, protocol_of
+from dpsapf.aggregation.run_files import Digests, RunFiles, protocol_of
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Merged
 from dpsapf.experiment.stages import Aggregate, Merge
@@ -85,7 +85,7 @@ def _once(every: Sequence[RunFiles]) -> tuple[list[RunFiles], list[UserError]]:
     wrong = []
     for run in every:
         first = known.setdefault(run.folder.name, run)
-        differing = [name for name in needed(run.run, joined=True) if not _same(first.folder / name, run.folder / name)]
+        differing = [name for name in run.needed(joined=True) if not _same(first.folder / name, run.folder / name)]
         if differing:
             remedy = f"{first.folder} has the same run in other bytes ({', '.join(differing)}): take one of them out"
             wrong.append(UserError(str(run.folder), "twice", remedy))
@@ -163,7 +163,7 @@ def _write(out: Path, parts: Sequence[Part], runs: Sequence[RunFiles]) -> None:
         layout = Layout(root)
         for run in runs:
             Path(layout.run(run.folder.name, "")).mkdir(parents=True)
-            for name in needed(run.run, joined=True):
+            for name in run.needed(joined=True):
                 shutil.copyfile(run.folder / name, layout.run(run.folder.name, name))
         metrics = [Path(layout.run(run.folder.name, "metrics.json")) for run in runs]
         tables = {Path(name).stem: Path(layout.table(name)) for name in TABLES}

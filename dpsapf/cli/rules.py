@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.registries import DatasetEntry, ProtocolEntry, entry, load_registry
+from dpsapf.experiment.registries import COUNTS, DatasetEntry, ProtocolEntry, entry, load_registry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
@@ -17,7 +17,6 @@ from dpsapf.support.errors import UserError
 PACKAGE = Path(__file__).parents[1]
 SHARED = ("experiment", "support")
 SOURCES = {".py", ".html", ".css", ".js"}
-COUNTS = "noisy-private-validation"
 CODE: dict[str, tuple[str, ...]] = {
     "datasets": ("datasets",),
     "public_models": ("public_models", "datasets"),

@@ -11,7 +11,7 @@ from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.training import Images, right
 from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.records import Ledger, Release, Spend
-from dpsapf.experiment.registries import Recipe
+from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.stages import Evaluate
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
@@ -88,7 +88,7 @@ def planned_counts(recipe: Recipe, images: int, options: Evaluate) -> PrivateCou
         UserError: a file for the counts or their records is not named, the ledger reserved no such counts or another number,
             or it is of another dataset; or a training has fewer steps than counts.
     """
-    if recipe.selection != "noisy-private-validation":
+    if recipe.selection != COUNTS:
         return None
     for name in ("ledger", "counts", "spend", "private"):
         if getattr(options, name) is None:

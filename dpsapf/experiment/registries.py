@@ -24,6 +24,7 @@ def later(default: object, description: str, **bounds: object) -> typing.Any:  #
 
 
 PROBE = "probe"  # its name among a protocol's classifiers
+COUNTS = "noisy-private-validation"  # the selection that releases counts
 ModelSelection = typing.Literal["synthetic", "last", "noisy-private-validation"]
 
 

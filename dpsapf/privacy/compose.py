@@ -89,5 +89,6 @@ def named_releases(record: Ledger | Spend) -> list[tuple[str, Release]]:
     digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
     keys = record.prior_keys or [f"before {record.run.id}, {place}" for place in range(len(record.prior))]
     earlier = list(zip(keys, record.prior, strict=True))
-    earlier += [(f"reserved by {record.run.id}, {record.released_digest}", release) for release in record.reserved]
+    reserved_by = f"reserved by {record.run.id}, {record.released_digest or record.dataset_id}"  # the floor releases nothing
+    earlier += [(reserved_by, release) for release in record.reserved]
     return earlier + [(digests[release.name], release) for release in record.releases]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dpsapf.experiment.methods import AXES, TRAINING_AXES, Method, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
-from dpsapf.experiment.registries import Recipe
+from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
@@ -150,7 +150,7 @@ def validation_release(recipe: Recipe, dataset: DatasetRecord, options: PlanPriv
         UserError: the noise is missing or superfluous, users are protected (one may have many validation images), or the
             dataset has no validation images.
     """
-    if recipe.selection != "noisy-private-validation":
+    if recipe.selection != COUNTS:
         if options.validation_noise is not None:
             raise UserError("validation_noise", options.validation_noise, f"{options.protocol} counts nothing: leave it out")
         return None

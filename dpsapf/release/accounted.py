@@ -13,9 +13,17 @@ from dpsapf.experiment.records import Ledger, Release, Spend
 from dpsapf.privacy.compose import named_releases, read_spent
 from dpsapf.release.found import Found
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
+from dpsapf.support.records import read_record
 
 Named = dict[tuple[str, Release], None]  # releases, each by the digest of what was released
-RECORDS = ("runs/*/ledger.json", "runs/*/spend.json", "cache/scores/*/spend.json", "cache/scores/*/refused.json")
+RECORDS = (
+    "runs/*/ledger.json",
+    "runs/*/spend.json",
+    "runs/*/validation_spend.json",
+    "cache/scores/*/spend.json",
+    "cache/scores/*/refused.json",
+)
 
 
 def named_by(paths: Sequence[Path], found: Found) -> Named:
@@ -60,6 +68,8 @@ def check_all_counted(found: Found, counted: Named) -> None:
         record = read_spent(path)
         if not _same_images(record, found.ledger) or (isinstance(record, Ledger) and record.run == found.ledger.run):
             continue
+        if isinstance(record, Spend) and _reserved(record, path.with_name("ledger.json")):
+            continue
         for key, release in named_releases(record):
             if (key, release) not in counted:
                 check_counts(path, release)
@@ -71,6 +81,12 @@ def spent_in(layout: Layout) -> Iterator[Path]:
     """List the records of everything that was released in a results folder."""
     for pattern in RECORDS:
         yield from sorted(Path(layout.root).glob(pattern))
+
+
+def _reserved(spend: Spend, ledger: Path) -> bool:
+    """Tell whether counts are those that the ledger beside them reserved: that ledger counts them."""
+    made_under = ledger.exists() and spend.made_from.get("ledger") == sha256(ledger)
+    return made_under and spend.release in read_record(ledger, Ledger).reserved
 
 
 def _same_images(record: Ledger | Spend, ledger: Ledger) -> bool:

@@ -115,7 +115,9 @@ def place(options: Release) -> tuple[Layout, str]:
 
 
 def _audited(layout: Layout, name: str) -> Ledger:
-    path = Path(layout.run(name, "ledger.json"))
+    path, elsewhere = (Path(layout.run(name, file)) for file in ("ledger.json", "external.json"))
+    if elsewhere.exists():
+        raise UserError(str(elsewhere), name, "was made elsewhere: its epsilon is claimed only, so it is not ours to publish")
     if not path.exists():
         raise UserError(str(path), None, "the audit is missing: without a passed audit nothing is published; run audit-privacy")
     ledger = read_record(path, Ledger)

@@ -166,10 +166,15 @@ def _beginning(record: PrivacyRecord, made_by: str) -> str:
     title, one = "# Privacy statement\n\nThe images in this folder are synthetic: a computer drew them.", ONE[record.unit]
     if not record.together.releases:
         return f"{title}\nA public image model drew them from prompts alone. No private image was used: epsilon is 0."
+    private = f'{record.units:,} {SEVERAL[record.unit]} ("{record.dataset}")'
     learnt = "chose among its images by noisy votes of" if method(made_by).evolves else "was adapted to"
+    made = f"""They come from a public image model that {learnt} {private}.
+Noise was added on the way, so that this folder keeps"""
+    if not record.this_release.releases:
+        made = f"""A public image model drew them from prompts alone. No private image was used: this folder alone has epsilon 0.
+What other releases tell of {private} is counted with it. Together they keep"""
     return f"""{title}
-They come from a public image model that {learnt} {record.units:,} {SEVERAL[record.unit]} ("{record.dataset}").
-Noise was added on the way, so that this folder keeps a promise called differential privacy.
+{made} a promise called differential privacy.
 
 **The promise: {promise(record)}.**
 
@@ -253,6 +258,10 @@ def _earlier(record: PrivacyRecord) -> str:
         told += (
             f"\nThis includes releases of other runs on the same images that the register does not hold: {total.unregistered}."
         )
+    if counts := sum(release.steps for release in total.releases if release.name == "validation"):
+        told += f"""
+This includes {counts:,} noisy counts on private validation images, by which classifiers are chosen where images are judged. They
+are counted whether or not they were made, and are not in this folder."""
     if record.hyperparameters == "accounted":
         told += "\nOther runs shaped this one, so only the promise for all of them together counts."
     return f"""## Together with earlier releases

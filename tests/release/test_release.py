@@ -14,11 +14,12 @@ from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Spend
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.release.records import PrivacyRecord
+from dpsapf.release.statement import certified, up
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.published_run import DP_SGD, SALIENCY, VOTES, leaks, secrets_of, spec, write_run, write_samples
+from tests.published_run import COUNTS, DP_SGD, SALIENCY, VOTES, leaks, secrets_of, spec, write_counts, write_run, write_samples
 
 
 def told(out):
@@ -151,6 +152,41 @@ def test_a_run_that_used_no_private_image(root, publish):
     assert "epsilon is 0" in (out / "STATEMENT.md").read_text()
     with pytest.raises(UserError, match="--weights = True: method no-finetune trains none"):
         publish(folder, "more", weights=True)
+
+
+def test_images_of_prompts_alone_are_told_so_beside_what_others_released(folder, publish, root):
+    out = publish(write_run(root, spec("no-finetune")), compose=(folder / "ledger.json",))
+    text, record = (out / "STATEMENT.md").read_text(), told(out)
+    assert "was adapted to" not in text and "from prompts alone. No private image was used" in text
+    assert record.this_release.epsilon["pld"] == 0 and f"epsilon = {up(certified(record.together))}" in text
+
+
+def test_counts_that_evaluation_may_release_are_counted_and_told(publish, root):
+    folder = write_run(root, reserved=(COUNTS,))
+    out = publish(folder)
+    text, record = (out / "STATEMENT.md").read_text(), told(out)
+    assert COUNTS in record.together.releases and COUNTS not in record.this_release.releases
+    assert record.together.unregistered == 0 and "of other runs" not in text
+    assert "This includes 2 noisy counts on private validation images" in text
+    write_counts(folder)
+    assert told(publish(folder, "after")) == record
+
+
+@pytest.mark.parametrize(
+    "changes", [{"made_from": {"ledger": "0" * 64}}, {"release": replace(COUNTS, noise_multiplier=3.0)}], ids=["ledger", "noise"]
+)
+def test_counts_that_no_ledger_reserved_are_counted_or_refused(publish, root, changes):
+    folder = write_run(root, reserved=(COUNTS,))
+    spend = write_counts(folder, **changes)
+    with pytest.raises(UserError, match="validation_spend.json = 'validation': is of the same images"):
+        publish(folder)
+    assert len(told(publish(folder, compose=(spend,))).together.releases) == 4
+
+
+def test_images_made_elsewhere_are_not_published(folder, publish):
+    (folder / "external.json").write_text("{}")
+    with pytest.raises(UserError, match=r"external.json = .*: was made elsewhere: its epsilon is claimed only"):
+        publish(folder)
 
 
 def test_users_are_told_as_persons(root, publish):
