@@ -68,24 +68,29 @@ class Results:
     @property
     def claim_note(self) -> str:
         """Say whose epsilon is claimed only; empty if there are no images of other groups."""
-        return CLAIMED if (self.runs["method"] == "external").any() else ""
+        return CLAIMED if self.elsewhere else ""
 
     @cached_property
     def elsewhere(self) -> dict[str, str]:
-        """Methods of other groups: their names in the config, in the order of the runs, and their labels.
+        """Methods of other groups: their names in the config, in the order of the runs, the missing last, and their labels.
 
         Raises:
             UserError: there are more of them than looks.
         """
         if "external" not in self.runs:
             return {}
-        rows = self.runs[self.runs["method"] == "external"]
+        rows = self.expected[self.expected["method"] == "external"]
         labels = dict(zip(rows["external"], rows["label"], strict=True))
         if len(labels) > len(EXTERNAL):
             raise UserError(
                 "external", len(labels), f"figures tell {len(EXTERNAL)} methods of other groups apart: split the config"
             )
         return labels
+
+    @property
+    def expected(self) -> pd.DataFrame:
+        """The runs that are there, and those that are missing."""
+        return pd.concat([self.runs, self.missing.dropna(axis="columns", how="all")])
 
     @property
     def missing_note(self) -> str:
@@ -245,7 +250,7 @@ def name_of(series: str, results: Results) -> str:
     if series not in EXTERNAL:
         return look_of(series).label
     name, text = list(results.elsewhere.items())[list(EXTERNAL).index(series)]
-    return _claimed(text, results.runs.loc[results.runs["external"] == name, "epsilon"].max())
+    return _claimed(text, results.expected.loc[results.expected["external"] == name, "epsilon"].max())
 
 
 def _claimed(text: str, epsilon: float) -> str:

@@ -1,7 +1,7 @@
 """aggregate: tidy tables over all runs; records of different evaluation protocols are never mixed."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -27,7 +27,7 @@ from dpsapf.experiment.columns import (
     STATUS,
 )
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import Metrics
+from dpsapf.experiment.records import CLAIMED, Metrics
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import parse_config
@@ -53,7 +53,7 @@ def aggregate(options: Aggregate) -> None:
     """
     records = [read_record(path, Metrics) for path in options.metrics]
     check_records(records, options.metrics)
-    missing = missing_runs(options.configfile, records) if options.configfile else []
+    missing = missing_runs(options.configfile, records) if options.configfile else {}
     runs = run_table(records, missing)
     summary = summary_table(runs)
     check_runs(runs, options.runs)
@@ -97,32 +97,38 @@ def check_records(records: Sequence[Metrics], paths: Sequence[Path]) -> None:
         seen[record.run_id] = path
 
 
-def missing_runs(configfile: Path, records: Sequence[Metrics]) -> list[RunSpec]:
-    """List the runs of a config that have no record, in its order.
+def missing_runs(configfile: Path, records: Sequence[Metrics]) -> dict[RunSpec, str | None]:
+    """Find the runs of a config that have no record, in its order, and the labels of those made elsewhere.
 
     Raises:
         UserError: the config is wrong, or a record is of no run of it.
     """
-    expected = {run.id: run for run in parse_config(load_yaml(configfile), str(configfile)).runs}
+    config = parse_config(load_yaml(configfile), str(configfile))
+    expected, elsewhere = {run.id: run for run in config.runs}, config.made_elsewhere
     for record in records:
         if record.run_id not in expected:
             raise UserError(
                 "--metrics", record.run_id, f"is no run of {configfile}: leave it out, or give the config that it is of"
             )
     done = {record.run_id for record in records}
-    return [run for name, run in expected.items() if name not in done]
+    labels = {name: method.label for name, (_, method, _) in elsewhere.items()}
+    return {run: labels.get(name) for name, run in expected.items() if name not in done}
 
 
-def run_table(records: Sequence[Metrics], missing: Sequence[RunSpec] = ()) -> pd.DataFrame:
-    """Make one row per run, in the order given, the missing ones last.
+def run_table(records: Sequence[Metrics], missing: Mapping[RunSpec, str | None] | None = None) -> pd.DataFrame:
+    """Make one row per run, in the order given, the missing ones last, as `missing_runs` finds them.
 
     Returns:
         ``run_id``, ``status``, the run's axes, then every scalar field of `Metrics` in its unit (accuracies and
         precision/recall in [0, 1], times in seconds, memory in MB), ``accuracy_of_<classifier>`` and
-        ``spent_epsilon_<accountant>``. What a method does not have is empty; of a missing run all is but its axes and the
-        protocol of the others.
+        ``spent_epsilon_<accountant>``. What a method does not have is empty; of a missing run all is but its axes, the
+        protocol of the others and, if it was made elsewhere, its label and what its epsilon is.
     """
-    lost = [{"run_id": run.id, STATUS: MISSING, **dict(run), "protocol": records[0].protocol} for run in missing]
+    lost = [
+        {"run_id": run.id, STATUS: MISSING, **dict(run), "protocol": records[0].protocol}
+        | ({"label": label, "claim": CLAIMED} if label else {})
+        for run, label in (missing or {}).items()
+    ]
     return pd.DataFrame([_run_row(record) for record in records] + lost)
 
 

@@ -34,7 +34,7 @@ def records(tmp_path_factory):
 
 @pytest.fixture
 def runs(records):
-    return run_table(records, [GONE])
+    return run_table(records, {GONE: None})
 
 
 def told(check, table):

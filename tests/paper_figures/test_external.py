@@ -1,9 +1,12 @@
 import pandas as pd
 import pytest
+import yaml
 
 from dpsapf.aggregation.aggregate import aggregate
 from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import Study, expand
+from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from paper_figures import epsilon_curves, main_table, privacy_cost, resources, variants
 from paper_figures.draw import draw_all
@@ -12,6 +15,7 @@ from paper_figures.tables import markdown
 from tests.fake_results import aggregate_options
 from tests.sealed_results import sealed_results, theirs
 
+OURS = Study(dataset=("mnist5k",), method=("dp-sapf", "dp-lora", "no-finetune"), seed=(0, 1))
 CLAIM = "claimed, not audited by this suite"
 
 
@@ -93,6 +97,28 @@ def test_more_methods_than_looks_are_refused(results):
 def test_everything_is_drawn(results, tmp_path):
     drawn = draw_all(results.layout.root, tmp_path / "figures")
     assert {"main_table", "epsilon_curves", "resources", "privacy_cost", "contact_sheet"} <= set(drawn)
+
+
+def test_what_another_group_did_not_give_is_missing_under_its_label(tmp_path):
+    """One method has one of two seeds, another one nothing."""
+    root = sealed_results(tmp_path / "r", expand({"s": OURS}), [theirs()])
+    images = {"dataset": "mnist5k", "images": "x.zip", "epsilon": 10}
+    labels = {"theirs": "Their method (2025)", "gone": "Lost (2024)"}
+    data = load_yaml("config/config.yaml") | {"compare_scores": [], "measure_fragility": []}
+    data["studies"] = {"s": {axis: list(getattr(OURS, axis)) for axis in OURS.model_fields_set}}
+    data["external"] = {name: {"label": label, "runs": [images, images | {"seed": 1}]} for name, label in labels.items()}
+    data |= {"evaluation": {"protocol": "test-v1"}, "protocols_file": str(tmp_path / "protocols.yaml")}
+    entry = next(iter(load_yaml("config/protocols.yaml").values()))
+    (tmp_path / "protocols.yaml").write_text(yaml.safe_dump({"test-v1": entry}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    runs = [*expand({"s": OURS}), theirs()]
+    aggregate(replace(aggregate_options(Layout(root), runs), configfile=tmp_path / "config.yaml"))
+    table = markdown(main_table.draw(main_table.prepare(load_results(root))))
+    assert "| Lost (2024), ε claimed, not audited | 10 | 0 | — | missing | missing |" in table
+    assert "| Their method (2025), ε claimed, not audited | 10 | 1 | — |" in table and "Missing: 3 of" in table
+    told = pd.read_csv(root / "tables" / "runs.csv").query("status == 'missing'")
+    assert set(told["claim"]) == {CLAIM} and sorted(set(told["label"])) == sorted(labels.values())
+    assert {"main_table", "all_metrics", "paired_differences"} <= set(draw_all(root, tmp_path / "figures"))
 
 
 def test_variants_name_another_group_by_its_label(tmp_path):
