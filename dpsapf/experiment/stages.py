@@ -113,7 +113,7 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
     evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
     protocol: str | None = Field(None, description="key of the protocol, if evaluation releases counts of private images")
-    registry: Path = source("registry of protocols", Path("config/protocols.yaml"))
+    registry: Path | None = source("registry of protocols; given with a protocol", None)
     out: Path = target("plan.json")
 
 

@@ -48,12 +48,14 @@ def _reserved(dataset: DatasetRecord, options: PlanPrivacy) -> list[Release]:
     """Describe what evaluation releases under the protocol.
 
     Raises:
-        UserError: the counts' noise is given without a protocol, or as `validation_release`.
+        UserError: the counts' noise is given without a protocol, or that without its registry; or as `validation_release`.
     """
     if options.protocol is None:
         if options.validation_noise is not None:
             raise UserError("--protocol", None, "validation_noise is of a protocol's counts: name it, or leave the noise out")
         return []
+    if options.registry is None:
+        raise UserError("--registry", None, f"give the registry that has protocol {options.protocol}, e.g. config/protocols.yaml")
     recipe = entry(options.registry, options.protocol, ProtocolEntry).recipe(dataset.resolution)
     return list(filter(None, [validation_release(recipe, dataset, options)]))
 

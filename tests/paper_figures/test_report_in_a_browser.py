@@ -204,9 +204,9 @@ def test_paper_gets_every_row(report, tmp_path):
     long = tmp_path / "long"
     shutil.copytree(report.parent / "tables", long / "tables")
     runs = pd.read_csv(long / "tables" / "runs.csv")
-    pd.concat([runs.assign(run_id=runs["run_id"] + f"-{n}", seed=n) for n in range(4)]).to_csv(
-        long / "tables" / "runs.csv", index=False
-    )
+    ids = runs["run_id"].str.replace(r"seed\d+$", "seed", regex=True)
+    many = pd.concat([runs.assign(run_id=ids + str(seed), seed=seed) for seed in range(4)])
+    many.drop_duplicates("run_id").to_csv(long / "tables" / "runs.csv", index=False)
     (long / "report.html").write_text(render(long, None, CAPTIONS), encoding="utf-8")
     script = """
       const table = titled("What each run spent");
@@ -217,7 +217,7 @@ def test_paper_gets_every_row(report, tmp_path):
       told.after = table.tBodies[0].rows.length;
     """
     told = ask(long / "report.html", tmp_path / "x", script)
-    assert (told["screen"], told["paper"], told["after"]) == (25, 4 * len(runs), 25)
+    assert (told["screen"], told["paper"], told["after"]) == (25, many["run_id"].nunique(), 25)
 
 
 def test_the_page_asks_no_server_for_anything(report, tmp_path):

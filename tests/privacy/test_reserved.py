@@ -5,6 +5,7 @@ import yaml
 
 from dpsapf.aggregation.collect import collect_metrics
 from dpsapf.cli.rules import counted_runs
+from dpsapf.experiment.fields import READS, paths
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Ledger, Plan, Release, Utility, ValidationLedger
 from dpsapf.experiment.registries import Recipe, load_yaml
@@ -98,6 +99,13 @@ def test_plan_privacy_reserves_what_the_protocol_counts(tmp_path, dataset_record
     plan_privacy(options(tmp_path, dataset_record, **LORA, protocol="counts-v1", registry=registry, validation_noise=20.0))
     plan = read_record(tmp_path / "plan.json", Plan)
     assert plan.reserved == (COUNTS,) and plan.planned_epsilon["pld"] <= 10
+
+
+def test_a_protocol_is_looked_up_where_it_is_told_and_nowhere_else(tmp_path, dataset_record):
+    """No file of the folder in which the command runs is needed without a protocol."""
+    assert "registry" not in paths(options(tmp_path, dataset_record, **LORA), READS)
+    with pytest.raises(UserError, match="--registry = None: give the registry that has protocol counts-v1"):
+        plan_privacy(options(tmp_path, dataset_record, **LORA, protocol="counts-v1", validation_noise=20.0))
 
 
 def test_noise_of_counts_that_nothing_makes_is_refused(tmp_path, dataset_record, registry):
