@@ -48,6 +48,12 @@ def test_without_other_groups_nothing_is_said_of_them(results):
     assert "claimed" not in table and "other groups" not in table and "not audited" not in table
 
 
+@pytest.mark.parametrize("tables", sorted(ROOT.glob("results/reference/*/tables")), ids=lambda path: path.parent.name)
+def test_tables_of_before_there_were_other_groups_say_nothing_of_them(tables):
+    kept = load_results(tables.parent, selections_needed=False)
+    assert (kept.elsewhere, kept.claim_note) == ({}, "")
+
+
 def test_what_was_not_audited_is_never_the_best_under_differential_privacy(results):
     better = results.summary.assign(
         accuracy_mean=results.summary["accuracy_mean"].where(results.summary["method"] != "external", 0.999),
