@@ -13,7 +13,6 @@ NAMES = {  # for a reader, and what is better; a metric that is not named here h
     "calibration_error": "calibration error ↓",
     "fid": "FID ↓",
     "fid_infinity": "FID∞ ↓",
-    "fd_dinov2": "FD-DINOv2 ↓",
     "kid": "KID ↓",
     "inception_score": "IS ↑",
     "precision": "precision ↑",

@@ -11,7 +11,7 @@ from markdown_it import MarkdownIt
 
 from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS, SPENT_PREFIX
 from dpsapf.experiment.methods import TRAINING_AXES
-from dpsapf.experiment.records import Ledger, Release
+from dpsapf.experiment.records import CLAIMED, Ledger, Release
 from dpsapf.experiment.runs import RunSpec
 from paper_figures.results import Results, label
 from paper_figures.tables import NOTHING, amount, decimals, plain
@@ -227,6 +227,8 @@ def _release(release: Release) -> str:
 
 
 def _verdict_on(row: dict[str, typing.Any]) -> Entry:
+    if row["method"] == "external":
+        return Entry(f"made elsewhere: its ε is {CLAIMED}", look="refused")
     if pd.isna(row["delta"]):
         return Entry("nothing private was released")
     if "not_for_release" not in row:  # a table that is older than this column

@@ -16,7 +16,7 @@ import jinja2
 import pandas as pd
 from PIL import Image
 
-from dpsapf.experiment.records import Ledger
+from dpsapf.experiment.records import CLAIMED, Ledger
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import Config
@@ -175,13 +175,14 @@ def _uri(content: bytes, kind: str) -> str:
 
 def _overview(results: Results, config: Config | None, ledgers: dict[str, Ledger]) -> Section:
     runs = results.runs
-    spent = runs["delta"].notna()
+    elsewhere = runs["method"] == "external"
+    spent = runs["delta"].notna() & ~elsewhere
     held = spent & runs["not_for_release"].notna() if "not_for_release" in runs else ~spent & spent
     commits = sorted({str(record.provenance.get("git_commit")) for record in ledgers.values()})
     terms = [
         ("datasets", ", ".join(runs["dataset"].unique())),
         ("public models", ", ".join(runs["public_model"].unique())),
-        ("runs", f"{len(runs):,}, of which {spent.sum():,} released something of private images"),
+        ("runs", f"{len(runs):,}, of which {spent.sum():,} released something of private images{_claimed(elsewhere.sum())}"),
         ("seeds", ", ".join(map(str, sorted(runs["seed"].unique())))),
         ("evaluation protocol", results.protocol),
         ("commit", ", ".join(commits) or "not recorded"),
@@ -194,6 +195,10 @@ def _overview(results: Results, config: Config | None, ledgers: dict[str, Ledger
     if held.any():
         section.alarms.append(f"Not for release as private: {held.sum():,} of these {spent.sum():,}; the ledger says why.")
     return section
+
+
+def _claimed(runs: int) -> str:
+    return f", and {runs:,} made elsewhere, whose ε is {CLAIMED}" if runs else ""
 
 
 def _verdicts(exhibits: list[Exhibit]) -> list[Section]:

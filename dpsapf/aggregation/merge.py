@@ -61,7 +61,7 @@ def merge(options: Merge) -> None:
 
     Raises:
         UserErrors: a run is not whole or was changed (as `dpsapf check` finds), two folders have a run in different bytes, or
-            protocols or datasets differ. Nothing is written then.
+            protocols, datasets or labels differ. Nothing is written then.
     """
     if options.out.exists():
         raise UserError("--out", str(options.out), "exists: give a folder that does not, or remove it")
@@ -73,7 +73,7 @@ def merge(options: Merge) -> None:
     if wrong:
         raise UserErrors(wrong)
     runs, twice = _once(every)
-    refused = [*twice, *_other_protocols(runs), *_other_datasets(runs), *_other_tables(parts)]
+    refused = [*twice, *_other_protocols(runs), *_other_datasets(runs), *_other_labels(runs), *_other_tables(parts)]
     if refused:
         raise UserErrors(refused)
     _write(options.out, parts, runs)
@@ -124,6 +124,21 @@ def _other_datasets(runs: Sequence[RunFiles]) -> Iterator[UserError]:
         if counts != right:
             remedy = f"{first.folder} has {right}: prepare the dataset {run.run.dataset} in one way"
             yield UserError(f"{run.folder}: real images", counts, remedy)
+
+
+def _other_labels(runs: Sequence[RunFiles]) -> Iterator[UserError]:
+    """Find methods of other groups that have two labels, or share one: tables would take two for one, or one for two."""
+    labels: dict[str, tuple[RunFiles, str]] = {}
+    names: dict[str, tuple[RunFiles, str]] = {}
+    for run in runs:
+        label, name = run.records["metrics.json"].label, run.run.external
+        if label is None:
+            continue
+        for known, key, value in ((labels, name, label), (names, label, name)):
+            first, right = known.setdefault(key, (run, value))
+            if value != right:
+                remedy = f"{first.folder} has {right!r} for {key!r}: give each method one name and one label, and make it again"
+                yield UserError(f"{run.folder}: label", value, remedy)
 
 
 def _other_tables(parts: Sequence[Part]) -> Iterator[UserError]:

@@ -1,5 +1,7 @@
 """evaluate: fidelity and utility of synthetic images, on private images and so outside the guarantee."""
 
+import typing
+
 import numpy as np
 import torch
 
@@ -20,13 +22,17 @@ from dpsapf.support.files import sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
+if typing.TYPE_CHECKING:
+    from dpsapf.evaluation.private_counts import PrivateCounts
+
 
 def evaluate(options: Evaluate) -> None:
     """Write fidelity.json, utility.json or both, of images that any method made.
 
     Raises:
-        UserError: an output is not named, the reference features are of another protocol, or the images are not the dataset's
-            classes and resolution (`dpsapf.evaluation.external.labelled_images`).
+        UserError: an output is not named, the reference features are of another protocol, the images are not the dataset's
+            classes and resolution (`dpsapf.evaluation.external.labelled_images`), or no ledger reserved the counts that the
+            protocol selects by; nothing is written then.
     """
     check_private_name(options.predictions)
     for what in options.what:
@@ -35,11 +41,12 @@ def evaluate(options: Evaluate) -> None:
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
     synthetic = labelled_images(options.synthetic, read_record(options.dataset, DatasetRecord), options.threads)
+    counts = _planned_counts(synthetic, protocol, options) if "utility" in options.what else None
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:
         checkpoint = Checkpoint.beside(options.utility, settings(options))
-        utility = measure_utility(synthetic, protocol, options, checkpoint)
+        utility = measure_utility(synthetic, protocol, options, checkpoint, counts)
         write_record(options.utility, replace(utility, protocol_digest=digest(protocol)))
         checkpoint.remove()
 
@@ -72,24 +79,33 @@ def measure_fidelity(synthetic: Pixels, protocol: ProtocolEntry, options: Evalua
     )
 
 
+def _planned_counts(
+    synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate
+) -> "PrivateCounts | None":
+    from dpsapf.evaluation.private_counts import planned_counts
+    from dpsapf.evaluation.utility import side
+
+    return planned_counts(protocol.recipe(side(synthetic)), len(synthetic[1]), options)
+
+
 def measure_utility(
-    synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate, checkpoint: Checkpoint | None = None
+    synthetic: tuple[np.ndarray, np.ndarray],
+    protocol: ProtocolEntry,
+    options: Evaluate,
+    checkpoint: Checkpoint | None = None,
+    counts: "PrivateCounts | None" = None,
 ) -> Utility:
     """Train classifiers on synthetic images and labels alone; test them on the real test images.
 
     What they say of each test image goes to ``options.predictions``, if that is given. If the protocol selects by noisy
     counts on private validation images, these are released and recorded.
-
-    Raises:
-        UserError: the run's ledger reserved no such counts.
     """
-    from dpsapf.evaluation.private_counts import planned_counts, write_counts
+    from dpsapf.evaluation.private_counts import write_counts
     from dpsapf.evaluation.utility import judge, side, utility_record
 
     dataset = read_record(options.dataset, DatasetRecord)
     test, classes = read_part(options.archive, "test"), len(dataset.classes)
     recipe = protocol.recipe(side(synthetic))
-    counts = planned_counts(recipe, len(synthetic[1]), options)
     found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint, counts)
     told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": recipe.selection}
     if counts:

@@ -125,6 +125,12 @@ class Recipe(Checked):
             raise PydanticCustomError("length", "schedule step counts epochs: give epochs instead of steps")
         return self
 
+    @model_validator(mode="after")
+    def _has_states_to_count(self) -> "Recipe":
+        if self.selection == COUNTS and not self.trained:
+            raise PydanticCustomError("counts", f"selection {COUNTS} chooses among a training's states, and probe has none")
+        return self
+
     def length(self, images: int) -> int:
         """Return the steps of a training on so many images."""
         return self.steps or self.epochs * -(-images // self.batch)

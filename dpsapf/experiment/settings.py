@@ -160,7 +160,7 @@ class ExternalRun(Checked):
 class ExternalMethod(Checked):
     """Another group's method, of which there are only images."""
 
-    label: str = Field(description="what tables and figures call it, in one line", pattern=r"^\S.*$")
+    label: str = Field(description="what tables and figures call it, in one line, not beginning with -", pattern=r"^[^\s-].*$")
     runs: tuple[ExternalRun, ...] = Field(description="its images: one entry for each dataset, epsilon and seed", min_length=1)
 
 

@@ -255,7 +255,7 @@ class AuditPrivacy(Checked):
 class ComposeReleases(Checked):
     """What several released runs on one dataset cost together."""
 
-    records: tuple[Path, ...] = source("ledger.json of every released run, and spend records of refusals")
+    records: tuple[Path, ...] = source("ledger.json of every released run, and spend records of refusals and of further counts")
     delta: float = Field(description="delta at which epsilon is told", gt=0, lt=1)
     out: Path = target("composition.json")
 

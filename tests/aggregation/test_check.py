@@ -220,6 +220,10 @@ DAMAGES = {
         lambda folder: edit(folder / COUNTED / "ledger.json", relation="x"),
         [f"{COUNTED}/ledger.json: SHA-256 = .*timing.json and validation_spend.json and validation_ledger.json name"],
     ),
+    "counts of the floor, whose delta is not told": (
+        lambda folder: add_counts(folder / FLOOR),
+        [f"{FLOOR}/metrics.json: delta = None: ledger.json has 3.5e-05"],
+    ),
     "ceiling changed": (
         lambda folder: edit(folder / "cache/reference/mnist5k--test-v1/ceiling.json", accuracy=0.5),
         [f"{SAPF}/metrics.json: ceiling_accuracy = 0.93: .*ceiling.json has 0.5"],

@@ -174,6 +174,21 @@ def test_a_changed_record_is_refused(halves, name, damage, message):
     assert re.search(message, refused(*halves))
 
 
+@pytest.mark.parametrize(
+    ("name", "label", "message"),
+    [
+        ("theirs", "Another method", "'Another method': .* has 'Their method \\(2025\\)' for 'theirs'"),
+        ("others", "Their method (2025)", "'others': .* has 'theirs' for 'Their method \\(2025\\)'"),
+    ],
+)
+def test_methods_of_other_groups_that_tables_could_not_tell_apart_are_refused(halves, tmp_path, name, label, message):
+    runs = [theirs(seed=2, name=name)]
+    third = sealed_results(tmp_path / "third", [], runs)
+    for record in ("external.json", "metrics.json"):
+        edit(third / "runs" / runs[0].id / record, label=label)
+    assert re.search(message, refused(*halves, third))
+
+
 def test_other_tables_of_one_name_are_refused(whole, halves):
     for number, half in enumerate(halves):
         (half / "tables").mkdir()

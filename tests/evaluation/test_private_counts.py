@@ -266,6 +266,19 @@ def test_without_a_ledger_and_files_nothing_is_counted(counted, name):
     assert not (counted / "utility.json").exists()
 
 
+def test_what_is_lacking_is_told_before_hours_of_fidelity(counted):
+    both = {"what": ("fidelity", "utility"), "fidelity": counted / "fidelity.json", "ledger": None}
+    with pytest.raises(UserError, match="--ledger = None: counts-v1 releases counts"):
+        evaluate(options(counted, **both))
+    assert not (counted / "fidelity.json").exists()
+
+
+def test_a_protocol_that_trains_nothing_has_nothing_to_count(counted):
+    other_recipe(classifiers=["probe"])(counted)
+    with pytest.raises(UserError, match="chooses among a training's states, and probe has none"):
+        evaluate(options(counted))
+
+
 def other_ledger(**changes):
     return lambda folder: change(folder / "ledger.json", Ledger, **changes)
 

@@ -52,7 +52,7 @@ def test_mistakes_are_told_with_their_place(runs, message):
         config(*runs).runs  # noqa: B018
 
 
-@pytest.mark.parametrize("label", ["", " ", "two\nlines", "line\n"])
+@pytest.mark.parametrize("label", ["", " ", "two\nlines", "line\n", "-x"])
 def test_a_label_is_one_line(label):
     with pytest.raises(UserError, match="external.m.label"):
         parse_config(load_yaml(CONFIG) | {"external": {"m": {"label": label, "runs": [IMAGES]}}}, CONFIG)

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from dpsapf.experiment.columns import OPTIONAL_METRICS, SPREAD_METRICS
 from dpsapf.experiment.runs import Study, expand
 from paper_figures import (
     all_metrics,
@@ -174,6 +175,10 @@ def test_without_a_model_that_transfers_mechanisms_alone_are_drawn(paper):
     summary = paper.summary[paper.summary["public_model"] != "z-image"]
     data = transfer.prepare(dataclasses.replace(paper, summary=summary))
     assert not data[data["source"] != "published"]["panel"].str.contains("z-image").any()
+
+
+def test_every_metric_that_has_a_name_for_readers_is_a_column():
+    assert set(all_metrics.NAMES) <= {*SPREAD_METRICS, *OPTIONAL_METRICS}
 
 
 def test_all_metrics_are_those_that_runs_have_whatever_they_are(paper):

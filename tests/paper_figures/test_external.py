@@ -1,3 +1,6 @@
+import dataclasses
+import shutil
+
 import pandas as pd
 import pytest
 import yaml
@@ -10,9 +13,11 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from paper_figures import epsilon_curves, main_table, privacy_cost, resources, variants
 from paper_figures.draw import draw_all
+from paper_figures.grids import ledger_grid
+from paper_figures.report import render
 from paper_figures.results import load_results, with_labels
 from paper_figures.tables import markdown
-from tests.fake_results import aggregate_options
+from tests.fake_results import ROOT, aggregate_options
 from tests.sealed_results import sealed_results, theirs
 
 OURS = Study(dataset=("mnist5k",), method=("dp-sapf", "dp-lora", "no-finetune"), seed=(0, 1))
@@ -41,6 +46,12 @@ def test_without_other_groups_nothing_is_said_of_them(results):
     alone = type(results)(results.layout, runs, summary, results.selections)
     table = markdown(main_table.draw(main_table.prepare(alone)))
     assert "claimed" not in table and "other groups" not in table and "not audited" not in table
+
+
+@pytest.mark.parametrize("tables", sorted(ROOT.glob("results/reference/*/tables")), ids=lambda path: path.parent.name)
+def test_tables_of_before_there_were_other_groups_say_nothing_of_them(tables):
+    kept = load_results(tables.parent, selections_needed=False)
+    assert (kept.elsewhere, kept.claim_note) == ({}, "")
 
 
 def test_what_was_not_audited_is_never_the_best_under_differential_privacy(results):
@@ -97,6 +108,26 @@ def test_more_methods_than_looks_are_refused(results):
 def test_everything_is_drawn(results, tmp_path):
     drawn = draw_all(results.layout.root, tmp_path / "figures")
     assert {"main_table", "epsilon_curves", "resources", "privacy_cost", "contact_sheet"} <= set(drawn)
+
+
+def test_the_page_says_of_another_groups_method_that_nothing_was_audited(results, tmp_path):
+    root = shutil.copytree(results.layout.root, tmp_path / "r", ignore=shutil.ignore_patterns("ledger.json"))
+    results = load_results(root)
+    given = results.runs["method"] == "external"
+    results = replace_runs(results, results.runs.assign(delta=results.runs["delta"].where(~given, 1e-5)))
+    rows = [row for row in ledger_grid(results.runs, {}, results, "x").rows if "not audited" in row[0].text]
+    assert len(rows) == given.sum() > 0
+    assert all(f"made elsewhere: its ε is {CLAIM}" in [entry.text for entry in row] for row in rows)
+    page = render(results.layout.root, None, ROOT / "workflow/report/figure.rst")
+    ours = (results.runs["delta"].notna() & ~given).sum()
+    told = f"{ours} released something of private images, and {given.sum()} made elsewhere, whose ε is {CLAIM}"
+    assert told in page and f"Not for release as private: {ours} of these {ours};" in page
+
+
+def replace_runs(results, runs):
+    """The same results with other runs, in tables and on disk."""
+    runs.to_csv(results.layout.table("runs.csv"), index=False)
+    return dataclasses.replace(results, runs=runs)
 
 
 def test_what_another_group_did_not_give_is_missing_under_its_label(tmp_path):
