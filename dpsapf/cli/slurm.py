@@ -3,6 +3,8 @@
 - It asks ``sacct``, and waits for ever where accounting is off. Here ``squeue`` is asked there; which of the two, is said once.
 - It compares states by equality, and so never notices ``CANCELLED by 0``; nor a job that Slurm has forgotten; nor one that was
   preempted and not put back into the queue.
+- Of a node that fails it asks the name, gets ``None assigned`` for a job that is back in the queue, and gives that to every
+  later ``sbatch --exclude``, all of which fail. Here such a job is waited for; Slurm itself uses no node that is down.
 - It looks ever more seldom, up to every three minutes. Here a look follows at most `EVERY` seconds after the last.
 - Killed, it leaves its jobs behind, which would write beside those of the next start. Here the next start ends them first.
 - It guesses an account by a command that prints an error at each start. Here it is slurm/site.yaml's, or Slurm's default.
@@ -26,9 +28,10 @@ from dpsapf.support.checked import Checked, parse
 from dpsapf.support.files import write_text
 
 EVERY = 10.0  # seconds between two looks, at most
-GRACE = 30.0  # seconds for which a job may be unknown, or preempted, before it counts as failed
+GRACE = 30.0  # seconds for which a job may be in doubt before it counts as failed
 ANSWER = 60.0  # seconds that Slurm may take to answer
-ENDED_BY = {"GONE": "CANCELLED", "PREEMPTED": "CANCELLED", "REVOKED": "CANCELLED", "SPECIAL_EXIT": "FAILED"}
+DOUBTED = {"GONE", "PREEMPTED", "NODE_FAIL"}  # Slurm may put such a job back into its queue
+ENDED_BY = dict.fromkeys(DOUBTED, "CANCELLED") | {"REVOKED": "CANCELLED", "SPECIAL_EXIT": "FAILED"}
 ACCOUNTING = ("sacct", "-X", "--parsable2", "--noheader", "--format=JobIDRaw,State", "--starttime=now-2days")
 QUEUE = ("squeue", "--noheader", "--states=all", "--format=%i|%T")
 
@@ -40,7 +43,7 @@ class Watch:
     Attributes:
         run: the name that all of them have.
         command: which asks for their states; chosen at the first look.
-        doubted: since when a job is unknown or preempted, by its id [seconds].
+        doubted: since when a job is unknown, preempted or on a node that failed, by its id [seconds].
     """
 
     run: str
@@ -63,7 +66,7 @@ class Watch:
 
     def _settled(self, job: str, state: str, now: float) -> str:
         """Wait a while before a job counts as ended that Slurm does not know, or may put back into its queue."""
-        if state not in ("GONE", "PREEMPTED"):
+        if state not in DOUBTED:
             self.doubted.pop(job, None)
             return ENDED_BY.get(state, state)
         since = self.doubted.setdefault(job, now)

@@ -33,13 +33,13 @@ def test_states_are_told_in_the_executors_words(cluster, command):
     assert found == {"1": "CANCELLED", "2": "COMPLETED", "3": "CANCELLED", "4": "RUNNING", "5": "UNKNOWN"}
 
 
-@pytest.mark.parametrize(("text", "ended"), [("", "CANCELLED"), ("1|PREEMPTED\n", "CANCELLED")])
-def test_a_job_that_is_gone_or_preempted_counts_as_failed_after_a_while(cluster, text, ended):
+@pytest.mark.parametrize("text", ["", "1|PREEMPTED\n", "1|NODE_FAIL\n"])
+def test_a_job_in_doubt_counts_as_failed_after_a_while(cluster, text):
     cluster("squeue", text)
     watch = Watch("run", QUEUE)
     assert states(watch, "1", now=100.0) == {"1": "PENDING"}
     assert states(watch, "1", now=100.0 + slurm.GRACE - 1) == {"1": "PENDING"}
-    assert states(watch, "1", now=100.0 + slurm.GRACE) == {"1": ended}
+    assert states(watch, "1", now=100.0 + slurm.GRACE) == {"1": "CANCELLED"}
 
 
 def test_a_job_that_comes_back_into_the_queue_is_waited_for(cluster):
