@@ -104,6 +104,16 @@ def rank_correlations(records: Records) -> str:
     return f"{found.min():.2f} to {found.max():.2f}"
 
 
+def other_cores(metric: str, records: Records) -> str:
+    """Return how far accuracy (points) or FID (%) of the demo's table moved on other cores, at most."""
+    axes = ["dataset", "public_model", "method", "level", "ratio", "epsilon", "learning_rate"]
+    both = records.table("demo/tables/summary.csv").merge(records.table("demo-again.csv"), on=axes, suffixes=("", "_again"))
+    both = both[both["learning_rate"].isna()]
+    first, again = both[f"{metric}_mean"], both[f"{metric}_mean_again"]
+    moved = 100 * (first - again).abs() if metric == "accuracy" else 100 * (again / first - 1).abs()
+    return f"{moved.max():.1f}" if metric == "accuracy" else f"{moved.max():.1g}"
+
+
 def floor_of_turns(records: Records) -> str:
     """Return the FID of the public model as it is, where ranks and turns were tried."""
     table = records.table("turns/tables/summary.csv")
@@ -174,6 +184,8 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "rise-correlations": rank_correlations,
     "edges-predicted": predicted_edges,
     "turns-floor": floor_of_turns,
+    "other-cores-accuracy": partial(other_cores, "accuracy"),
+    "other-cores-fid": partial(other_cores, "fid"),
     "tuned-visible-accuracy": partial(smallest_visible, "accuracy_pct"),
     "tuned-visible-fid": partial(smallest_visible, "fid"),
     "lora-parameters": partial(parameters, "dp-lora"),

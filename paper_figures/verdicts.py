@@ -288,13 +288,13 @@ def draw(data: pd.DataFrame) -> Table:
     claims = [_line(row) for row in data[data["kind"] == CLAIM].to_dict("records")]
     numbers = data[data["kind"] == NUMBER].groupby("claim", sort=False)
     tables = [_summary(table, rows) for table, rows in numbers]
-    header = ("claim", "metric", "ours", "where", "the paper", "verdict", "why")
+    header = ("claim", "metric", "verdict", "ours", "the paper", "where", "why")
     return Table(header, tuple(claims + tables), names=len(header), note=counts(data))
 
 
 def _line(row: dict[str, typing.Any]) -> tuple[Cell, ...]:
-    texts = (row["text"], row["metric"], _interval(row), row["where"] or NOTHING, row["paper"] or NOTHING)
-    return (*map(Cell, texts), Cell(row["verdict"], bold=True), Cell(row["why"]))
+    texts = (_interval(row), row["paper"] or NOTHING, row["where"] or NOTHING, row["why"])
+    return (Cell(row["text"]), Cell(row["metric"]), Cell(row["verdict"], bold=True), *map(Cell, texts))
 
 
 def _interval(row: dict[str, typing.Any]) -> str:
@@ -311,5 +311,5 @@ def _interval(row: dict[str, typing.Any]) -> str:
 def _summary(table: str, rows: pd.DataFrame) -> tuple[Cell, ...]:
     settings, reasons = rows["text"].nunique(), rows["why"].unique()
     reason = reasons[0] if len(reasons) == 1 else "One by one in the .csv."
-    texts = (f"{settings} published settings ({table}.csv)", "accuracy, FID", NOTHING, NOTHING, "in the .csv")
-    return (*map(Cell, texts), Cell(tally(rows["verdict"]), bold=True), Cell(reason))
+    names = (f"{settings} published settings ({table}.csv)", "accuracy, FID")
+    return (*map(Cell, names), Cell(tally(rows["verdict"]), bold=True), *map(Cell, (NOTHING, "in the .csv", NOTHING, reason)))
