@@ -114,6 +114,13 @@ def other_cores(metric: str, records: Records) -> str:
     return f"{moved.max():.1f}" if metric == "accuracy" else f"{moved.max():.1g}"
 
 
+def refused(records: Records) -> str:
+    """Count the runs of propose-test-release, and those that are missing because it refused."""
+    runs = records.table("selection-release/tables/runs.csv")
+    tested = runs[runs["mechanism"] == "ptr"]
+    return f"{(tested['status'] == 'missing').sum()} of {len(tested)}"
+
+
 def floor_of_turns(records: Records) -> str:
     """Return the FID of the public model as it is, where ranks and turns were tried."""
     table = records.table("turns/tables/summary.csv")
@@ -184,6 +191,7 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "rise-correlations": rank_correlations,
     "edges-predicted": predicted_edges,
     "turns-floor": floor_of_turns,
+    "ptr-refused": refused,
     "other-cores-accuracy": partial(other_cores, "accuracy"),
     "other-cores-fid": partial(other_cores, "fid"),
     "tuned-visible-accuracy": partial(smallest_visible, "accuracy_pct"),
