@@ -89,6 +89,16 @@ def bench(records: Records) -> str:
     return pipes(["", "time", "peak memory"], rows)
 
 
+def full_width(records: Records) -> str:
+    """Lay out bench-full-width.csv: seconds, operations and memory of Stable Diffusion v1-5's architecture."""
+    rows = []
+    for row in records.table("bench-full-width.csv").to_dict("records"):
+        numbers = f"{row['ratio']:.2f}", f"{row['tflop']:.2f}", f"{row['share_of_peak']:.2f}", f"{row['peak_mb'] / 1000:.1f}"
+        told = ["—"] * 5 if math.isnan(row["seconds"]) else [f"{row['seconds']:.1f}", *numbers]
+        rows.append([row["comparison"], str(row["batch"]), *told])
+    return pipes(["", "images", "seconds", "times the plain one", "TFLOP", "share of the peak", "activations (GB)"], rows)
+
+
 def storage(records: Records) -> str:
     """Lay out storage.csv: how long rows take from each kind of file, and what the process holds afterwards."""
     rows = [
@@ -255,6 +265,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "selected-by-scores": selected_by_scores,
     "agreement": agreement,
     "bench": bench,
+    "bench-full-width": full_width,
     "storage": storage,
     "scale": scale,
     "metrics-agreement": metrics_agreement,
