@@ -2,7 +2,6 @@
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from dpsapf.experiment.records import Merged
 from dpsapf.experiment.stages import Aggregate, Merge
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError, UserErrors
-from dpsapf.support.files import sha256
+from dpsapf.support.files import sha256, whole
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import write_record
@@ -172,9 +171,7 @@ def differences(parts: Sequence[Part], runs: Sequence[RunFiles]) -> list[str]:
 
 
 def _write(out: Path, parts: Sequence[Part], runs: Sequence[RunFiles]) -> None:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-        root = Path(temporary) / out.name
+    with whole(out) as root:
         layout = Layout(root)
         for run in runs:
             Path(layout.run(run.folder.name, "")).mkdir(parents=True)
@@ -196,5 +193,4 @@ def _write(out: Path, parts: Sequence[Part], runs: Sequence[RunFiles]) -> None:
             provenance=provenance(),
         )
         write_record(root / "merged.json", merged)
-        root.rename(out)
     LOG.info("%s: %d runs of %d folders", out, len(runs), len(parts))

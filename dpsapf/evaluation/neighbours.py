@@ -101,7 +101,9 @@ def manifold_scores(
     neighbours: int,
     device: str,
 ) -> Manifolds:
-    """Return all four scores by one pass over the distances; each is what its own function returns.
+    """Return all four scores by one pass over the distances.
+
+    Precision and recall are of closed balls (Kynkaanniemi et al. 2019), density and coverage of open ones (Naeem et al. 2020).
 
     Args:
         real: fp32 [N, D].
@@ -116,28 +118,6 @@ def manifold_scores(
     third = first if density_radii is precision_radii else _Balls(density_radii, len(synthetic))
     _fill(real, synthetic, device, of_real=[first] if third is first else [first, third], of_synthetic=[second])
     return Manifolds(first.points, second.points, third.density(neighbours), third.balls)
-
-
-def precision(real: Features, real_radii: np.ndarray, synthetic: Features, device: str) -> float:
-    """Return the share of synthetic images in some real image's closed ball (Kynkaanniemi et al. 2019)."""
-    return _of_real(real, real_radii, synthetic, device).points
-
-
-def recall(real: Features, synthetic: Features, synthetic_radii: np.ndarray, device: str) -> float:
-    """Return the share of real images in some synthetic image's closed ball (Kynkaanniemi et al. 2019)."""
-    balls = _Balls(synthetic_radii, len(real))
-    _fill(real, synthetic, device, of_synthetic=[balls])
-    return balls.points
-
-
-def density(real: Features, real_radii: np.ndarray, neighbours: int, synthetic: Features, device: str) -> float:
-    """Return the number of open real balls that a synthetic image lies in, over k, on average (Naeem et al. 2020)."""
-    return _of_real(real, real_radii, synthetic, device).density(neighbours)
-
-
-def coverage(real: Features, real_radii: np.ndarray, synthetic: Features, device: str) -> float:
-    """Return the share of real images whose open ball holds a synthetic image (Naeem et al. 2020)."""
-    return _of_real(real, real_radii, synthetic, device).balls
 
 
 class _Balls:
@@ -175,15 +155,7 @@ class _Balls:
         return self._inside / (neighbours * len(self.reached))
 
 
-def _of_real(real: Features, real_radii: np.ndarray, synthetic: Features, device: str) -> _Balls:
-    balls = _Balls(real_radii, len(synthetic))
-    _fill(real, synthetic, device, of_real=[balls])
-    return balls
-
-
-def _fill(
-    real: Features, synthetic: Features, device: str, of_real: Sequence[_Balls] = (), of_synthetic: Sequence[_Balls] = ()
-) -> None:
+def _fill(real: Features, synthetic: Features, device: str, of_real: Sequence[_Balls], of_synthetic: Sequence[_Balls]) -> None:
     """Find all pairs in balls around real or around synthetic points."""
     shift, _ = _mean(real), _mean(synthetic)
     first, second = _Points(real, shift, device), _Points(synthetic, shift, device)

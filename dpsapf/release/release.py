@@ -1,11 +1,9 @@
 """release: publish a run as one folder, with its datasheet and its privacy statement."""
 
-import contextlib
 import json
 import logging
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from dpsapf.experiment.stages import Release
@@ -18,7 +16,7 @@ from dpsapf.release.records import Counted, PrivacyRecord, Registered
 from dpsapf.release.register import Register, held
 from dpsapf.release.statement import certified, privacy_record, statement
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import sha256
+from dpsapf.support.files import sha256, whole
 from dpsapf.support.records import as_json
 
 LOG = logging.getLogger(__name__)
@@ -102,16 +100,3 @@ def _write(folder: Path, found: Found, record: PrivacyRecord, weights: bool) -> 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     sums = [f"{sha256(path)}  {path.relative_to(folder).as_posix()}\n" for path in files]
     (folder / SUMS).write_text("".join(sums), encoding="utf-8")
-
-
-@contextlib.contextmanager
-def whole(folder: Path) -> Iterator[Path]:
-    """Give a temporary folder beside ``folder`` that takes its name only if the block succeeds."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    temporary.mkdir()
-    try:
-        yield temporary
-        temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -6,6 +6,7 @@ import functools
 import hashlib
 import logging
 import os
+import shutil
 import typing
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,3 +65,16 @@ def sha256(path: Path | str) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Give a temporary folder beside ``folder`` that takes its name only if the block succeeds."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
+    try:
+        yield temporary
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dpsapf.support.files import atomic, exclusive, sha256, write_text
+from dpsapf.support.files import atomic, exclusive, sha256, whole, write_text
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -68,3 +68,13 @@ def test_a_file_system_without_locks_is_told_and_another_failure_raised(tmp_path
     else:
         with exclusive(tmp_path / ".lock"):
             assert "has no locks" in caplog.text
+
+
+def test_a_folder_is_there_as_a_whole_or_not_at_all(tmp_path):
+    with pytest.raises(KeyError), whole(tmp_path / "a" / "out") as folder:
+        (folder / "half").write_text("x")
+        raise KeyError
+    assert list((tmp_path / "a").iterdir()) == []
+    with whole(tmp_path / "a" / "out") as folder:
+        (folder / "file").write_text("x")
+    assert [path.relative_to(tmp_path).as_posix() for path in sorted(tmp_path.rglob("*"))] == ["a", "a/out", "a/out/file"]
