@@ -18,6 +18,7 @@ from dpsapf.experiment.stages import Bench
 from dpsapf.support.errors import out_of_memory
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
+from dpsapf.support.replay import launched
 
 LOG = logging.getLogger(__name__)
 RATIO = 0.3
@@ -68,6 +69,8 @@ def saliency(options: Bench) -> Iterator[Comparison]:
     plain, loop, energy, signal = (
         functools.partial(make, options) for make in (steps.plain_pass, steps.one_by_one, steps.energy, steps.signal)
     )
+    if options.device == "cuda":
+        yield Comparison("plain pass as a CUDA graph against launched one by one", _not_recorded(plain), plain)
     yield Comparison("saliency pass against plain forward + backward", plain, energy)
     yield Comparison("saliency pass against the batch-of-one loop", loop, energy)
     yield Comparison("score signal against score energy", energy, signal)
@@ -77,13 +80,25 @@ def adapters(options: Bench) -> Iterator[Comparison]:
     """A DP-SGD step on LoRA against the same step without privacy, on 30 % of the matrices and on all."""
     for label, share in (("DP-LoRA step, 30 % of the matrices", RATIO), ("DP-LoRA step, all attention", 1.0)):
         make = functools.partial(steps.training, options, "dp-lora", share)
-        yield Comparison(label, functools.partial(make, None), make)
+        yield from _private(options, label, make)
 
 
 def full(options: Bench) -> Iterator[Comparison]:
     """A DP-SGD step on every parameter, by ghost clipping."""
     make = functools.partial(steps.training, options, "dp-full", 1.0)
-    yield Comparison("dp-full step, ghost clipping", functools.partial(make, None), make)
+    yield from _private(options, "dp-full step, ghost clipping", make)
+
+
+def _private(options: Bench, label: str, make: Callable[..., Step]) -> Iterator[Comparison]:
+    """A private step against the plain one; on a GPU also against the plain one as a loop of diffusers does it."""
+    plain = functools.partial(make, None)
+    yield Comparison(label, plain, make)
+    if options.device == "cuda":
+        yield Comparison(f"{label}, against a plain step launched one by one", _not_recorded(plain), make)
+
+
+def _not_recorded(make: Callable[[], Step]) -> Callable[[], Step]:
+    return functools.partial(steps.not_recorded, make)
 
 
 def opacus(options: Bench) -> Iterator[Comparison]:
@@ -148,6 +163,8 @@ def _compared(comparison: Comparison, options: Bench, able: float) -> dict:
         times = [times]
     else:
         sides = comparison.base(), comparison.other()
+        for side in sides:
+            _warm(side, device)
         times = [[_seconds(side, device) for side in sides] for _ in range(repeats)]
         costs = [(_peak_mb(side, device), _tflop(side)) for side in sides]
     (base_peak, base_tflop), (peak, tflop) = costs
@@ -167,6 +184,7 @@ def _compared(comparison: Comparison, options: Bench, able: float) -> dict:
 
 def _alone(make: Callable[[], Step], device: str) -> tuple[float, tuple[float, float]]:
     step = make()
+    _warm(step, device)
     taken = _seconds(step, device), (_peak_mb(step, device), _tflop(step))
     del step
     gc.collect()
@@ -177,9 +195,14 @@ def _tflop(step: Step) -> float:
     """Count the floating-point operations of a step's products, a multiplication and an addition as two, by torch [TFLOP]."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with FlopCounterMode(display=False) as counter:
+    with launched(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: _bmm_flop}) as counter:
         step()
     return counter.get_total_flops() / 1e12
+
+
+def _bmm_flop(left: torch.Size, right: torch.Size, *_: object, **__: object) -> int:
+    """Count a batched product's operations; torch's own count of it knows no ``out_dtype``."""
+    return 2 * left.numel() * right[-1]
 
 
 def _seconds(step: Step, device: str) -> float:
@@ -192,6 +215,12 @@ def _seconds(step: Step, device: str) -> float:
     return time.perf_counter() - start
 
 
+def _warm(step: Step, device: str) -> None:
+    """Let a GPU record what it will replay: a step's second call does."""
+    if device == "cuda":
+        step(), step()
+
+
 def _finish(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
@@ -202,7 +231,8 @@ def _peak_mb(step: Step, device: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        step()
+        with launched():
+            step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     from torch.profiler import ProfilerActivity, profile
 

@@ -29,6 +29,7 @@ from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.sampling.sample import merge
 from dpsapf.support.randomness import child_seed, torch_generator
+from dpsapf.support.replay import Replay, Tensors, Work, launched, replayed
 
 if typing.TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -47,9 +48,9 @@ class Subject:
     matrices: list[str]
     device: str
 
-    def loss(self, model: torch.nn.Module) -> torch.Tensor:
-        """Sum the loss of the batch."""
-        return self.objective.loss(model, self.pairs.rows(0, len(self.pairs), self.device)).sum()
+    def loss(self, model: torch.nn.Module, rows: Tensors) -> torch.Tensor:
+        """Sum the loss of some pairs."""
+        return self.objective.loss(model, Pairs(*rows)).sum()
 
 
 class OpacusGradients:
@@ -79,20 +80,19 @@ class OpacusGradients:
         return clipped_sum(gradients, bound, clipping)
 
 
-def subject(options: Bench, images: int | None = None, precision: Precision | None = None) -> Subject:
-    """Build the model, packaged or at random weights, and a random batch on the device.
+def subject(options: Bench, images: int | None = None) -> Subject:
+    """Build the model, packaged or at random weights, in fp32, and a random batch.
 
     Args:
         options: of the stage.
         images: in the batch; None: ``options.batch``.
-        precision: of the model's passes; None: ``options.precision``.
     """
     from diffusers import DDIMScheduler, UNet2DConditionModel
 
     if options.architecture == "public-mini":
         unet, side, tokens, width = packaged_unet(), 8, 24, 64
     else:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(), torch.device(options.device):
             torch.manual_seed(child_seed(0, "bench"))
             unet, side, tokens, width = UNet2DConditionModel(sample_size=32, cross_attention_dim=768), 32, 77, 768
     generator, count = torch_generator(0, "bench"), images or options.batch
@@ -101,14 +101,15 @@ def subject(options: Bench, images: int | None = None, precision: Precision | No
     steps = torch.randint(1000, (count,), generator=generator)
     pairs = Pairs(latents, noise, steps, torch.zeros(count, dtype=torch.int64), embeddings)
     names = [name for name, _ in unet.named_modules() if name.endswith(PROJECTIONS)]
-    denoiser = in_precision(unet.to(options.device).train(), options.precision if precision is None else precision)
-    return Subject(denoiser, NoiseObjective(DDIMScheduler(clip_sample=False)), pairs, names, options.device)
+    return Subject(
+        unet.to(options.device).train(), NoiseObjective(DDIMScheduler(clip_sample=False)), pairs, names, options.device
+    )
 
 
 def frozen(options: Bench) -> Subject:
-    """Build a subject of which nothing is trained."""
+    """Build a subject of which nothing is trained, in the options' precision."""
     built = subject(options)
-    built.unet.requires_grad_(False)
+    in_precision(built.unet.requires_grad_(False), options.precision)
     return built
 
 
@@ -116,11 +117,11 @@ def plain_pass(options: Bench) -> Step:
     """Return a forward and backward pass with the gradients of every candidate matrix."""
     built = frozen(options)
 
-    def plain() -> None:
+    def plain(*rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
         with _gradients_of(built) as weights:
-            torch.autograd.grad(built.loss(built.unet), weights)
+            return torch.autograd.grad(built.loss(built.unet, rows), weights)
 
-    return plain
+    return _replaying(options, built, plain)
 
 
 def one_by_one(options: Bench) -> Step:
@@ -130,7 +131,7 @@ def one_by_one(options: Bench) -> Step:
     def loop() -> None:
         with _gradients_of(built) as weights:
             for row in range(len(built.pairs)):
-                loss = built.objective.loss(built.unet, built.pairs.rows(row, row + 1, built.device)).sum()
+                loss = built.loss(built.unet, built.pairs.rows(row, row + 1, built.device).tensors)
                 [gradient.square().sum().item() for gradient in torch.autograd.grad(loss, weights)]
 
     return loop
@@ -140,24 +141,30 @@ def energy(options: Bench) -> Step:
     """Return a pass of score energy: ghost norms."""
     built = frozen(options)
 
-    def ghost() -> None:
+    def ghost(*rows: torch.Tensor) -> tuple[torch.Tensor]:
         with GhostNorms(built.unet, built.matrices) as norms:
-            built.loss(built.unet).backward()
-            norms.take()
+            built.loss(built.unet, rows).backward()
+            return (norms.take(),)
 
-    return ghost
+    return _replaying(options, built, ghost)
 
 
 def signal(options: Bench) -> Step:
     """Return a pass of score signal: norms, and then one more contraction per layer."""
-    built = subject(options)
+    built = frozen(options)
     gradients = GhostClipping(built.unet, {f"{name}.weight": built.unet.get_submodule(name).weight for name in built.matrices})
 
-    def summed() -> None:
-        rows = built.pairs.rows(0, len(built.pairs), built.device)
-        gradients.clipped_sum(built.objective.loss(built.unet, rows), SIGNAL_BOUND, "automatic")
+    def summed(*rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        losses = built.objective.loss(built.unet, Pairs(*rows))
+        return tuple(gradients.clipped_sum(losses, SIGNAL_BOUND, "automatic")[0])
 
-    return summed
+    return _replaying(options, built, summed)
+
+
+def _replaying(options: Bench, built: Subject, work: Work) -> Step:
+    """Do work on the whole batch, as the stages do: as a recording where there is a GPU."""
+    replay = Replay(options.device)
+    return lambda: replay(work, built.pairs.to(built.device).tensors)
 
 
 @contextmanager
@@ -170,24 +177,28 @@ def _gradients_of(built: Subject) -> Iterator[list[torch.nn.Parameter]]:
     built.unet.requires_grad_(False)
 
 
-def sampling(options: Bench, precision: Precision, merged: bool) -> Step:
+def sampling(options: Bench, precision: Precision, own: bool) -> Step:
     """Return a sampler's step with guidance: two passes for each image, with LoRA on every attention matrix.
 
     Args:
         options: of the stage.
         precision: of the passes.
-        merged: False keeps the adapters beside their matrices, as diffusers does.
+        own: True merges the adapters and replays, as `sample` does; False keeps them beside their matrices, as diffusers does.
     """
-    built = subject(options, precision=precision)
+    built = subject(options)
     _trained(built, options, "dp-lora", 1.0)
-    if merged:
+    if own:
         merge(built.unet)
-    built.unet.requires_grad_(False).eval()
-    latents, texts = (torch.cat([half, half]).to(built.device) for half in (built.pairs.latents, built.pairs.embeddings))
+    in_precision(built.unet.requires_grad_(False).eval(), precision)
+    if own:
+        replayed(built.unet, options.device)
+    pairs = built.pairs.to(built.device)
+    latents, texts = (torch.cat([half, half]) for half in (pairs.latents, pairs.embeddings))
+    timestep = torch.tensor(500, device=built.device)
 
     @torch.no_grad()
     def guided() -> None:
-        built.unet(latents, 500, texts)
+        built.unet(latents, timestep, texts, return_dict=False)
 
     return guided
 
@@ -210,14 +221,15 @@ def training(
         method: ``dp-lora`` or ``dp-full``.
         share: of the attention matrices that get an adapter.
         engine: makes the per-image gradients of a private step; None: a step without privacy.
-        images: in the logical batch; None: ``options.batch``.
+        images: in the logical batch; None: as the options say.
     """
-    built = subject(options, images)
+    built = subject(options, images or options.logical_batch)
     adapter = "lora" if method == "dp-lora" else None
     parameters = _trained(built, options, method, share)
-    optimizer = torch.optim.AdamW(parameters.values(), lr=1e-6)
+    in_precision(built.unet, options.precision)
+    optimizer, replay = torch.optim.AdamW(parameters.values(), lr=1e-6), Replay(options.device)
     if engine is None:
-        return lambda: _plain_step(built, optimizer)
+        return lambda: _plain_step(built, list(parameters.values()), optimizer, replay, options.batch)
     gradients, values = engine(built.unet, parameters, adapter), list(parameters.values())
     release = Release(name="dp-sgd", noise_multiplier=1.0, sensitivity=1.0, sampling_rate=1.0, steps=1)
     noise = SeededNoise(torch_generator(0, "bench noise", device=options.device))
@@ -234,6 +246,7 @@ def training(
             expected_batch=len(built.pairs),
             noise=noise,
             meter=meter,
+            replay=replay,
             **settings,
         )
         optimizer.step()
@@ -241,7 +254,30 @@ def training(
     return private
 
 
-def _plain_step(built: Subject, optimizer: torch.optim.Optimizer) -> None:
-    optimizer.zero_grad()
-    built.loss(built.unet).backward()
+def _plain_step(
+    built: Subject, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, replay: Replay, micro_batch: int
+) -> None:
+    def plain(*rows: torch.Tensor) -> Tensors:
+        return torch.autograd.grad(built.loss(built.unet, rows), parameters)
+
+    totals = None
+    for start in range(0, len(built.pairs), micro_batch):
+        gradients = replay(plain, built.pairs.rows(start, start + micro_batch, built.device).tensors)
+        if totals is None:
+            totals = [gradient.clone() for gradient in gradients]
+        else:
+            torch._foreach_add_(totals, gradients)
+    for parameter, total in zip(parameters, totals, strict=True):
+        parameter.grad = total
     optimizer.step()
+
+
+def not_recorded(make: Callable[[], Step]) -> Step:
+    """Return a step of which nothing is recorded, as in a plain loop of diffusers."""
+    step = make()
+
+    def plainly() -> None:
+        with launched():
+            step()
+
+    return plainly

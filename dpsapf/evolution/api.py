@@ -15,6 +15,7 @@ from dpsapf.public_models.precision import in_precision
 from dpsapf.sampling.sample import quantise
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import child_seed, torch_generator
+from dpsapf.support.replay import replayed
 
 if typing.TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -94,7 +95,7 @@ def image_api(record: ModelRecord, wordings: list[tuple[str, ...]], seed: int, o
     """
     model = load_model(record)
     denoiser = in_precision(model.denoiser(options.device).requires_grad_(False), options.precision)
-    create = model.text_to_image(denoiser, options.device, options.sampler)
+    create = model.text_to_image(replayed(denoiser, options.device), options.device, options.sampler)
     embeddings = model.embed([*(prompt for prompts in wordings for prompt in prompts), ""], options.device)
     prompts = embeddings[:-1].unflatten(0, (len(wordings), -1))
     return ImageApi(model, create, model.image_to_image(create), prompts, embeddings[-1], seed, options)

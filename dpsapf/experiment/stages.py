@@ -495,6 +495,7 @@ class Bench(PrecisionConfig):
         "public-mini", description="packaged weights at 32x32, or Stable Diffusion v1-5's UNet with random weights at 256x256"
     )
     batch: int = Field(64, description="images per micro-batch [images]", ge=1)
+    logical_batch: int | None = Field(None, description="images of a training step; omitted: one micro-batch [images]", ge=1)
     repeats: int = Field(9, description="pairs of timings per comparison", ge=1)
     threads: int = Field(2, description="CPU threads [threads]", ge=1)
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where to run")

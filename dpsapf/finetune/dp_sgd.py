@@ -12,7 +12,9 @@ from dpsapf.privacy.clipping import Clipping
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.privacy.noise import NoiseSource
 from dpsapf.public_models.latents import Batch, Pairs
+from dpsapf.support.ahead import ahead
 from dpsapf.support.parallel import ALONE, Processes
+from dpsapf.support.replay import CALLED, Replay
 
 LossFunction = Callable[[Pairs], torch.Tensor]
 
@@ -48,6 +50,7 @@ def private_gradient(
     meter: Meter,
     processes: Processes = ALONE,
     resting: frozenset[int] = frozenset(),
+    replay: Replay = CALLED,
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
 
@@ -72,32 +75,58 @@ def private_gradient(
         processes: share the batch; each sums its units, one adds the noise.
         resting: positions of parameters that this step leaves alone: they count in no norm, and get noise like the others,
             which is thrown away with their ``grad``. So every step releases the same numbers.
+        replay: of all steps together: micro-batches are recorded with it.
     """
-    sums = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
-    totals = torch.zeros(3, device=device)  # units, losses, norms
+    bound = release.sensitivity or math.inf
+
+    def clipped(real: torch.Tensor, *rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        losses = loss_function(Pairs(*rows)) * real
+        sums, norms = gradients.clipped_sum(losses, bound, clipping, multiplicity, resting)
+        return torch.stack([losses.detach().sum() / multiplicity, norms.sum()]), *sums
+
+    for parameter in parameters:
+        parameter.grad = None
+    sums, totals = _zeros(parameters), torch.zeros(3, device=device)  # totals: units, losses, norms
     units = processes.shard(len(batch) // multiplicity)
-    for chunk in first_alone(units, micro_batch):
-        loss = loss_function(batch.units(chunk, multiplicity, device))
-        clipped, norms = gradients.clipped_sum(loss, release.sensitivity or math.inf, clipping, multiplicity, resting)
+    totals[0] = len(units)
+    chunks = first_alone(units, micro_batch)
+    filled = [_filled(chunk, micro_batch) if replay.records else chunk for chunk in chunks]
+    drawn = ahead(lambda chunk: batch.units(chunk, multiplicity, "cpu"), filled)
+    for chunk, rows in zip(chunks, drawn, strict=True):
+        real = (torch.arange(len(rows)) < len(chunk) * multiplicity).float()
+        inputs = [part.to(device) for part in (real, *rows.tensors)]
+        seen, *added = replay(clipped, tuple(inputs), (bound, clipping, multiplicity, resting))
         if len(chunk) == 1:
-            meter.contribution(joint_norm(clipped))
-        torch._foreach_add_(sums, clipped)
-        totals += torch.stack([torch.tensor(float(len(chunk)), device=device), loss.detach().sum() / multiplicity, norms.sum()])
+            meter.contribution(joint_norm(added))
+        torch._foreach_add_(sums, added)
+        totals[1:] += seen
+        del added
     processes.add([*sums, totals])
-    for position, total in enumerate(_released(sums, release, noise, meter, processes)):
-        parameter = parameters[position]
-        parameter.grad = None if position in resting else (total / expected_batch).to(parameter)
+    _release(sums, release, noise, meter, processes)
+    torch._foreach_div_(sums, expected_batch)
+    for position, (parameter, total) in enumerate(zip(parameters, sums, strict=True)):
+        parameter.grad = None if position in resting else total.to(parameter)
     count, losses, norms = totals.tolist()
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
 
 
-def _released(
-    sums: list[torch.Tensor], release: Release, noise: NoiseSource, meter: Meter, processes: Processes
-) -> list[torch.Tensor]:
-    """Add the noise once, in the leading process; exact without a guarantee."""
+def _filled(chunk: torch.Tensor, size: int) -> torch.Tensor:
+    """Repeat the first of several positions up to a size, so that all chunks have one; a loss of a repetition is times 0."""
+    return chunk if len(chunk) == 1 else torch.cat([chunk, chunk[:1].expand(size - len(chunk))])
+
+
+def _zeros(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
+    """Return zeros in the shape of each parameter, fp32, as views of one tensor."""
+    flat = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
+
+
+def _release(sums: list[torch.Tensor], release: Release, noise: NoiseSource, meter: Meter, processes: Processes) -> None:
+    """Add the noise once, in place, in the leading process; exact without a guarantee."""
     if release.mechanism != "gaussian":
         meter.exact(release.sensitivity)
     elif processes.leads:
-        sums = meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise)
+        for total, noisy in zip(sums, meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise), strict=True):
+            total.copy_(noisy)
     processes.agree(sums)
-    return sums

@@ -34,6 +34,7 @@ from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
+from dpsapf.support.replay import CALLED, Replay
 
 LOG = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class Training:
     objective: Objective
     gradients: PerImageGradients
     processes: Processes
+    replay: Replay = CALLED
 
 
 def finetune(options: Finetune) -> None:
@@ -67,7 +69,7 @@ def finetune(options: Finetune) -> None:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
         gradients, objective, state = _build(options, plan, release)
-        _train(Training(options, plan, release, latents, objective, gradients, joined), state)
+        _train(Training(options, plan, release, latents, objective, gradients, joined, Replay(options.device)), state)
 
 
 def _train(training: Training, state: TrainingState) -> None:
@@ -95,7 +97,7 @@ def _planned(options: Finetune) -> tuple[Plan, Release]:
 
 def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGradients, Objective, TrainingState]:
     model = load_model(read_record(options.model, ModelRecord))
-    denoiser = in_precision(model.denoiser(options.device), options.precision)
+    denoiser = model.denoiser(options.device)
     rank = plan.run.adapter_rank(options.lora_rank)
     selection = pd.read_csv(options.selection)
     parameters = trainable(denoiser, plan.run, selection, rank, options.lora_alpha)
@@ -105,7 +107,7 @@ def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGra
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
         denoiser.enable_gradient_checkpointing()
-    gradients = per_image_gradients(denoiser, parameters, plan.run.adapter)
+    gradients = per_image_gradients(in_precision(denoiser, options.precision), parameters, plan.run.adapter)
     return gradients, model.objective(), TrainingState(parameters, optimizer, average, Meter(plan.population))
 
 
@@ -137,6 +139,7 @@ def train_step(training: Training, state: TrainingState) -> None:
         meter=state.meter,
         processes=training.processes,
         resting=resting(list(state.parameters), plan.run.adapter, step),
+        replay=training.replay,
     )
     rate = _scheduled_rate(state, options, step, release.steps)
     state.optimizer.step()

@@ -38,7 +38,7 @@ def adapter_rows(layer: "BaseTunerLayer", inputs: torch.Tensor, output_gradients
     """
     base, form = layer.get_base_layer(), adapter_layers()[type(layer)]
     numbers = output_gradients[0].numel() // len(base.weight) * base.weight[0].numel()  # of a row's patches
-    chunk = max(1, CHUNK_FLOATS // numbers)
+    chunk = max(1, CHUNK_FLOATS[inputs.device.type] // numbers)
     with torch.no_grad(), torch.autocast(inputs.device.type, enabled=False):
         parts = [
             form(layer, *(tokens(base, values, 1)[:, 0].mT for values in (patches(base, a.float()), g.float())))

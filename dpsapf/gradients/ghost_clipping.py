@@ -1,13 +1,14 @@
-"""Clipped gradient sums from backward passes, without per-image gradients of the weight matrices.
+"""Clipped gradient sums from backward passes, without per-image gradients of large weight matrices.
 
 A backward pass hands over each layer's input a and output gradient g; image norms come from them by ghost norms (Li et
 al. 2022, arXiv 2110.05679), and so does the clipped sum, as one contraction sum_b c_b g_b^T a_b per layer (book-keeping:
-Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038).
+Bu, Wang, Zha, Karypis 2023, arXiv 2210.00038). Where the images' gradients are smaller than a and g, as an adapter's are, they
+are made at once and kept instead: norms and sum are then those of the very same numbers.
 
-Book-keeping keeps every layer's a and g until the norms are known: one pass. Under gradient checkpointing, whose purpose
-is not to have all of them at once, a first pass can take the norms and a second the sums, with nothing kept in between. The
-second pass is not Li et al.'s, of the re-weighted loss: there 0 times a broken image's gradient is not 0, and with bf16
-activations the sum would agree with the norms to 8 bits only. Contracted as above, both ways give the same numbers.
+Book-keeping keeps one or the other of every layer until the norms are known: one pass. Under gradient checkpointing, whose
+purpose is not to have all of them at once, a first pass can take the norms and a second the sums, with nothing kept in
+between. The second pass is not Li et al.'s, of the re-weighted loss: there 0 times a broken image's gradient is not 0, and
+with bf16 activations the sum would agree with the norms to 8 bits only. Contracted as above, both ways give the same numbers.
 """
 
 import typing
@@ -17,12 +18,23 @@ from functools import partial
 
 import torch
 
-from dpsapf.gradients.ghost_norms import MATRIX_LAYERS, NORM_LAYERS, LayerHooks, padded, row_gradients, squared_norms
-from dpsapf.privacy.clipping import Clipping, clip_factors
+from dpsapf.gradients.ghost_norms import (
+    MATRIX_LAYERS,
+    NORM_LAYERS,
+    LayerHooks,
+    chunks,
+    image_gradients,
+    padded,
+    patches,
+    squared_norms,
+    tokens,
+)
+from dpsapf.gradients.products import product_with_fp32
+from dpsapf.privacy.clipping import Clipping, clip_factors, with_zeros
 from dpsapf.support.errors import UserError
 
 Parameter = tuple[str, str]  # layer, and weight or bias
-Kept = tuple[torch.Tensor, ...]  # of a matrix: inputs and output gradients; of another parameter: row gradients
+Kept = tuple[torch.Tensor, ...]  # inputs and output gradients of a matrix, or a parameter's image gradients: whichever is smaller
 Compute = Callable[[torch.nn.Module, Kept], typing.Any]
 Each = Callable[[Compute], list]  # computes something of every parameter's layer and kept tensors, in order
 
@@ -49,7 +61,8 @@ class GhostClipping:
         _check(model, parameters)
         self._two_passes = two_passes
         self._parameters: dict[Parameter, None] = dict.fromkeys(tuple(name.rpartition(".")[::2]) for name in parameters)
-        self._compute: Compute | None = None  # of the backward pass that is under way
+        self._compute: Compute | None = None  # of the backward pass that is under way, like the next
+        self._multiplicity = 1
         self._computed: dict[Parameter, typing.Any] = {}
         layers = list(dict.fromkeys(layer for layer, _ in self._parameters))
         self._hooks = LayerHooks(model, layers, MATRIX_LAYERS + NORM_LAYERS, self._receive)
@@ -80,14 +93,13 @@ class GhostClipping:
         Raises:
             UserError: a layer got no gradient, or is called twice.
         """
+        self._multiplicity = multiplicity
         norms, sums = self._passes(losses)
-        by_parameter = torch.stack(norms(lambda layer, kept: _squared_norms(layer, kept, multiplicity)))
-        by_parameter[list(resting)] = 0
-        squared = by_parameter.sum(0)
-        weights = (clip_factors(squared, bound, clipping) / multiplicity).repeat_interleave(multiplicity)
-        usable = torch.isfinite(squared).repeat_interleave(multiplicity)
-        rows = slice(None) if usable.all() else usable
-        clipped = sums(lambda layer, kept: _sum(layer, kept, weights[rows], rows))
+        by_parameter = norms(lambda layer, kept: _squared_norms(layer, kept, multiplicity))
+        squared = torch.stack([part for place, part in enumerate(by_parameter) if place not in resting]).sum(0)
+        weights = clip_factors(squared, bound, clipping)
+        usable = torch.isfinite(squared)
+        clipped = sums(lambda layer, kept: _sum(layer, kept, weights, usable, multiplicity))
         for position in resting:
             clipped[position].zero_()
         return clipped, squared.sqrt()
@@ -118,25 +130,33 @@ class GhostClipping:
         layer = self._hooks.layers[name]
         for kind in ("weight", "bias"):
             if (name, kind) in self._parameters:
-                is_matrix = kind == "weight" and isinstance(layer, MATRIX_LAYERS)
-                kept = (inputs, gradients) if is_matrix else (row_gradients(layer, kind, inputs, gradients),)
+                kept = (inputs, gradients)
+                if not self._pair_is_smaller(layer, kind, inputs, gradients):
+                    kept = (image_gradients(layer, kind, inputs, gradients, self._multiplicity),)
                 self._computed[name, kind] = self._compute(layer, kept)
+
+    def _pair_is_smaller(self, layer: torch.nn.Module, kind: str, inputs: torch.Tensor, gradients: torch.Tensor) -> bool:
+        """Compare the bytes of a matrix' inputs and output gradients with those of its images' gradients in fp32."""
+        if kind == "bias" or not isinstance(layer, MATRIX_LAYERS):
+            return False
+        images = len(inputs) // self._multiplicity
+        return inputs.nbytes + gradients.nbytes < images * layer.weight.numel() * torch.float32.itemsize
 
 
 def _squared_norms(layer: torch.nn.Module, kept: Kept, multiplicity: int) -> torch.Tensor:
     """Return the squared norm of each image's mean gradient of one parameter, fp32 [B]."""
     if len(kept) == 2:
         return squared_norms(layer, *kept, multiplicity)
-    images = kept[0].unflatten(0, (-1, multiplicity)).mean(1)
-    return images.flatten(1).square().sum(1)
+    return kept[0].flatten(1).square().sum(1)
 
 
-def _sum(layer: torch.nn.Module, kept: Kept, weights: torch.Tensor, rows: torch.Tensor | slice) -> torch.Tensor:
-    """Return the weighted sum of some rows' gradients of one parameter, fp32 [*shape]."""
+def _sum(layer: torch.nn.Module, kept: Kept, weights: torch.Tensor, usable: torch.Tensor, multiplicity: int) -> torch.Tensor:
+    """Return the weighted sum of the usable images' gradients of one parameter, fp32 [*shape]; the others' weights are 0."""
     with torch.autocast(weights.device.type, enabled=False):
-        if len(kept) == 2:
-            return _weighted_sum(layer, kept[0][rows], kept[1][rows], weights)
-        return torch.tensordot(weights, kept[0][rows], dims=1)
+        if len(kept) == 1:
+            return torch.tensordot(weights, with_zeros(kept[0], usable), dims=1)
+        rows, weights = usable.repeat_interleave(multiplicity), (weights / multiplicity).repeat_interleave(multiplicity)
+        return _weighted_sum(layer, *(with_zeros(values, rows) for values in kept), weights)
 
 
 def _check(model: torch.nn.Module, parameters: dict[str, torch.nn.Parameter]) -> None:
@@ -153,10 +173,21 @@ def _weighted_sum(layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch
     """Contract over rows and tokens to sum_r w_r g_r^T a_r, fp32 in the weight's shape."""
     scaled = gradients.float() * weights.reshape(-1, *[1] * (gradients.dim() - 1))
     if isinstance(layer, torch.nn.Linear):
-        return scaled.flatten(0, -2).T @ inputs.float().flatten(0, -2)
+        return product_with_fp32(scaled.flatten(0, -2).T, inputs.flatten(0, -2))
+    if inputs.is_cuda and inputs.dtype == torch.bfloat16:
+        return _weighted_sum_of_patches(layer, inputs, scaled)
     values = padded(layer, inputs.float())
     cudnn = torch.backends.cudnn
     with cudnn.flags(enabled=True, deterministic=cudnn.deterministic, allow_tf32=False):  # TF32 would not agree with the norms
         return torch.nn.grad.conv2d_weight(
             values, layer.weight.shape, scaled, layer.stride, dilation=layer.dilation, groups=layer.groups
         )
+
+
+def _weighted_sum_of_patches(layer: torch.nn.Conv2d, inputs: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
+    """Contract a convolution's sum as a product of matrices, all rows' positions being tokens of one."""
+    total = torch.zeros(layer.weight.shape, device=inputs.device)
+    for a, g in chunks(layer, inputs, scaled):
+        rows = len(a)  # as the multiplicity: all are tokens of one image
+        total += product_with_fp32(tokens(layer, g, rows), tokens(layer, patches(layer, a), rows).mT).reshape(total.shape)
+    return total

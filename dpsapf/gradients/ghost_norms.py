@@ -6,17 +6,18 @@ is G_b = sum_t g_bt a_bt^T. Its squared norm needs either G_b itself or the two 
 is a linear layer on patches, its output positions being the tokens (Bu et al. 2022, arXiv 2205.10683).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 
 import torch
 import torch.nn.functional as F
 
+from dpsapf.gradients.products import product
 from dpsapf.support.errors import UserError
 
 MATRIX_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 NORM_LAYERS = (torch.nn.GroupNorm, torch.nn.LayerNorm)
-CHUNK_FLOATS = 2**24  # images are taken in chunks whose patches and products need about this many numbers
+CHUNK_FLOATS = {"cpu": 2**24, "cuda": 2**28}  # images are taken in chunks whose patches and products need about so many numbers
 
 Receiver = Callable[[str, torch.Tensor, torch.Tensor], None]
 
@@ -34,26 +35,27 @@ def squared_norms(
         output_gradients: g of the sum of row losses, [B K, ..., O] or [B K, O, H', W'].
         multiplicity: K; the K gradients of an image are averaged before the norm.
     """
-    images = len(inputs) // multiplicity
-    chunk = max(1, CHUNK_FLOATS * images // _workspace(layer, images, output_gradients))
-    parts = zip(inputs.split(chunk * multiplicity), output_gradients.split(chunk * multiplicity), strict=True)
     with torch.autocast(inputs.device.type, enabled=False):
-        squared = [_squared_norms(layer, *part, multiplicity) for part in parts]
+        squared = [_squared_norms(layer, *part, multiplicity) for part in chunks(layer, inputs, output_gradients, multiplicity)]
     return torch.cat(squared) / multiplicity**2
 
 
-def _workspace(layer: torch.nn.Module, images: int, output_gradients: torch.Tensor) -> int:
-    """Count the numbers in all images' patches and weight gradients."""
+def chunks(
+    layer: torch.nn.Module, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Split rows so that the patches and weight gradients of a part's images fit into a workspace."""
+    images = len(inputs) // multiplicity
     positions = output_gradients.numel() // len(layer.weight)
-    groups = getattr(layer, "groups", 1)
-    return positions * groups * layer.weight[0].numel() + images * layer.weight.numel()
+    numbers = positions * getattr(layer, "groups", 1) * layer.weight[0].numel() + images * layer.weight.numel()
+    chunk = max(1, CHUNK_FLOATS[inputs.device.type] * images // numbers) * multiplicity
+    return zip(inputs.split(chunk), output_gradients.split(chunk), strict=True)
 
 
 def _squared_norms(layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch.Tensor, multiplicity: int) -> torch.Tensor:
-    a, g = tokens(layer, patches(layer, inputs.float()), multiplicity), tokens(layer, gradients.float(), multiplicity)
+    a, g = tokens(layer, patches(layer, inputs), multiplicity), tokens(layer, gradients, multiplicity)
     if gram_is_cheaper(a.shape[3], a.shape[2], g.shape[2]):
-        return ((a.mT @ a) * (g.mT @ g)).sum((1, 2, 3)).clamp_min(0)
-    return (g @ a.mT).square_().sum((1, 2, 3))  # torch's vector_norm of 1e7 numbers is 4e-4 too small on the CPU
+        return product(a.mT, a).mul_(product(g.mT, g)).sum((1, 2, 3)).clamp_min(0)
+    return product(g, a.mT).square_().sum((1, 2, 3))  # torch's vector_norm of 1e7 numbers is 4e-4 too small on the CPU
 
 
 def tokens(layer: torch.nn.Module, values: torch.Tensor, multiplicity: int) -> torch.Tensor:
@@ -105,15 +107,31 @@ def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
     return tokens * tokens * (inputs + outputs + 1) < (tokens + 1) * inputs * outputs
 
 
-def row_gradients(layer: torch.nn.Module, kind: str, inputs: torch.Tensor, output_gradients: torch.Tensor) -> torch.Tensor:
-    """Return each row's gradient of a bias or of a normalisation's weight, fp32 [rows, *shape].
+def image_gradients(
+    layer: torch.nn.Module, kind: str, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
+) -> torch.Tensor:
+    """Return each image's gradient of a layer's weight or bias, fp32 [B, *shape].
 
     Args:
         layer: a ``Linear``, ``Conv2d``, ``GroupNorm`` or ``LayerNorm``.
-        kind: ``bias``, or for the two normalisations also ``weight``.
-        inputs: what the layer was called with.
+        kind: ``weight`` or ``bias``.
+        inputs: what the layer was called with, rows of adjacent pairs of one image.
         output_gradients: gradient of the sum of row losses with respect to its output.
+        multiplicity: K; the K gradients of an image are averaged.
     """
+    if kind == "weight" and isinstance(layer, MATRIX_LAYERS):
+        with torch.autocast(inputs.device.type, enabled=False):
+            parts = [
+                product(tokens(layer, g, multiplicity), tokens(layer, patches(layer, a), multiplicity).mT)
+                for a, g in chunks(layer, inputs, output_gradients, multiplicity)
+            ]
+        return torch.cat(parts).reshape(-1, *layer.weight.shape) / multiplicity
+    rows = _row_gradients(layer, kind, inputs, output_gradients)
+    return rows.unflatten(0, (-1, multiplicity)).mean(1)
+
+
+def _row_gradients(layer: torch.nn.Module, kind: str, inputs: torch.Tensor, output_gradients: torch.Tensor) -> torch.Tensor:
+    """Return each row's gradient of a bias or of a normalisation's weight, fp32 [rows, *shape]."""
     values = output_gradients
     if kind == "weight":
         values = values.float() * _normalised(layer, inputs.float())
@@ -198,7 +216,10 @@ class LayerHooks:
                 return None
             if not output.requires_grad:
                 output.requires_grad_()
-            return Tap.apply(output, inputs[0].detach(), lambda *kept: self._hand_over(name, *kept))
+            kept = inputs[0].detach()
+            if isinstance(module, MATRIX_LAYERS):
+                kept = kept.to(output.dtype)  # under autocast that is what was multiplied
+            return Tap.apply(output, kept, lambda *kept: self._hand_over(name, *kept))
 
         return forward_hook
 
@@ -223,31 +244,32 @@ class GhostNorms:
     Args:
         model: holds the layers; everything in it may be frozen.
         names: dotted names of ``Linear`` or ``Conv2d`` modules, M of them; each is called once per forward pass.
+        multiplicity: K, adjacent rows that are averaged into one image.
 
     Raises:
         UserError: see `LayerHooks`.
     """
 
-    def __init__(self, model: torch.nn.Module, names: list[str]) -> None:
-        self._kept: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
-        self._hooks = LayerHooks(model, names, MATRIX_LAYERS, lambda name, *kept: self._kept.update({name: kept}))
+    def __init__(self, model: torch.nn.Module, names: list[str], multiplicity: int = 1) -> None:
+        self._multiplicity = multiplicity
+        self._squared: dict[str, torch.Tensor] = {}
+        self._hooks = LayerHooks(model, names, MATRIX_LAYERS, self._measure)
 
     def __enter__(self) -> "GhostNorms":
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._hooks.close()
-        self._kept.clear()
+        self._squared.clear()
 
-    def take(self, multiplicity: int = 1) -> torch.Tensor:
+    def take(self) -> torch.Tensor:
         """Return the squared norms of the last backward pass, fp32 [B, M] in the order of ``names``, and forget them.
-
-        Args:
-            multiplicity: K, adjacent rows that are averaged into one image.
 
         Raises:
             UserError: a layer got no gradient.
         """
         self._hooks.finish()
-        layers = self._hooks.layers.items()
-        return torch.stack([squared_norms(layer, *self._kept.pop(name), multiplicity) for name, layer in layers], dim=1)
+        return torch.stack([self._squared.pop(name) for name in self._hooks.layers], dim=1)
+
+    def _measure(self, name: str, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+        self._squared[name] = squared_norms(self._hooks.layers[name], inputs, gradients, self._multiplicity)

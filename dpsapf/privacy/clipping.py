@@ -52,7 +52,13 @@ def clipped_sum(gradients: list[torch.Tensor], bound: float, clipping: Clipping)
     squared = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
     factors = clip_factors(squared, bound, clipping)
     usable = torch.isfinite(squared)
-    if not usable.all():
-        gradients, factors = [gradient[usable] for gradient in gradients], factors[usable]
-    sums = [torch.einsum("b,b...->...", factors, gradient) for gradient in gradients]
+    sums = [torch.tensordot(factors, with_zeros(gradient, usable), dims=1) for gradient in gradients]
     return sums, squared.sqrt()
+
+
+def with_zeros(values: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
+    """Replace rows of ``values`` [b, ...] that are not usable, bool [b], by zeros: 0 times what is not finite is not 0.
+
+    Leaving them out would need their number, for which a GPU makes the CPU wait.
+    """
+    return torch.where(usable.reshape(-1, *[1] * (values.dim() - 1)), values, 0)

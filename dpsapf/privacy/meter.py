@@ -134,12 +134,14 @@ class Meter:
 
     def _added(self, noise: Iterable[torch.Tensor]) -> None:
         """Measure standardised noise, flat tensors one after the other: how much, and whether it was there before."""
-        kept = []
+        kept, squares, missing = [], [], KEPT
         for part in noise:
             self._facts["numbers"] += part.numel()
-            self._facts["squares"] += float(part.double().square().sum())
-            kept.append(part[:KEPT].double().cpu())
-        sample = torch.cat(kept)[:KEPT]
+            squares.append(part.double().square().sum())
+            kept.append(part[:missing].double())
+            missing -= len(kept[-1])
+        self._facts["squares"] += math.fsum(torch.stack(squares).tolist())
+        sample = torch.cat(kept).cpu()
         for earlier in self._noise.values():
             self._facts["repetition"] = min(self._facts["repetition"], likeness(sample, earlier))
         self._noise = {"first": self._noise.get("first", sample), "last": sample}
@@ -152,7 +154,8 @@ def first_alone(units: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
 
 def joint_norm(parts: Iterable[torch.Tensor]) -> float:
     """Return the L2 norm of several tensors together, in fp64."""
-    return math.hypot(*(float(torch.linalg.vector_norm(part, dtype=torch.float64)) for part in parts))
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    return math.hypot(*torch.stack(norms).tolist())  # the CPU waits for a GPU once
 
 
 def likeness(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -121,11 +121,11 @@ class _ByRow:
 
     def rows(self, start: int, stop: int, device: str) -> "Pairs":
         """Return a slice of rows on a device."""
-        return self._taken(torch.arange(len(self))[start:stop], device)
+        return self._taken(torch.arange(len(self))[start:stop]).to(device)
 
     def units(self, positions: torch.Tensor, multiplicity: int, device: str) -> "Pairs":
         """Return all rows of the units at some positions of the batch, int64 [b], on a device."""
-        return self._taken((positions[:, None] * multiplicity + torch.arange(multiplicity)).flatten(), device)
+        return self._taken((positions[:, None] * multiplicity + torch.arange(multiplicity)).flatten()).to(device)
 
 
 @dataclass(frozen=True)
@@ -154,9 +154,18 @@ class Pairs(_ByRow):
         """Prompt embedding of each row, [R, L, D]."""
         return self.prompt_embeddings[self.labels]
 
-    def _taken(self, rows: torch.Tensor, device: str) -> "Pairs":
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """All attributes, in the order that they are given in."""
+        return self.latents, self.noise, self.timesteps, self.labels, self.prompt_embeddings
+
+    def to(self, device: str) -> "Pairs":
+        """Return the same on a device."""
+        return Pairs(*(part.to(device) for part in self.tensors))
+
+    def _taken(self, rows: torch.Tensor) -> "Pairs":
         parts = (self.latents, self.noise, self.timesteps, self.labels)
-        return Pairs(*(part[rows].to(device) for part in parts), self.prompt_embeddings.to(device))
+        return Pairs(*(part[rows] for part in parts), self.prompt_embeddings)
 
 
 @dataclass(frozen=True)
@@ -182,15 +191,15 @@ class Batch(_ByRow):
         """Return B K, the number of rows."""
         return len(self.images)
 
-    def _taken(self, rows: torch.Tensor, device: str) -> Pairs:
+    def _taken(self, rows: torch.Tensor) -> Pairs:
         images = self.images[rows]
         mean, std = self.latents.posteriors(images)
         draws = np.empty((len(rows), 2, *mean.shape[1:]), np.float32)
         for place, row in enumerate(rows.tolist()):
             counted_generator(self.key, row).standard_normal(out=draws[place], dtype=np.float32)
         posterior, noise = torch.from_numpy(draws).unbind(1)
-        parts = (mean + std * posterior, noise, self.timesteps[rows], self.latents.labels[images])
-        return Pairs(*(part.to(device) for part in parts), self.latents.prompt_embeddings.to(device))
+        labels, embeddings = self.latents.labels[images], self.latents.prompt_embeddings
+        return Pairs(mean + std * posterior, noise, self.timesteps[rows], labels, embeddings)
 
 
 def draw_batch(latents: Latents, units: torch.Tensor, multiplicity: int, timesteps: int, generator: torch.Generator) -> Batch:

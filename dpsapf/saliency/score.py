@@ -20,7 +20,7 @@ from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
+from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, draw_batch
 from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.progress import Progress
@@ -35,6 +35,7 @@ from dpsapf.support.parallel import processes
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
+from dpsapf.support.replay import Replay
 
 LOG = logging.getLogger(__name__)
 
@@ -57,7 +58,8 @@ def score_saliency(options: ScoreSaliency) -> None:
     with processes(options.device) as joined:
         progress = Progress.resumed(Meter(len(latents)), checkpoint, joined, options.device)
         batch = _batch(options, release, progress)
-        denoiser, objective = in_precision(model.denoiser(options.device), options.precision), model.objective()
+        denoiser = in_precision(model.denoiser(options.device).requires_grad_(False), options.precision)
+        objective = model.objective()
         exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, progress)
     if joined.leads:
         try:
@@ -210,8 +212,14 @@ def squared_gradient_norms(
         parts: rows of each micro-batch, maybe none; all in turn if omitted.
     """
     denoiser.requires_grad_(False)
+    replay = Replay(options.device)
     with GhostNorms(denoiser, names) as norms:
+
+        def squared(*rows: torch.Tensor) -> tuple[torch.Tensor]:
+            objective.loss(denoiser, Pairs(*rows)).sum().backward()
+            return (norms.take(),)
+
         for part in parts or Progress(Meter(0)).parts(len(batch), options.micro_batch):
             if part:
-                objective.loss(denoiser, batch.rows(part.start, part.stop, options.device)).sum().backward()
-            yield norms.take() if part else torch.zeros(0, len(names), device=options.device)
+                (found,) = replay(squared, batch.rows(part.start, part.stop, options.device).tensors)
+            yield found if part else torch.zeros(0, len(names), device=options.device)

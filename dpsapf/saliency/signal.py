@@ -15,9 +15,10 @@ import torch
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import first_alone, joint_norm
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch
+from dpsapf.public_models.latents import Batch, Pairs
 from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.scores import SIGNAL_BOUND
+from dpsapf.support.replay import Replay
 
 if typing.TYPE_CHECKING:
     from dpsapf.experiment.stages import CompareScores, ScoreSaliency
@@ -49,14 +50,17 @@ def signal_norms(
     """
     weights = {f"{name}.weight": denoiser.get_submodule(name).weight for name in names}
     progress.begin([torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()])
-    gradients = GhostClipping(denoiser, weights)
+    gradients, replay = GhostClipping(denoiser, weights), Replay(options.device)
+
+    def clipped(*pairs: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return tuple(gradients.clipped_sum(objective.loss(denoiser, Pairs(*pairs)), SIGNAL_BOUND, "automatic")[0])
+
     for part in progress.parts(len(batch), options.micro_batch):
         rows, begins, alone = torch.arange(part.start, part.stop), progress.rows == 0, []
         for chunk in first_alone(rows, options.micro_batch) if begins else [rows] * bool(part):
-            loss = objective.loss(denoiser, batch.units(chunk, 1, options.device))
-            clipped, _ = gradients.clipped_sum(loss, SIGNAL_BOUND, "automatic")
-            alone += [joint_norm(clipped)] * (len(chunk) == 1)
-            progress.add(clipped)
+            added = replay(clipped, batch.units(chunk, 1, options.device).tensors)
+            alone += [joint_norm(added)] * (len(chunk) == 1)
+            progress.add(added)
         if begins:
             progress.contribution(torch.tensor(alone))
     gradients.close()

@@ -30,6 +30,7 @@ from dpsapf.support.parallel import Processes, processes
 from dpsapf.support.progress import track
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
+from dpsapf.support.replay import replayed
 
 if typing.TYPE_CHECKING:
     from diffusers import DiffusionPipeline
@@ -121,13 +122,13 @@ def check_weights(ledger: Ledger, options: Sample) -> None:
 
 def build_pipeline(model: Family, ledger: Ledger, options: Sample) -> "DiffusionPipeline":
     """Assemble the public model with the run's trained parameters; prompts come as cached embeddings."""
-    denoiser = in_precision(model.denoiser(options.device), options.precision)
+    denoiser = model.denoiser(options.device)
     if options.weights is not None:
         weights = load_file(options.weights, device=options.device)
         _restore(denoiser, ledger, options, weights)
         merge(denoiser)
-    denoiser.requires_grad_(False).eval()
-    return model.text_to_image(denoiser, options.device, options.sampler)
+    denoiser = in_precision(denoiser.requires_grad_(False).eval(), options.precision)
+    return model.text_to_image(replayed(denoiser, options.device), options.device, options.sampler)
 
 
 def _restore(denoiser: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:

@@ -23,8 +23,8 @@ def pairs(images):
     return Pairs(latents, noise, timesteps, torch.zeros(images, dtype=torch.int64), torch.randn(1, 3, 8, generator=generator))
 
 
-def tiny_subject(built, options, images=None, precision=None):
-    unet = steps.in_precision(tiny_unet(), precision or options.precision)
+def tiny_subject(built, options, images=None):
+    unet = tiny_unet()
     built.append(Subject(unet, tiny_objective(), pairs(images or options.batch), candidates(unet), options.device))
     return built[-1]
 
@@ -73,33 +73,39 @@ def test_a_pass_of_scores_moves_nothing(tiny, options, make):
     assert all(torch.equal(before[name], value) and value.grad is None for name, value in built.unet.named_parameters())
 
 
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_sampling_step_gives_two_predictions_for_each_image(tiny, options, merged, monkeypatch):
-    step = steps.sampling(options, "fp32", merged)
+@pytest.mark.parametrize("own", [False, True])
+def test_a_sampling_step_gives_two_predictions_for_each_image(tiny, options, own, monkeypatch):
+    step = steps.sampling(options, "fp32", own)
     (built,), ((selection, _),) = tiny
     assert selection[SELECTED].all()
     given = []
-    monkeypatch.setattr(built.unet, "forward", lambda latents, timestep, texts: given.append((latents, texts)))
+    monkeypatch.setattr(built.unet, "forward", lambda latents, timestep, texts, return_dict: given.append((latents, texts)))
     step()
     ((latents, texts),) = given
     assert len(latents) == len(texts) == 2 * options.batch
     assert built.unet.training is False
     layers = [module for module in built.unet.modules() if hasattr(module, "merged_adapters")]
-    assert layers and all(bool(layer.merged_adapters) == merged for layer in layers)
+    assert layers and all(bool(layer.merged_adapters) == own for layer in layers)
 
 
-def test_precision_is_the_options_unless_it_is_told(tiny, options):
-    rounded = replace(options, precision="bf16")
-    for precision in (None, "fp32"):
-        steps.subject(rounded, precision=precision)
+def test_what_is_frozen_is_in_the_options_precision(tiny, options):
+    steps.frozen(replace(options, precision="bf16")), steps.frozen(options)
     outputs = []
     for built in tiny[0]:
-        torch.manual_seed(0)
         given = built.pairs.latents, 500, built.pairs.embeddings
         outputs.append(built.unet(*given).sample.detach())
     assert outputs[0].dtype == outputs[1].dtype == torch.float32
     assert not torch.equal(*outputs)
     torch.testing.assert_close(*outputs, rtol=0.1, atol=0.1)
+
+
+def test_a_plain_step_is_of_the_whole_logical_batch_whatever_the_micro_batch(tiny, options):
+    for micro_batch in (2, 7):
+        steps.training(replace(options, batch=micro_batch, logical_batch=7), "dp-lora", 1.0, None)()
+    (one, other), trained = tiny
+    assert len(one.pairs) == len(other.pairs) == 7
+    for few, many in zip(*(parameters.values() for _, parameters in trained), strict=True):
+        torch.testing.assert_close(few.grad, many.grad, rtol=1e-3, atol=1e-6)  # fp32 sums
 
 
 @pytest.mark.slow

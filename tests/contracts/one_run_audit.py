@@ -59,7 +59,7 @@ def planted_saliency(model: torch.nn.Module | None, **replaced: Callable) -> Abs
     """Let the saliency stage score a planted model, or read planted squared norms, and read no records."""
     stack = ExitStack()
     replaced |= {
-        "load_model": lambda _: SimpleNamespace(denoiser=lambda device: model, objective=tiny_objective),
+        "load_model": lambda _: SimpleNamespace(denoiser=lambda device: model or torch.nn.Identity(), objective=tiny_objective),
         "read_record": lambda *_: SimpleNamespace(name="canaries"),
         "settings": lambda _: {},
     }

@@ -11,6 +11,7 @@ from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.support.randomness import torch_generator
+from dpsapf.support.replay import CALLED, Replay
 from tests.one_image import ADAPTERS, BATCH, TOLERANCE, drawn, error, flat, median_norm, oracle, prepared, row_gradients
 from tests.tiny import tiny_objective
 
@@ -34,6 +35,7 @@ def gradient(
     expected=EXPECTED,
     described=None,
     meter=None,
+    replay=CALLED,
 ):
     unet, parameters = prepared(kind)
     per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)
@@ -51,6 +53,7 @@ def gradient(
         device="cpu",
         noise=SeededNoise(torch_generator(noise, "noise")),
         meter=meter or Meter(12),
+        replay=replay,
     )
     return flat([parameter.grad for parameter in parameters.values()]), report
 
@@ -141,3 +144,27 @@ def test_the_sum_is_at_most_one_bound_per_image(clipping):
     bound = 0.1 * median_norm()
     computed = gradient(bound=bound, clipping=clipping)[0]
     assert 0 < computed.norm() * 6.0 <= 12 * bound * (1 + 1e-4)  # fp32 rounding
+
+
+@pytest.mark.parametrize("multiplicity", [1, 3])
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_chunks_that_are_filled_up_to_one_size_give_the_same(kind, multiplicity):
+    """Nine images: one alone, five, and three with two repetitions that count for nothing."""
+    sizes = []
+
+    class Filling(Replay):
+        def __init__(self):
+            self.records = True
+
+        def __call__(self, work, inputs, kind=()):
+            sizes.append(len(inputs[0]))
+            return work(*inputs)
+
+    options = {"kind": kind, "multiplicity": multiplicity, "micro_batch": 5, "batch": BATCH[:9], "bound": 1e-3}
+    (expected, report), (found, filled) = gradient(**options), gradient(replay=Filling(), **options)
+    assert sizes == [multiplicity, 5 * multiplicity, 5 * multiplicity]
+    assert error(found, expected) < TOLERANCE
+    assert filled.units == report.units == 9
+    assert filled.loss == pytest.approx(report.loss, rel=1e-5) and filled.gradient_norm == pytest.approx(
+        report.gradient_norm, rel=1e-5
+    )

@@ -5,7 +5,7 @@ import torch
 from peft import LoHaConfig, LoKrConfig, LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 
-from dpsapf.gradients.adapter_rows import adapter_layers, adapter_rows, check_base
+from dpsapf.gradients.adapter_rows import CHUNK_FLOATS, adapter_layers, adapter_rows, check_base
 from dpsapf.support.errors import UserError
 
 CONFIGS = {
@@ -50,7 +50,7 @@ def test_chunks_of_rows_do_not_change_them(monkeypatch):
     layer, _, inputs = adapted("loha", "convolution")
     gradients = torch.randn(layer(inputs).shape)
     expected = adapter_rows(layer, inputs, gradients)
-    monkeypatch.setattr("dpsapf.gradients.adapter_rows.CHUNK_FLOATS", 1)
+    monkeypatch.setitem(CHUNK_FLOATS, "cpu", 1)
     torch.testing.assert_close(adapter_rows(layer, inputs, gradients), expected)
 
 

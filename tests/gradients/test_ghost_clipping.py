@@ -119,7 +119,7 @@ def test_wrong_factors_are_noticed(wrong, monkeypatch):
         check("few", 3, "flat")
 
 
-@pytest.mark.parametrize("name", ["squared_norms", "row_gradients", "_weighted_sum"])
+@pytest.mark.parametrize("name", ["squared_norms", "image_gradients", "_weighted_sum"])
 def test_a_layer_that_is_scaled_wrongly_is_noticed(name, monkeypatch):
     right = getattr(ghost_clipping, name)
     monkeypatch.setattr(ghost_clipping, name, lambda *inputs: 1.01 * right(*inputs))

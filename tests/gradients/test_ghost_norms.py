@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpsapf.gradients import ghost_norms
-from dpsapf.gradients.ghost_norms import GhostNorms, LayerHooks, gram_is_cheaper, row_gradients, squared_norms
+from dpsapf.gradients.ghost_norms import GhostNorms, LayerHooks, gram_is_cheaper, image_gradients, squared_norms
 from dpsapf.support.errors import UserError
 from tests.tiny import tiny_unet
 
@@ -72,7 +72,7 @@ def batched_norms(layer, kind, inputs, factors, multiplicity):
     layer.requires_grad_(True)
     if kind == "weight" and isinstance(layer, MATRIX):
         return squared_norms(layer, *received[""], multiplicity)
-    return row_gradients(layer, kind, *received[""]).unflatten(0, (-1, multiplicity)).mean(1).flatten(1).square().sum(1)
+    return image_gradients(layer, kind, *received[""], multiplicity).flatten(1).square().sum(1)
 
 
 def check(layer, shape, images, multiplicity, seed=0):
@@ -109,7 +109,7 @@ def test_sums_are_fp32_whatever_the_activations(layer, shape, kind):
     if kind == "weight" and isinstance(layer, MATRIX):
         computed = squared_norms(layer, inputs, factors, 2)
     else:
-        computed = row_gradients(layer, kind, inputs, factors).unflatten(0, (3, 2)).mean(1).square().sum(1)
+        computed = image_gradients(layer, kind, inputs, factors, 2).square().sum(1)
     expected = oracle(layer, kind, inputs, factors, 2)
     torch.testing.assert_close(computed, expected, rtol=1e-4, atol=1e-4)  # bf16 sums would be off by 1e-2
 
@@ -182,7 +182,7 @@ def test_a_normalisation_that_is_not_undone_is_noticed(layer, monkeypatch):
 
 
 def test_chunks_of_images_do_not_change_the_norms(monkeypatch):
-    monkeypatch.setattr(ghost_norms, "CHUNK_FLOATS", 1)
+    monkeypatch.setitem(ghost_norms.CHUNK_FLOATS, "cpu", 1)
     for layer, shape in SHAPES.values():
         check(layer, shape, 3, 2)
 
@@ -214,12 +214,12 @@ def frozen_pass():
     latents, prompts = (torch.randn(shape, generator=generator) for shape in ((4, 4, 4, 4), (4, 3, 8)))
     rows = latents, torch.tensor([3, 500, 700, 9]), prompts
     norms = {}
-    with GhostNorms(unet, names) as ghosts:
+    with GhostNorms(unet, names, multiplicity=2) as ghosts:
         for dtype in (torch.float32, torch.bfloat16):
             with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                 output = unet(*rows, return_dict=False)[0]
             output.float().square().flatten(1).mean(1).sum().backward()
-            norms[dtype] = ghosts.take(multiplicity=2)
+            norms[dtype] = ghosts.take()
     return unet, names, rows, norms
 
 

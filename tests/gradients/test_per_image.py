@@ -247,7 +247,7 @@ def test_strange_convolutions(kind, kernel, conv, monkeypatch):
     """Also with rows in chunks, which the size of their patches calls for."""
     model, parameters = adapted(kind, torch.nn.Conv2d(6, 4, kernel, **conv), torch.nn.Tanh(), torch.nn.Conv2d(4, 9, 1))
     inputs = torch.randn(5, 6, 7, 6)
-    monkeypatch.setattr(adapter_rows, "CHUNK_FLOATS", 4000)
+    monkeypatch.setitem(adapter_rows.CHUNK_FLOATS, "cpu", 4000)
     check_adapted(model, parameters, inputs)
 
 
