@@ -71,10 +71,10 @@ class TinyModel(StableDiffusion):
     """The tiny parts as a public model, whatever its record says."""
 
     def denoiser(self, device="cpu"):
-        return tiny_unet()
+        return tiny_unet().to(device)
 
     def vae(self, device="cpu"):
-        return tiny_vae()
+        return tiny_vae().to(device)
 
     def scheduler(self, sampler):
         return tiny_scheduler()

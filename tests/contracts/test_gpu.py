@@ -1,22 +1,35 @@
 """What a GPU does is what a CPU does: products, clipped sums, recordings, training and sampling, in fp32 and in bf16."""
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from dpsapf.experiment.records import Release
+from dpsapf.experiment.records import Measured, Release, Spend
+from dpsapf.finetune import train
 from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.gradients.products import product, product_with_fp32
+from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.latents import Pairs
 from dpsapf.public_models.precision import in_precision
+from dpsapf.saliency.progress import Progress
+from dpsapf.saliency.score import saliency_scores
+from dpsapf.sampling import sample
+from dpsapf.support.checked import replace
 from dpsapf.support.randomness import torch_generator
+from dpsapf.support.records import read_record
 from dpsapf.support.replay import CALLED, Replay, replayed
+from tests.finetune.test_train import options as training  # noqa: F401 - fixtures, as the next two
+from tests.finetune.test_train import without_guarantee
 from tests.one_image import ADAPTERS, clipped_sum, drawn, error, flat, prepared, row_gradients
-from tests.tiny import candidates, tiny_objective, tiny_unet
+from tests.saliency.test_score import options as scoring
+from tests.sampling.test_sample import options as sampling  # noqa: F401
+from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
 
 DEVICE = "cuda"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
@@ -210,3 +223,37 @@ def test_nothing_waits_for_the_gpu_inside_a_micro_batch():
             engine.clipped_sum(OBJECTIVE.loss(engine.model, pairs), 1.0, "flat", 3)
         finally:
             torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_stage_finetune(training):  # noqa: F811
+    """Without noise, which a GPU draws with a generator of its own; then with it, through the audit of what was measured."""
+    train.finetune(replace(training, device=DEVICE, precision="bf16"))
+    spend, measured = read_record(training.spend, Spend), read_record(training.private, Measured)
+    check_measures(spend, measured, training.private)
+    assert spend.peak_memory_mb > 0 and 0.4 < measured.largest_contribution <= 1
+    without_guarantee(training)
+    found = []
+    for device in ("cpu", DEVICE):
+        train.finetune(replace(training, device=device, ema_decay=0.0))
+        found.append(flat(load_file(training.weights).values()))
+    assert error(found[1], found[0]) < 0.05
+
+
+@pytest.mark.parametrize("name", ["energy", "signal"])
+def test_scores_of_a_batch(name):
+    found = []
+    for device in ("cpu", DEVICE):
+        unet, settings = tiny_unet().to(device), scoring(score=name, device=device, micro_batch=4)
+        inputs = tiny_latents(), torch.arange(12), candidates(unet), settings, Progress(Meter(12))
+        found.append(saliency_scores(unet, tiny_objective(), *inputs).cpu())
+    assert error(found[1], found[0]) < TF32
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 3), ("bf16", 20)])
+def test_the_stage_sample(sampling, precision, tolerance):  # noqa: F811
+    found = []
+    for device, its_precision in (("cpu", "fp32"), (DEVICE, precision)):
+        sample.sample(replace(sampling, device=device, precision=its_precision, steps=4))
+        with np.load(sampling.archive, allow_pickle=False) as archive:
+            found.append(archive["images"].astype(int))
+    assert np.abs(found[1] - found[0]).max() <= tolerance
