@@ -13,6 +13,9 @@ from paper_figures.tables import amount
 from paper_figures.verdicts import CLAIM, NUMBER, tally
 
 
+BEFORE_GPU = "e7c5638"  # the code before anything was measured on a GPU
+
+
 def verdicts_of(kind: str, records: Records) -> str:
     """Count the verdicts on claims, or on published numbers."""
     table = records.table("verdicts.csv")
@@ -146,6 +149,20 @@ def time_ratio(comparison: str, records: Records) -> str:
     return f"{bench_rows(records).set_index('comparison')['ratio'][comparison]:.1f}"
 
 
+def gpu_ratios(comparison: str, records: Records) -> str:
+    """Return the least and the largest of a comparison's ratios on a GPU, with micro-batches of 32 and more."""
+    table = records.table("bench-gpu.csv")
+    rows = table[(table["comparison"] == comparison) & (table["batch"] >= 32) & (table["commit"] != BEFORE_GPU)]
+    least, largest = f"{rows['ratio'].min():.2f}", f"{rows['ratio'].max():.2f}"
+    return least if least == largest else f"{least} to {largest}"
+
+
+def gpu_peak(records: Records) -> str:
+    """Return what the GPU does on a large product of matrices [TFLOP/s], as measured with the present code."""
+    table = records.table("bench-gpu.csv")
+    return amount(table.loc[table["commit"] != BEFORE_GPU, "device_tflops"].max())
+
+
 def kept(name: str, records: Records) -> str:
     """Return one entry of kept_numbers.csv."""
     return records.kept(name)
@@ -202,5 +219,9 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "bench-saliency": partial(time_ratio, "saliency pass against plain forward + backward"),
     "bench-lora-30": partial(time_ratio, "DP-LoRA step, 30 % of the matrices"),
     "bench-lora-all": partial(time_ratio, "DP-LoRA step, all attention"),
+    "gpu-peak": gpu_peak,
+    "gpu-saliency": partial(gpu_ratios, "saliency pass against plain forward + backward"),
+    "gpu-lora-30": partial(gpu_ratios, "DP-LoRA step, 30 % of the matrices"),
+    "gpu-lora-all": partial(gpu_ratios, "DP-LoRA step, all attention"),
     **{name: partial(kept, name) for name in KEPT},
 }

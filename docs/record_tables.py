@@ -99,6 +99,34 @@ def full_width(records: Records) -> str:
     return pipes(["", "images", "seconds", "times the plain one", "TFLOP", "share of the peak", "activations (GB)"], rows)
 
 
+def gpu(records: Records) -> str:
+    """Lay out bench-gpu.csv: images per second of both sides, and what the second does by the operations of bench-full-width.csv.
+
+    The operations of a comparison that is only of launching are those of the same work.
+    """
+    known = records.table("bench-full-width.csv").set_index("comparison")
+    each = known["tflop"] / known["batch"]
+    rows = []
+    for row in records.table("bench-gpu.csv").to_dict("records"):
+        same = row["comparison"].split(", against")[0]
+        tflop = each.get(same, each["saliency pass against plain forward + backward"])
+        speed, plain = (row["logical_batch"] / row[key] for key in ("seconds", "base_seconds"))
+        told = amount(plain), amount(speed), f"{row['ratio']:.2f}", f"{speed * tflop:.0f}", f"{row['peak_mb'] / 1000:.0f}"
+        rows.append([row["comparison"], str(row["batch"]), str(row["logical_batch"]), *told, row["commit"]])
+    header = [
+        "",
+        "micro-batch",
+        "images",
+        "compared with: images/s",
+        "images/s",
+        "times its time",
+        "TFLOP/s",
+        "memory (GB)",
+        "commit",
+    ]
+    return pipes(header, rows)
+
+
 def storage(records: Records) -> str:
     """Lay out storage.csv: how long rows take from each kind of file, and what the process holds afterwards."""
     rows = [
@@ -266,6 +294,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "agreement": agreement,
     "bench": bench,
     "bench-full-width": full_width,
+    "bench-gpu": gpu,
     "storage": storage,
     "scale": scale,
     "metrics-agreement": metrics_agreement,

@@ -142,7 +142,12 @@ def device_tflops(device: str, precision: Precision) -> float:
 def _row(comparison: Comparison, options: Bench, able: float) -> dict:
     device = torch.cuda.get_device_name() if options.device == "cuda" else f"cpu, {options.threads} threads"
     facts = {"comparison": comparison.label, "architecture": options.architecture, "batch": options.batch}
-    facts |= {"precision": options.precision, "device": device, "device_tflops": able}
+    facts |= {
+        "logical_batch": options.logical_batch or options.batch,
+        "precision": options.precision,
+        "device": device,
+        "device_tflops": able,
+    }
     try:
         return facts | _compared(comparison, options, able) | {"note": ""}
     except Exception as error:

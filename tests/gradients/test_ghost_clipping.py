@@ -6,6 +6,7 @@ import torch
 import dpsapf
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.ghost_clipping import GhostClipping
+from dpsapf.gradients.ghost_norms import CHUNK_FLOATS
 from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
@@ -190,6 +191,20 @@ def test_strange_convolutions(padding, mode):
     sums, norms = clipper.clipped_sum(layer(inputs).square(), 5.0, "flat")
     torch.testing.assert_close(flat(sums), clipped(torch.stack(rows), 5.0, "flat"), rtol=1e-4, atol=1e-4)  # fp32 sums
     torch.testing.assert_close(norms, torch.stack(rows).norm(dim=1), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("numbers", [1, 2**24])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_a_convolution_is_a_product_of_patches(groups, numbers, monkeypatch):
+    """What a GPU sums bf16 numbers by, with any chunks of rows."""
+    monkeypatch.setitem(CHUNK_FLOATS, "cpu", numbers)
+    layer = torch.nn.Conv2d(4, 6, (2, 3), padding=(2, 1), stride=(1, 2), dilation=(1, 2), groups=groups)
+    inputs = torch.randn(5, 4, 6, 7)
+    output = layer(inputs)
+    factors = torch.randn(output.shape)
+    (expected,) = torch.autograd.grad((output * factors).sum(), layer.weight)
+    found = ghost_clipping._weighted_sum_of_patches(layer, inputs, factors)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)  # fp32 sums
 
 
 def test_sums_are_fp32_under_autocast():

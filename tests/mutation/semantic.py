@@ -130,14 +130,14 @@ SEMANTIC = tuple(
         (
             "Gram cross terms dropped",
             "gradients/ghost_norms.py",
-            "((a.mT @ a) * (g.mT @ g)).sum((1, 2, 3))",
-            "((a.mT @ a) * (g.mT @ g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
+            "product(a.mT, a).mul_(product(g.mT, g)).sum((1, 2, 3))",
+            "product(a.mT, a).mul_(product(g.mT, g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
         ),
         (
             "ghost factors not applied",
             "gradients/ghost_clipping.py",
-            "weights = (clip_factors(squared, bound, clipping) / multiplicity)",
-            "weights = (clip_factors(squared, bound, clipping) * 0 + 1 / multiplicity)",
+            "weights = clip_factors(squared, bound, clipping)",
+            "weights = clip_factors(squared, bound, clipping) * 0 + 1",
         ),
         (
             "pairs clipped instead of images",
@@ -154,8 +154,16 @@ SEMANTIC = tuple(
         (
             "divided by the realised batch",
             "finetune/dp_sgd.py",
-            "/ expected_batch).to(parameter)",
-            "/ max(len(pairs), 1)).to(parameter)",
+            "torch._foreach_div_(sums, expected_batch)",
+            "torch._foreach_div_(sums, max(len(batch), 1))",
         ),
+        ("repetitions count", "finetune/dp_sgd.py", "loss_function(Pairs(*rows)) * real", "loss_function(Pairs(*rows))"),
+        (
+            "an image's own gradient is not averaged",
+            "gradients/ghost_norms.py",
+            "reshape(-1, *layer.weight.shape) / multiplicity",
+            "reshape(-1, *layer.weight.shape)",
+        ),
+        ("fp32 factors rounded to bf16", "gradients/products.py", "count: int = 3", "count: int = 1"),
     )
 )
