@@ -12,7 +12,6 @@ from dpsapf.experiment.methods import TOLERATED_RISE
 from paper_figures.tables import amount
 from paper_figures.verdicts import CLAIM, NUMBER, tally
 
-
 BEFORE_GPU = "e7c5638"  # the code before anything was measured on a GPU
 
 
