@@ -18,7 +18,7 @@ from dpsapf.experiment.stages import Bench
 from dpsapf.support.errors import out_of_memory
 from dpsapf.support.files import atomic
 from dpsapf.support.progress import track
-from dpsapf.support.replay import launched
+from dpsapf.support.replay import without_replay
 
 LOG = logging.getLogger(__name__)
 RATIO = 0.3
@@ -200,7 +200,7 @@ def _tflop(step: Step) -> float:
     """Count the floating-point operations of a step's products, a multiplication and an addition as two, by torch [TFLOP]."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    with launched(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: _bmm_flop}) as counter:
+    with without_replay(), FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: _bmm_flop}) as counter:
         step()
     return counter.get_total_flops() / 1e12
 
@@ -223,7 +223,8 @@ def _seconds(step: Step, device: str) -> float:
 def _warm(step: Step, device: str) -> None:
     """Let a GPU record what it will replay: a step's second call does."""
     if device == "cuda":
-        step(), step()
+        for _ in range(2):
+            step()
 
 
 def _finish(device: str) -> None:
@@ -236,7 +237,7 @@ def _peak_mb(step: Step, device: str) -> float:
     if device == "cuda":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        with launched():
+        with without_replay():
             step()
         return (torch.cuda.max_memory_allocated() - before) / 1e6
     from torch.profiler import ProfilerActivity, profile

@@ -29,7 +29,7 @@ from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency.scores import SIGNAL_BOUND
 from dpsapf.sampling.sample import merge
 from dpsapf.support.randomness import child_seed, torch_generator
-from dpsapf.support.replay import Replay, Tensors, Work, launched, replayed
+from dpsapf.support.replay import Replay, Tensors, Work, replayed, without_replay
 
 if typing.TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
@@ -277,7 +277,7 @@ def not_recorded(make: Callable[[], Step]) -> Step:
     step = make()
 
     def plainly() -> None:
-        with launched():
+        with without_replay():
             step()
 
     return plainly

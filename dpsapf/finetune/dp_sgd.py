@@ -1,7 +1,7 @@
 """One step of DP-SGD (Abadi et al. 2016): per-image gradients, clipping, noise, update."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -14,7 +14,7 @@ from dpsapf.privacy.noise import NoiseSource
 from dpsapf.public_models.latents import Batch, Pairs
 from dpsapf.support.ahead import ahead
 from dpsapf.support.parallel import ALONE, Processes
-from dpsapf.support.replay import CALLED, Replay
+from dpsapf.support.replay import NO_REPLAY, Replay
 
 LossFunction = Callable[[Pairs], torch.Tensor]
 
@@ -50,7 +50,7 @@ def private_gradient(
     meter: Meter,
     processes: Processes = ALONE,
     resting: frozenset[int] = frozenset(),
-    replay: Replay = CALLED,
+    replay: Replay = NO_REPLAY,
 ) -> StepReport:
     """Set each parameter's ``grad`` to its privatised mean gradient.
 
@@ -90,9 +90,7 @@ def private_gradient(
     units = processes.shard(len(batch) // multiplicity)
     totals[0] = len(units)
     chunks = first_alone(units, micro_batch)
-    filled = [_filled(chunk, micro_batch) if replay.records else chunk for chunk in chunks]
-    drawn = ahead(lambda chunk: batch.units(chunk, multiplicity, "cpu"), filled)
-    for chunk, rows in zip(chunks, drawn, strict=True):
+    for chunk, rows in zip(chunks, _drawn(batch, chunks, multiplicity, micro_batch, replay), strict=True):
         real = (torch.arange(len(rows)) < len(chunk) * multiplicity).float()
         inputs = [part.to(device) for part in (real, *rows.tensors)]
         seen, *added = replay(clipped, tuple(inputs), (bound, clipping, multiplicity, resting))
@@ -108,6 +106,13 @@ def private_gradient(
         parameter.grad = None if position in resting else total.to(parameter)
     count, losses, norms = totals.tolist()
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
+
+
+def _drawn(batch: Batch, chunks: list[torch.Tensor], multiplicity: int, micro_batch: int, replay: Replay) -> Iterable[Pairs]:
+    """Draw the rows of each chunk; for a GPU all of one size, and while it does the chunk before."""
+    if not replay.records:
+        return (batch.units(chunk, multiplicity, "cpu") for chunk in chunks)
+    return ahead(lambda chunk: batch.units(_filled(chunk, micro_batch), multiplicity, "cpu"), chunks)
 
 
 def _filled(chunk: torch.Tensor, size: int) -> torch.Tensor:

@@ -3,10 +3,12 @@
 import logging
 import time
 from dataclasses import dataclass
+from functools import partial
 
 import pandas as pd
 import torch
 from safetensors.torch import save_file
+from torch.utils.checkpoint import checkpoint as checkpointed
 
 from dpsapf.experiment.columns import SELECTED
 from dpsapf.experiment.fields import settings
@@ -34,7 +36,7 @@ from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
-from dpsapf.support.replay import CALLED, Replay
+from dpsapf.support.replay import NO_REPLAY, Replay
 
 LOG = logging.getLogger(__name__)
 
@@ -50,7 +52,7 @@ class Training:
     objective: Objective
     gradients: PerImageGradients
     processes: Processes
-    replay: Replay = CALLED
+    replay: Replay = NO_REPLAY
 
 
 def finetune(options: Finetune) -> None:
@@ -106,7 +108,9 @@ def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGra
     optimizer = build_optimizer(plan.run.optimizer or options.optimizer, parameters.values(), rate, deviation)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing()
+        denoiser.enable_gradient_checkpointing(
+            partial(checkpointed, use_reentrant=False, preserve_rng_state=False)
+        )  # draws nothing
     gradients = per_image_gradients(in_precision(denoiser, options.precision), parameters, plan.run.adapter)
     return gradients, model.objective(), TrainingState(parameters, optimizer, average, Meter(plan.population))
 

@@ -61,8 +61,8 @@ class GhostClipping:
         _check(model, parameters)
         self._two_passes = two_passes
         self._parameters: dict[Parameter, None] = dict.fromkeys(tuple(name.rpartition(".")[::2]) for name in parameters)
-        self._compute: Compute | None = None  # of the backward pass that is under way, like the next
-        self._multiplicity = 1
+        self._compute: Compute | None = None  # what the backward pass that is under way computes
+        self._multiplicity = 1  # of its losses
         self._computed: dict[Parameter, typing.Any] = {}
         layers = list(dict.fromkeys(layer for layer, _ in self._parameters))
         self._hooks = LayerHooks(model, layers, MATRIX_LAYERS + NORM_LAYERS, self._receive)
@@ -96,7 +96,9 @@ class GhostClipping:
         self._multiplicity = multiplicity
         norms, sums = self._passes(losses)
         by_parameter = norms(lambda layer, kept: _squared_norms(layer, kept, multiplicity))
-        squared = torch.stack([part for place, part in enumerate(by_parameter) if place not in resting]).sum(0)
+        for position in resting:
+            by_parameter[position].zero_()
+        squared = torch.stack(by_parameter).sum(0)
         weights = clip_factors(squared, bound, clipping)
         usable = torch.isfinite(squared)
         clipped = sums(lambda layer, kept: _sum(layer, kept, weights, usable, multiplicity))
@@ -122,6 +124,8 @@ class GhostClipping:
     def _backward(self, losses: torch.Tensor, compute: Compute, *, retain_graph: bool = False) -> list:
         """Run the backward pass of the sum of losses, and compute something of each parameter as soon as it is reached."""
         self._compute = compute
+        self._hooks.forget()
+        self._computed.clear()
         losses.sum().backward(retain_graph=retain_graph)
         self._hooks.finish()
         return [self._computed.pop(parameter) for parameter in self._parameters]

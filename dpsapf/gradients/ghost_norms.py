@@ -18,6 +18,7 @@ from dpsapf.support.errors import UserError
 MATRIX_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 NORM_LAYERS = (torch.nn.GroupNorm, torch.nn.LayerNorm)
 CHUNK_FLOATS = {"cpu": 2**24, "cuda": 2**28}  # images are taken in chunks whose patches and products need about so many numbers
+GRAM_ROUNDING = 2**-18  # of two Gram matrices: sums in fp32, or cut off 32 times as in `dpsapf.gradients.products`
 
 Receiver = Callable[[str, torch.Tensor, torch.Tensor], None]
 
@@ -25,9 +26,10 @@ Receiver = Callable[[str, torch.Tensor, torch.Tensor], None]
 def squared_norms(
     layer: torch.nn.Module, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
 ) -> torch.Tensor:
-    """Return the squared L2 norm of each image's weight gradient, fp32 [B].
+    """Return the squared L2 norm of each image's weight gradient, or a little more, fp32 [B].
 
-    Where the tokens' gradients cancel, rounding in the Gram form is relative to (sum_t ||a_t|| ||g_t||)^2.
+    Where the tokens' gradients cancel, rounding in the Gram form is relative to l^2, with l = sum_t ||a_t|| ||g_t||, and may
+    be more than the norm. A clipped gradient would then exceed the bound, so that form adds `GRAM_ROUNDING` l^2.
 
     Args:
         layer: a ``Linear`` or ``Conv2d``.
@@ -54,8 +56,20 @@ def chunks(
 def _squared_norms(layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch.Tensor, multiplicity: int) -> torch.Tensor:
     a, g = tokens(layer, patches(layer, inputs), multiplicity), tokens(layer, gradients, multiplicity)
     if gram_is_cheaper(a.shape[3], a.shape[2], g.shape[2]):
-        return product(a.mT, a).mul_(product(g.mT, g)).sum((1, 2, 3)).clamp_min(0)
+        return _from_grams(product(a.mT, a), product(g.mT, g))
     return product(g, a.mT).square_().sum((1, 2, 3))  # torch's vector_norm of 1e7 numbers is 4e-4 too small on the CPU
+
+
+def _from_grams(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
+    """Bound squared norms [B] from above by the Gram matrices [B, groups, T, T] of inputs and of output gradients.
+
+    Squares below the smallest normal number may be lost, so as much is added to each token's.
+    """
+    tiny = torch.finfo(a.dtype).tiny
+    a_lengths, g_lengths = ((gram.diagonal(dim1=2, dim2=3) + tiny).sqrt() for gram in (a, g))
+    rounding = GRAM_ROUNDING * (a_lengths * g_lengths).sum(2).square()
+    lost = tiny * (a_lengths.sum(2).square() + g_lengths.sum(2).square())
+    return a.mul_(g).sum((1, 2, 3)).clamp_min(0) + (rounding + lost).sum(1)
 
 
 def tokens(layer: torch.nn.Module, values: torch.Tensor, multiplicity: int) -> torch.Tensor:
@@ -125,7 +139,7 @@ def image_gradients(
                 product(tokens(layer, g, multiplicity), tokens(layer, patches(layer, a), multiplicity).mT)
                 for a, g in chunks(layer, inputs, output_gradients, multiplicity)
             ]
-        return torch.cat(parts).reshape(-1, *layer.weight.shape) / multiplicity
+        return torch.cat(parts).div_(multiplicity).reshape(-1, *layer.weight.shape)
     rows = _row_gradients(layer, kind, inputs, output_gradients)
     return rows.unflatten(0, (-1, multiplicity)).mean(1)
 
@@ -194,6 +208,10 @@ class LayerHooks:
         self.layers = {name: _checked(name, modules.get(name), kinds) for name in names}
         self._handles = [layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()]
 
+    def forget(self) -> None:
+        """Start anew after a backward pass that did not come to its end."""
+        self._received.clear()
+
     def finish(self) -> None:
         """Allow the next forward pass.
 
@@ -260,6 +278,11 @@ class GhostNorms:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._hooks.close()
+        self._squared.clear()
+
+    def forget(self) -> None:
+        """Start anew after a backward pass that did not come to its end."""
+        self._hooks.forget()
         self._squared.clear()
 
     def take(self) -> torch.Tensor:

@@ -97,6 +97,7 @@ class AdapterGradients:
         resting: frozenset[int] = frozenset(),
     ) -> tuple[list[torch.Tensor], torch.Tensor]:
         """See `PerImageGradients`."""
+        self._hooks.forget()
         losses.sum().backward()
         self._hooks.finish()
         gradients = [averaged(self._rows.pop(name), multiplicity) for name in self._names]

@@ -2,8 +2,8 @@
 
 A product of two bf16 numbers has 16 bits and is exact in fp32: multiplying them as they are loses nothing. A GPU's matrix
 units do so some ten times as fast as they multiply fp32 numbers. They cut off, and do not round, what they add 16 products at
-a time, so that the error of a long sum of one sign grows with its length: some 2^-24 of it a time. Sums are therefore taken in
-pieces, which are added in fp32; a piece is off by 2^-19 at most, an eighth of `dpsapf.privacy.clipping.MARGIN`.
+a time, so that the error grows with a sum's length: each time by some 2^-24 of the sum of absolute values. Sums are therefore
+taken in pieces, which are added in fp32; a piece is off by 2^-19, an eighth of `dpsapf.privacy.clipping.MARGIN`.
 """
 
 import functools
@@ -20,7 +20,7 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
         left: [..., n, k], fp32 or bf16.
         right: [..., k, m], likewise; the same leading dimensions.
     """
-    if not _in_bf16(left, right):
+    if not (_is_bf16_on_a_gpu(left) and _is_bf16_on_a_gpu(right)):
         return left.float() @ right.float()
     matrices = (left.reshape(-1, *left.shape[-2:]).split(PIECE, 2), right.reshape(-1, *right.shape[-2:]).split(PIECE, 1))
     products = (torch.bmm(*pieces, out_dtype=torch.float32) for pieces in zip(*matrices, strict=True))
@@ -33,19 +33,19 @@ def product_with_fp32(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
 
     Three bf16 numbers hold the 24 bits of an fp32 number, so that three products of bf16 numbers make it up.
     """
-    if not _in_bf16(right, right):
+    if not _is_bf16_on_a_gpu(right):
         return left @ right.float()
     return functools.reduce(torch.Tensor.add_, (product(part, right) for part in _bf16_parts(left)))
 
 
-def _in_bf16(left: torch.Tensor, right: torch.Tensor) -> bool:
-    return left.is_cuda and left.dtype == right.dtype == torch.bfloat16
+def _is_bf16_on_a_gpu(values: torch.Tensor) -> bool:
+    return values.is_cuda and values.dtype == torch.bfloat16
 
 
-def _bf16_parts(values: torch.Tensor, count: int = 3) -> list[torch.Tensor]:
+def _bf16_parts(values: torch.Tensor) -> list[torch.Tensor]:
     """Split fp32 numbers into bf16 numbers that add up to them."""
     parts = []
-    for _ in range(count):
+    for _ in range(3):
         parts.append(values.bfloat16())
         values = values - parts[-1].float()
     return parts

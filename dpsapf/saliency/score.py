@@ -216,10 +216,11 @@ def squared_gradient_norms(
     with GhostNorms(denoiser, names) as norms:
 
         def squared(*rows: torch.Tensor) -> tuple[torch.Tensor]:
+            norms.forget()
             objective.loss(denoiser, Pairs(*rows)).sum().backward()
             return (norms.take(),)
 
         for part in parts or Progress(Meter(0)).parts(len(batch), options.micro_batch):
             if part:
                 (found,) = replay(squared, batch.rows(part.start, part.stop, options.device).tensors)
-            yield found if part else torch.zeros(0, len(names), device=options.device)
+            yield found.clone() if part else torch.zeros(0, len(names), device=options.device)

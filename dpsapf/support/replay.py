@@ -38,11 +38,11 @@ class _Recording:
 class Replay:
     """Calls functions of tensors; on a GPU, from the second time that inputs have their shapes, as a recording.
 
-    What is done is the same, launch by launch, and so are the results. On a CPU, and where recording fails, functions are
+    What is done is the same, launch by launch; results agree to rounding. On a CPU, and where recording fails, functions are
     just called.
 
     Attributes:
-        records: True if it does, so that inputs should be filled up to one shape.
+        records: whether work is recorded: inputs that are filled up to one shape are then quicker than those that vary.
 
     Args:
         device: ``cpu`` or ``cuda``.
@@ -63,7 +63,7 @@ class Replay:
             kind: all else that the results depend on: another kind is recorded apart.
 
         Returns:
-            Its results; the next call of the same kind may overwrite them.
+            Its results; the next call may overwrite them.
         """
         if not (self.records and _ALLOWED.get()):
             return work(*inputs)
@@ -75,20 +75,19 @@ class Replay:
             return work(*inputs)
         try:
             recordings[shapes] = _recorded(work, inputs)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
+        except RuntimeError as error:  # too little memory is one
             LOG.warning("not recorded as a CUDA graph, which only costs time: %s", error)
             self.records = False
+            self._recordings.clear()
             return work(*inputs)
         return recordings[shapes].replay(inputs)
 
 
-CALLED = Replay("cpu")
+NO_REPLAY = Replay("cpu")
 
 
 @contextmanager
-def launched() -> Iterator[None]:
+def without_replay() -> Iterator[None]:
     """Record and replay nothing meanwhile: for who counts what is launched."""
     token = _ALLOWED.set(False)
     try:
@@ -108,26 +107,32 @@ def replayed(module: torch.nn.Module, device: str) -> torch.nn.Module:
     """Let a module, of which nothing is trained, replay its forward pass where it is called with ``return_dict=False``.
 
     Args:
-        module: changed in place; gives a tuple of tensors.
+        module: changed in place; takes and gives tensors, also in lists and dictionaries.
         device: see `Replay`.
     """
     forward, replay = module.forward, Replay(device)
+    if not replay.records:
+        return module
+
+    given_back: dict[Hashable, pytree.TreeSpec] = {}  # how results are nested, by kind of call
 
     @functools.wraps(forward)
     def called(*arguments: object, **named: object) -> object:
         if named.get("return_dict", True) or torch.is_grad_enabled():
             return forward(*arguments, **named)
         leaves, structure = pytree.tree_flatten((arguments, named))
+        kind = str(structure), tuple((place, leaf) for place, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor))
         places = [place for place, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
-        others = tuple((place, leaf) for place, leaf in enumerate(leaves) if place not in places)
 
         def work(*tensors: torch.Tensor) -> Tensors:
-            given = dict(others) | dict(zip(places, tensors, strict=True))
-            positional, by_name = pytree.tree_unflatten([given[place] for place in range(len(leaves))], structure)
-            return forward(*positional, **by_name)
+            given = dict(enumerate(leaves)) | dict(zip(places, tensors, strict=True))
+            positional, by_name = pytree.tree_unflatten(list(given.values()), structure)
+            found, shape = pytree.tree_flatten(forward(*positional, **by_name))
+            given_back[kind] = shape
+            return tuple(found)
 
-        found = replay(work, tuple(leaves[place] for place in places), (str(structure), others))
-        return tuple(part.clone() for part in found)
+        found = replay(work, tuple(leaves[place] for place in places), kind)
+        return pytree.tree_unflatten([part.clone() for part in found], given_back[kind])
 
     module.forward = called
     return module

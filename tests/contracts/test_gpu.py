@@ -23,7 +23,7 @@ from dpsapf.sampling import sample
 from dpsapf.support.checked import replace
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record
-from dpsapf.support.replay import CALLED, Replay, replayed
+from dpsapf.support.replay import NO_REPLAY, Replay, replayed
 from tests.finetune.test_train import options as training  # noqa: F401 - fixtures, as the next two
 from tests.finetune.test_train import without_guarantee
 from tests.one_image import ADAPTERS, clipped_sum, drawn, error, flat, prepared, row_gradients
@@ -70,7 +70,7 @@ def test_squared_norms_stay_within_a_tenth_of_the_margin_of_clipping(scale):
         torch.testing.assert_close(squared_norms(layer, a, g), exact, rtol=2 * 0.1 * 2**-16, atol=0)
 
 
-def computed(kind, precision, replay=CALLED, calls=1, bound=1.0):
+def computed(kind, precision, replay=NO_REPLAY, calls=1, bound=1.0):
     """Clipped sums and norms of 12 images with 3 rows each, on the GPU; the last of some calls."""
     unet, parameters = prepared(kind)
     in_precision(unet.to(DEVICE), precision)
@@ -153,7 +153,7 @@ def steps(replay, precision, count=4, kind="lora"):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_training_that_is_replayed_follows_its_weights(precision):
-    expected, losses, measured = steps(CALLED, precision)
+    expected, losses, measured = steps(NO_REPLAY, precision)
     replay = Replay(DEVICE)
     found, again, measured_again = steps(replay, precision)
     (recordings,) = replay._recordings.values()

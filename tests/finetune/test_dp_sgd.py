@@ -11,7 +11,7 @@ from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.support.randomness import torch_generator
-from dpsapf.support.replay import CALLED, Replay
+from dpsapf.support.replay import NO_REPLAY, Replay
 from tests.one_image import ADAPTERS, BATCH, TOLERANCE, drawn, error, flat, median_norm, oracle, prepared, row_gradients
 from tests.tiny import tiny_objective
 
@@ -35,7 +35,7 @@ def gradient(
     expected=EXPECTED,
     described=None,
     meter=None,
-    replay=CALLED,
+    replay=NO_REPLAY,
 ):
     unet, parameters = prepared(kind)
     per_image = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)

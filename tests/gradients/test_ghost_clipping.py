@@ -268,3 +268,10 @@ def test_other_parameters_are_refused_by_name(kind, name, message):
     parameter = known.get(name, layers["a"].weight)
     with pytest.raises(UserError, match=message):
         GhostClipping(layers, {name: parameter})
+
+
+def test_all_parameters_may_rest():
+    unet = tiny_unet()
+    clipper = GhostClipping(unet, trained(unet, "few"))
+    sums, norms = clipper.clipped_sum(losses(unet, draws(1), 0, IMAGES), 1.0, "flat", 1, frozenset(range(len(FEW))))
+    assert not flat(sums).any() and not norms.any()

@@ -136,6 +136,7 @@ def test_norms_of_large_matrices_are_exact_to_a_tenth_of_the_margin_of_clipping(
     expected = (gradients[0].double().T @ inputs[0].double()).square().sum().item()
     for cheaper in (True, False):
         monkeypatch.setattr(ghost_norms, "gram_is_cheaper", lambda *sizes, answer=cheaper: answer)
+        monkeypatch.setattr(ghost_norms, "GRAM_ROUNDING", 0)
         assert squared_norms(layer, inputs, gradients).item() == pytest.approx(expected, rel=2 * 1.5e-6)
 
 
@@ -197,6 +198,44 @@ def test_norms_of_tokens_that_cancel_are_not_negative():
     rounded = ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2))
     assert gram_is_cheaper(3, 64, 64) and (rounded < 0).any()
     assert (squared_norms(layer, inputs, gradients) >= 0).all()
+
+
+def cancelling(rho, seed, rows=4, tokens=64, width=320):
+    """Tokens that are nearly equal, with gradients that nearly cancel: the norm is some rho of what the Gram form sums."""
+    generator = torch.Generator().manual_seed(seed)
+    common, own, gradients = (torch.randn(rows, count, width, generator=generator) for count in (1, tokens, tokens))
+    return common + rho * own, gradients - gradients.mean(1, keepdim=True)
+
+
+def exact_norms(inputs, gradients):
+    return (gradients.double().mT @ inputs.double()).flatten(1).norm(dim=1)
+
+
+@pytest.mark.parametrize("rho", [1.0, 0.1, 0.01, 1e-3, 1e-5])
+def test_the_gram_form_is_never_too_small(rho):
+    """A norm that is too small would let a clipped gradient exceed the bound."""
+    layer, ratios, without = torch.nn.Linear(320, 320, bias=False), [], []
+    assert gram_is_cheaper(64, 320, 320)
+    for seed in range(5):
+        inputs, gradients = cancelling(rho, seed)
+        exact = exact_norms(inputs, gradients)
+        ratios.append(squared_norms(layer, inputs, gradients).double().sqrt() / exact)
+        plain = ((inputs @ inputs.mT) * (gradients @ gradients.mT)).sum((1, 2)).clamp_min(0)
+        without.append(plain.double().sqrt() / exact)
+    ratios, without = torch.cat(ratios), torch.cat(without)
+    assert ratios.min() > 1 - 1e-6
+    if rho == 1.0:
+        assert ratios.max() < 1 + 2e-3, "and little too large where nothing cancels"
+    if rho < 1e-3:
+        assert without.min() < 0.5, "without what is added"
+
+
+def test_squares_that_are_lost_are_made_up_for():
+    """Squares of small output gradients are no numbers of fp32; times huge inputs they are not small."""
+    layer = torch.nn.Linear(64, 64, bias=False)
+    inputs, gradients = torch.full((1, 3, 64), 4e17), torch.full((1, 3, 64), 2.6e-23)
+    assert gram_is_cheaper(3, 64, 64) and (gradients @ gradients.mT).max() == 0
+    assert squared_norms(layer, inputs, gradients).double().sqrt() > exact_norms(inputs, gradients)
 
 
 @pytest.mark.parametrize("setting", [{}, {"stride": 2, "padding": 1}, {"dilation": (2, 1), "padding": (0, 2)}])

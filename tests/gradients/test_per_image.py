@@ -286,3 +286,25 @@ def test_averaged_takes_the_adjacent_rows_of_each_image(images, multiplicity, se
     for image in range(images):
         own = rows[image * multiplicity : (image + 1) * multiplicity]
         torch.testing.assert_close(means[image], own.float().mean(0))
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_a_backward_pass_that_broke_off_leaves_nothing_behind(kind):
+    """A GPU that cannot record a pass breaks it off; it is then done again."""
+    unet, parameters = prepared(kind)
+    engine = per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None)
+    receive, left = engine._hooks._receive, [3]
+
+    def breaks(*given):
+        left[0] -= 1
+        if not left[0]:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        receive(*given)
+
+    engine._hooks._receive = breaks
+    with pytest.raises(RuntimeError, match="capturing"):
+        passed(engine, drawn(), 1.0)
+    again = passed(engine, drawn(), 1.0)
+    unet, parameters = prepared(kind)
+    expected = passed(per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None), drawn(), 1.0)
+    assert error(again[0], expected[0]) < TOLERANCE

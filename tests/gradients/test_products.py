@@ -23,7 +23,7 @@ def pieces(monkeypatch):
         asked.append(left.shape[2])
         return (left.double() @ right.double()).float()
 
-    monkeypatch.setattr(products, "_in_bf16", lambda left, right: left.dtype == right.dtype == torch.bfloat16)
+    monkeypatch.setattr(products, "_is_bf16_on_a_gpu", lambda values: values.dtype == torch.bfloat16)
     monkeypatch.setattr(torch, "bmm", bmm)
     return asked
 

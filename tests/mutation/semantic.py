@@ -130,8 +130,8 @@ SEMANTIC = tuple(
         (
             "Gram cross terms dropped",
             "gradients/ghost_norms.py",
-            "product(a.mT, a).mul_(product(g.mT, g)).sum((1, 2, 3))",
-            "product(a.mT, a).mul_(product(g.mT, g)).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
+            "return a.mul_(g).sum((1, 2, 3))",
+            "return a.mul_(g).diagonal(dim1=-2, dim2=-1).sum((1, 2))",
         ),
         (
             "ghost factors not applied",
@@ -161,9 +161,9 @@ SEMANTIC = tuple(
         (
             "an image's own gradient is not averaged",
             "gradients/ghost_norms.py",
-            "reshape(-1, *layer.weight.shape) / multiplicity",
-            "reshape(-1, *layer.weight.shape)",
+            ".div_(multiplicity).reshape(-1, *layer.weight.shape)",
+            ".reshape(-1, *layer.weight.shape)",
         ),
-        ("fp32 factors rounded to bf16", "gradients/products.py", "count: int = 3", "count: int = 1"),
+        ("fp32 factors rounded to bf16", "gradients/products.py", "for _ in range(3)", "for _ in range(1)"),
     )
 )
