@@ -12,13 +12,13 @@ from types import TracebackType
 import torch
 import torch.nn.functional as F
 
-from dpsapf.gradients.products import product
+from dpsapf.gradients.products import CUTS, product
 from dpsapf.support.errors import UserError
 
 MATRIX_LAYERS = (torch.nn.Linear, torch.nn.Conv2d)
 NORM_LAYERS = (torch.nn.GroupNorm, torch.nn.LayerNorm)
 CHUNK_FLOATS = {"cpu": 2**24, "cuda": 2**28}  # images are taken in chunks whose patches and products need about so many numbers
-GRAM_ROUNDING = 2**-18  # of two Gram matrices: sums in fp32, or cut off 32 times as in `dpsapf.gradients.products`
+GRAM_ROUNDING = 2 * CUTS * 2**-24  # of two Gram matrices, in fp32 or cut off
 
 Receiver = Callable[[str, torch.Tensor, torch.Tensor], None]
 

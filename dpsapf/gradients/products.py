@@ -11,6 +11,7 @@ import functools
 import torch
 
 PIECE = 512  # products that are summed by matrix units
+CUTS = PIECE // 16  # of a sum of them
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ import torch
 import dpsapf
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.ghost_clipping import GhostClipping
-from dpsapf.gradients.ghost_norms import CHUNK_FLOATS
+from dpsapf.gradients.ghost_norms import CHUNK_FLOATS, MATRIX_LAYERS
 from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
@@ -90,11 +90,36 @@ def check(selection, multiplicity, clipping, **options):
     torch.testing.assert_close(norms, gradients.norm(dim=1), rtol=1e-4, atol=0)
 
 
+@pytest.fixture(params=["smaller", "pairs", "own"])
+def kept(request, monkeypatch):
+    """What is kept of a matrix: the smaller, always inputs and output gradients, or always its images' gradients."""
+    if request.param != "smaller":
+
+        def chosen(self, layer, kind, *tensors):
+            return request.param == "pairs" and kind == "weight" and isinstance(layer, MATRIX_LAYERS)
+
+        monkeypatch.setattr(GhostClipping, "_pair_is_smaller", chosen)
+
+
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("clipping", ["flat", "automatic"])
 @pytest.mark.parametrize("multiplicity", [1, 3])
 @pytest.mark.parametrize("selection", TRAINED)
 def test_equals_the_one_image_loop(selection, multiplicity, clipping):
     check(selection, multiplicity, clipping)
+
+
+@pytest.mark.parametrize(("tokens", "pairs"), [(4, 1), (5, 1), (6, 0), (60, 0)])
+@pytest.mark.parametrize("multiplicity", [1, 3])
+def test_the_smaller_is_kept(tokens, pairs, multiplicity, monkeypatch):
+    """A matrix of 10 x 12 numbers, or 22 for each token: images' gradients from 6 tokens on, of an image's rows together."""
+    seen, right = [], ghost_clipping._sum
+    monkeypatch.setattr(ghost_clipping, "_sum", lambda layer, kept, *given: seen.append(len(kept)) or right(layer, kept, *given))
+    layer = torch.nn.Linear(10, 12)
+    clipper = GhostClipping(layer, dict(layer.named_parameters()))
+    rows = layer(torch.randn(6, tokens, 10)).square().flatten(1).sum(1)
+    clipper.clipped_sum(rows, 1.0, "flat", multiplicity)
+    assert seen == [1 + (pairs if multiplicity == 1 else tokens * multiplicity < 6), 1]
 
 
 @pytest.mark.parametrize("micro_batch", [1, 4])
@@ -142,6 +167,7 @@ def test_the_norm_of_one_image_is_at_most_the_bound(clipping):
         assert ghost("all", bound=bound, clipping=clipping, broken=others)[0].double().norm() <= bound
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("multiplicity", [1, 3])
 def test_a_broken_image_contributes_nothing(multiplicity):
     gradients, bound = image_gradients("all", multiplicity), median_norm("all", multiplicity)
@@ -181,6 +207,7 @@ def test_layers_without_bias(layer):
     torch.testing.assert_close(norms, torch.stack([gradient.norm() for gradient in expected]), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("kept")
 @pytest.mark.parametrize("padding", ["same", (2, 1)])
 @pytest.mark.parametrize("mode", ["zeros", "circular"])
 def test_strange_convolutions(padding, mode):

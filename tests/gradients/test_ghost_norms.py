@@ -251,6 +251,10 @@ def test_nor_where_a_gpu_cuts_off(rho, monkeypatch):
     assert squared_norms(layer, inputs, gradients).double().sqrt().div(exact).min() < 1
 
 
+def test_what_is_added_is_what_two_sums_of_a_piece_may_lack():
+    assert products.PIECE == 512 and ghost_norms.GRAM_ROUNDING == 2 * (512 / 16) * 2**-24
+
+
 def test_squares_that_are_lost_are_made_up_for():
     """Squares of small output gradients are no numbers of fp32; times huge inputs they are not small."""
     layer = torch.nn.Linear(64, 64, bias=False)
