@@ -91,7 +91,7 @@ def private_gradient(
     totals[0] = len(units)
     chunks = first_alone(units, micro_batch)
     for chunk, rows in zip(chunks, _drawn(batch, chunks, multiplicity, micro_batch, replay), strict=True):
-        real = (torch.arange(len(rows)) < len(chunk) * multiplicity).float()
+        real = torch.arange(len(rows)) < len(chunk) * multiplicity
         inputs = [part.to(device) for part in (real, *rows.tensors)]
         seen, *added = replay(clipped, tuple(inputs), (bound, clipping, multiplicity, resting))
         if len(chunk) == 1:

@@ -125,7 +125,6 @@ class GhostClipping:
         """Run the backward pass of the sum of losses, and compute something of each parameter as soon as it is reached."""
         self._compute = compute
         self._hooks.forget()
-        self._computed.clear()
         losses.sum().backward(retain_graph=retain_graph)
         self._hooks.finish()
         return [self._computed.pop(parameter) for parameter in self._parameters]
@@ -191,7 +190,7 @@ def _weighted_sum(layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch
 def _weighted_sum_of_patches(layer: torch.nn.Conv2d, inputs: torch.Tensor, scaled: torch.Tensor) -> torch.Tensor:
     """Contract a convolution's sum as a product of matrices, all rows' positions being tokens of one."""
     total = torch.zeros(layer.weight.shape, device=inputs.device)
-    for a, g in chunks(layer, inputs, scaled):
+    for a, g in chunks(layer, inputs, scaled, 1):
         rows = len(a)  # as the multiplicity: all are tokens of one image
         total += product_with_fp32(tokens(layer, g, rows), tokens(layer, patches(layer, a), rows).mT).reshape(total.shape)
     return total

@@ -43,7 +43,7 @@ def squared_norms(
 
 
 def chunks(
-    layer: torch.nn.Module, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
+    layer: torch.nn.Module, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Split rows so that the patches and weight gradients of a part's images fit into a workspace."""
     images = len(inputs) // multiplicity
@@ -69,7 +69,7 @@ def _from_grams(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     a_lengths, g_lengths = ((gram.diagonal(dim1=2, dim2=3) + tiny).sqrt() for gram in (a, g))
     rounding = GRAM_ROUNDING * (a_lengths * g_lengths).sum(2).square()
     lost = tiny * (a_lengths.sum(2).square() + g_lengths.sum(2).square())
-    return a.mul_(g).sum((1, 2, 3)).clamp_min(0) + (rounding + lost).sum(1)
+    return a.mul_(g).sum((1, 2, 3)) + (rounding + lost).sum(1)
 
 
 def tokens(layer: torch.nn.Module, values: torch.Tensor, multiplicity: int) -> torch.Tensor:
@@ -122,7 +122,7 @@ def gram_is_cheaper(tokens: int, inputs: int, outputs: int) -> bool:
 
 
 def image_gradients(
-    layer: torch.nn.Module, kind: str, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
+    layer: torch.nn.Module, kind: str, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int
 ) -> torch.Tensor:
     """Return each image's gradient of a layer's weight or bias, fp32 [B, *shape].
 

@@ -48,5 +48,5 @@ def _bf16_parts(values: torch.Tensor) -> list[torch.Tensor]:
     parts = []
     for _ in range(3):
         parts.append(values.bfloat16())
-        values = values - parts[-1].float()
+        values = values - parts[-1]
     return parts

@@ -255,12 +255,35 @@ def test_what_is_added_is_what_two_sums_of_a_piece_may_lack():
     assert products.PIECE == 512 and ghost_norms.GRAM_ROUNDING == 2 * (512 / 16) * 2**-24
 
 
-def test_squares_that_are_lost_are_made_up_for():
-    """Squares of small output gradients are no numbers of fp32; times huge inputs they are not small."""
-    layer = torch.nn.Linear(64, 64, bias=False)
-    inputs, gradients = torch.full((1, 3, 64), 4e17), torch.full((1, 3, 64), 2.6e-23)
-    assert gram_is_cheaper(3, 64, 64) and (gradients @ gradients.mT).max() == 0
-    assert squared_norms(layer, inputs, gradients).double().sqrt() > exact_norms(inputs, gradients)
+def test_what_is_added_is_of_each_groups_tokens_together(monkeypatch):
+    monkeypatch.setattr(ghost_norms, "GRAM_ROUNDING", 0.5)
+    generator = torch.Generator().manual_seed(0)
+    a, g = (torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2))  # images, groups, tokens, features
+    lengths = (a.norm(dim=3) * g.norm(dim=3)).sum(2)
+    expected = (g.mT @ a).square().sum((1, 2, 3)) + 0.5 * lengths.square().sum(1)
+    torch.testing.assert_close(ghost_norms._from_grams(a @ a.mT, g @ g.mT), expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("lost", [0, 1])
+def test_what_is_added_for_lost_squares_is_of_each_groups_tokens_together(lost):
+    huge, nothing = 1e37 * torch.eye(3).expand(1, 2, 3, 3), torch.zeros(1, 2, 3, 3)
+    found = ghost_norms._from_grams(*((huge.clone(), nothing) if lost else (nothing.clone(), huge)))
+    assert found.item() == pytest.approx(2 * 9 * 1e37 * torch.finfo(torch.float32).tiny, rel=1e-4)
+
+
+@pytest.mark.parametrize("small", [2.6e-23, 1.3e-20])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_squares_that_are_lost_are_made_up_for(swapped, small):
+    """Squares of small numbers are lost in fp32; times huge numbers, what they stand for is not small."""
+    layer, factors = torch.nn.Linear(64, 64, bias=False), (torch.full((1, 3, 64), 4e17), torch.full((1, 3, 64), small))
+    inputs, gradients = reversed(factors) if swapped else factors
+    torch.set_flush_denormal(True)  # as a GPU may
+    try:
+        assert gram_is_cheaper(3, 64, 64) and (factors[1] @ factors[1].mT).max() == 0
+        found = squared_norms(layer, inputs, gradients)
+    finally:
+        torch.set_flush_denormal(False)
+    assert found.double().sqrt() > exact_norms(inputs, gradients)
 
 
 @pytest.mark.parametrize("setting", [{}, {"stride": 2, "padding": 1}, {"dilation": (2, 1), "padding": (0, 2)}])
@@ -346,3 +369,35 @@ def test_other_modules_are_refused_by_name(name):
 def test_what_is_no_layer_is_named(name, found):
     with pytest.raises(UserError, match=f"module = '{name}': {found}"):
         GhostNorms(torch.nn.Sequential(torch.nn.ReLU()), [name])
+
+
+def test_norms_after_a_backward_pass_that_broke_off():
+    model, inputs = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)).requires_grad_(False), torch.randn(2, 3)
+    with GhostNorms(model, ["0", "1"]) as norms:
+        model(inputs).sum().backward()
+        expected = norms.take()
+        right, norms._hooks._receive = norms._hooks._receive, lambda name, *kept: broken() if name == "0" else None
+
+        def broken():
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+        with pytest.raises(RuntimeError, match="capturing"):
+            model(inputs).sum().backward()
+        norms._hooks._receive = right
+        norms.forget()
+        model(inputs).sum().backward()
+        assert torch.equal(norms.take(), expected)
+        model(inputs).sum().backward()
+        norms.forget()
+        with pytest.raises(UserError, match="got no gradient"):
+            norms.take()
+
+
+def test_what_was_multiplied_is_kept():
+    """Under autocast a linear layer multiplies its input in bf16."""
+    layer, seen = torch.nn.Linear(3, 3), []
+    hooks = LayerHooks(layer, [""], MATRIX, lambda name, *kept: seen.extend(part.dtype for part in kept))
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(torch.randn(2, 3)).float().sum().backward()
+    hooks.close()
+    assert seen == [torch.bfloat16, torch.bfloat16]

@@ -1,4 +1,5 @@
 import functools
+import re
 
 import pytest
 import torch
@@ -308,3 +309,13 @@ def test_a_backward_pass_that_broke_off_leaves_nothing_behind(kind):
     unet, parameters = prepared(kind)
     expected = passed(per_image_gradients(unet, parameters, kind if kind in ADAPTERS else None), drawn(), 1.0)
     assert error(again[0], expected[0]) < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "full"])
+def test_a_layer_that_the_loss_does_not_depend_on_is_named(kind):
+    engine = built(kind)
+    name, layer = next(iter(engine._hooks.layers.items()))
+    layer.register_forward_hook(lambda module, inputs, output: output.detach())
+    losses = tiny_objective().loss(engine.model, drawn())
+    with pytest.raises(UserError, match=re.escape(f"'{name}': got no gradient")):
+        engine.clipped_sum(losses, 1.0, "flat")

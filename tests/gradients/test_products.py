@@ -6,6 +6,8 @@ import torch
 from dpsapf.gradients import products
 from dpsapf.gradients.products import PIECE, product, product_with_fp32
 
+DTYPES = torch.float32, torch.bfloat16
+
 
 def factors(length, dtype):
     generator = torch.Generator().manual_seed(0)
@@ -57,3 +59,16 @@ def test_a_product_with_fp32_numbers_is_exact_to_fp32(pieces):
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(product_with_fp32(left[0, 0], right[0, 0].float()).double(), exact, rtol=1e-5, atol=1e-4)
     assert (left[0, 0].bfloat16().double() @ right[0, 0].double() - exact).abs().max() > 1e-2, "with one part"
+
+
+def test_pieces_are_of_512_products_which_are_32_steps_of_a_gpu():
+    assert PIECE == 512 and products.CUTS == 32
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_factors_of_two_types_are_multiplied_in_fp32(pieces, first):
+    left, right = (
+        values.to(dtype) for values, dtype in zip(factors(9, torch.float32), DTYPES if first else DTYPES[::-1], strict=True)
+    )
+    torch.testing.assert_close(product(left, right), left.float() @ right.float())
+    assert not pieces

@@ -39,7 +39,7 @@ QUICK = (  # what a sample is drawn from: modules with quick tests that no mutan
     "saliency/scores.py",
 )
 EXTRA = {  # test files besides the mirrored one that exercise a module
-    "gradients/ghost_norms.py": ("gradients/test_ghost_clipping.py", "saliency/test_score.py"),
+    "gradients/ghost_norms.py": ("gradients/test_ghost_clipping.py", "gradients/test_per_image.py", "saliency/test_score.py"),
     "gradients/ghost_clipping.py": ("gradients/test_per_image.py", "finetune/test_dp_sgd.py"),
     "gradients/per_image.py": ("finetune/test_dp_sgd.py", "finetune/test_train.py"),
     "public_models/latents.py": ("contracts/test_user_level.py",),
