@@ -283,7 +283,6 @@ class GhostNorms:
     def forget(self) -> None:
         """Start anew after a backward pass that did not come to its end."""
         self._hooks.forget()
-        self._squared.clear()
 
     def take(self) -> torch.Tensor:
         """Return the squared norms of the last backward pass, fp32 [B, M] in the order of ``names``, and forget them.
