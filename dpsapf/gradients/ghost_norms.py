@@ -139,7 +139,8 @@ def image_gradients(
                 product(tokens(layer, g, multiplicity), tokens(layer, patches(layer, a), multiplicity).mT)
                 for a, g in chunks(layer, inputs, output_gradients, multiplicity)
             ]
-        return torch.cat(parts).div_(multiplicity).reshape(-1, *layer.weight.shape)
+            images = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return images.div_(multiplicity).reshape(-1, *layer.weight.shape)
     rows = _row_gradients(layer, kind, inputs, output_gradients)
     return rows.unflatten(0, (-1, multiplicity)).mean(1)
 

@@ -59,6 +59,8 @@ def clipped_sum(gradients: list[torch.Tensor], bound: float, clipping: Clipping)
 def with_zeros(values: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:
     """Replace rows of ``values`` [b, ...] that are not usable, bool [b], by zeros: 0 times what is not finite is not 0.
 
-    Leaving them out would need their number, for which a GPU makes the CPU wait.
+    Whether all are usable is asked on a CPU only: a GPU would make the CPU wait for the answer.
     """
+    if not values.is_cuda and usable.all():
+        return values
     return torch.where(usable.reshape(-1, *[1] * (values.dim() - 1)), values, 0)

@@ -170,3 +170,11 @@ def test_each_row_has_the_prompt_of_its_label():
     latents = tiny_latents()
     assert torch.equal(pairs.embeddings, latents.prompt_embeddings[[1, 1, 0, 0]])
     assert not torch.equal(latents.prompt_embeddings[0], latents.prompt_embeddings[1])
+
+
+def test_latents_that_are_stored_in_fp16_are_given_in_fp32(tmp_path):
+    latents = tiny_latents(5)
+    write_latents(tmp_path, dataclasses.replace(latents, mean=latents.mean.half(), std=latents.std.half()))
+    mean, std = loaded(tmp_path).posteriors(torch.tensor([4, 1]))
+    assert mean.dtype == std.dtype == torch.float32
+    assert torch.equal(mean, latents.mean.half().float()[[4, 1]])

@@ -12,6 +12,7 @@ from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE
 from dpsapf.experiment.records import Measured, Plan, Spend
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy, ScoreSaliency
+from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.mechanisms import Refused
 from dpsapf.privacy.meter import Meter
@@ -30,6 +31,7 @@ from dpsapf.support.interruption import Interrupted, listening
 from dpsapf.support.parallel import ALONE, Processes
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
+from dpsapf.support.replay import Replay
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
 
 EVERYONE = torch.arange(12)
@@ -372,6 +374,44 @@ def test_scores_in_bf16_differ_by_rounding(name):
     exact = scores(score=name, votes=56)
     assert found.dtype == torch.float64 and (name == "vote" or not torch.equal(found, exact))
     torch.testing.assert_close(found, exact, rtol=0.1, atol=0.02 * exact.max().item())  # 8 bits, backwards through all layers
+
+
+def test_a_pass_that_broke_off_is_done_again(monkeypatch):
+    """As a GPU does a pass that it cannot record."""
+    broken, right = [], GhostNorms._measure
+
+    def breaks(self, name, *kept):
+        if len(broken) < 3:
+            broken.append(name)
+            if len(broken) == 3:
+                raise RuntimeError("operation not permitted when stream is capturing")
+        right(self, name, *kept)
+
+    class Again(Replay):
+        def __call__(self, work, inputs, kind=()):
+            try:
+                return work(*inputs)
+            except RuntimeError:
+                return work(*inputs)
+
+    expected = scores()
+    monkeypatch.setattr(score, "Replay", Again)
+    monkeypatch.setattr(GhostNorms, "_measure", breaks)
+    torch.testing.assert_close(scores(), expected)
+    assert len(broken) == 3
+
+
+def test_the_models_precision_is_chosen_when_nothing_of_it_is_trained(stage, monkeypatch):
+    """So that all of its layers are kept in bf16, if that is asked for."""
+    trained = []
+
+    def watched(denoiser, precision):
+        trained.append((precision, any(parameter.requires_grad for parameter in denoiser.parameters())))
+        return denoiser
+
+    monkeypatch.setattr(score, "in_precision", watched)
+    stage("gaussian", "matrix", 0.3, 700)
+    assert trained == [("fp32", False)]
 
 
 def test_threads_and_time_are_as_told(stage, tmp_path, monkeypatch):

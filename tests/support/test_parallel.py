@@ -62,6 +62,7 @@ def work(rank, ports, folder):
         result["secret"] = torch.rand(9, generator=joined.agree_on_generator(secret_generator("system", 0), "cpu"))
         result["own"] = torch.rand(9, generator=secret_generator("system", 0))
         result["gradient"] = gradient(joined, noise=("leader", "follower")[rank])
+        result["largest"] = joined.largest(0.1 + rank), joined.any(rank == 1), joined.any(False)
         result["few"] = gradient(joined, 1)  # the second process has none
         result["empty"] = gradient(joined, 0)
         joined.check_equal(7, "step")
@@ -104,6 +105,11 @@ def test_agree_takes_the_leading_process_values(two):
         assert result["leading"][0].tolist() == [0.0, 0.0, 0.0]
 
 
+def test_the_largest_of_the_processes_numbers_in_double_precision(two):
+    assert [result["largest"] for result in two] == [(1.1, True, False)] * 2
+    assert (ALONE.largest(0.1), ALONE.any(True), ALONE.any(False)) == (0.1, True, False)
+
+
 def test_processes_agree_on_secret_draws(two):
     assert torch.equal(two[0]["secret"], two[1]["secret"])
     assert not torch.equal(two[0]["own"], two[1]["own"])  # without agreeing they differ
@@ -143,6 +149,17 @@ def test_shards_partition_every_batch_evenly(images, count):
     assert max(map(len, shards)) - min(map(len, shards)) <= 1
     assert {shard.dtype for shard in shards} == {torch.int64}
     assert [Processes(rank, count).leads for rank in range(count)] == [True] + [False] * (count - 1)
+
+
+@settings(deadline=None)
+@given(start=st.integers(0, 50), rows=st.integers(0, 100), size=st.integers(1, 20), count=st.integers(1, 9))
+def test_rounds_of_rows_take_each_once_and_in_order(start, rows, size, count):
+    stop, joined = start + rows, [Processes(rank, count) for rank in range(count)]
+    parts = [one.rows(first, stop, size) for first in joined[0].rounds(start, stop, size) for one in joined]
+    assert [row for part in parts for row in part] == list(range(start, stop))
+    assert all(len(part) <= size and part.step == 1 for part in parts)
+    assert len(joined[0].rounds(start, stop, size)) == -(-rows // (size * count)), "and no round more than that needs"
+    assert {one.rounds(start, stop, size) for one in joined} == {joined[0].rounds(start, stop, size)}
 
 
 @pytest.mark.parametrize("count", [None, "1"])
