@@ -171,3 +171,7 @@ def test_nobody_contributes_zero(clipping):
     sums, norms = clipped_sum(drawn(0), 1.0, clipping)
     assert [tuple(total.shape) for total in sums] == [(3, 4), (5,), (2, 1, 3)]
     assert not any(total.any() for total in sums) and norms.shape == (0,)
+
+
+def test_norms_that_are_clipped_stay_by_2_to_the_minus_16_below_the_bound():
+    assert clip_factors(torch.tensor([4.0]), 1.0, "flat").item() == (1 - 2**-16) / 2
