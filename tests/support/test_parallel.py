@@ -132,6 +132,38 @@ def test_the_noise_of_the_other_process_or_of_both_would_differ(two):
         assert not torch.allclose(two[0]["gradient"][0], wrong, rtol=1e-2, atol=1e-2)
 
 
+def talk(rank, port, folder, device):
+    """All that processes say to each other, on tensors of a device."""
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+    }
+    with processes(device) as joined:
+        sums, leading = [torch.full((2,), rank + 1.0, device=device)], [torch.full((3,), float(rank), device=device)]
+        joined.add(sums)
+        joined.agree(leading)
+        joined.check_equal(7, "step")
+        draws = torch.rand(9, generator=joined.agree_on_generator(secret_generator("system", 0), device))
+        told = [sums[0].tolist(), leading[0].tolist(), joined.largest(0.1 + rank), joined.any(rank == 1), draws.tolist()]
+        torch.save(told, folder / f"{rank}.pt")
+
+
+@pytest.mark.parametrize(
+    "device",
+    ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(torch.cuda.device_count() < 2, reason="there are no two GPUs here"))],
+)
+def test_processes_talk_through_gloo_or_nccl(device, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(talk, (port, tmp_path, device), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first == second and first[:4] == [[3.0, 3.0], [0.0, 0.0, 0.0], 1.1, True]
+
+
 def test_processes_that_resume_at_different_steps_are_refused(two):
     for rank, result in enumerate(two):
         assert f"resumes at = {rank}: others have 0 to 1: put the outputs in a folder" in result["unequal"]
