@@ -70,7 +70,7 @@ def saliency(options: Bench) -> Iterator[Comparison]:
         functools.partial(make, options) for make in (steps.plain_pass, steps.one_by_one, steps.energy, steps.signal)
     )
     if options.device == "cuda":
-        yield Comparison("plain pass as a CUDA graph against launched one by one", _not_recorded(plain), plain)
+        yield Comparison("plain pass as a CUDA graph against launched one by one", steps.not_recorded(plain), plain)
     yield Comparison("saliency pass against plain forward + backward", plain, energy)
     yield Comparison("saliency pass against the batch-of-one loop", loop, energy)
     yield Comparison("score signal against score energy", energy, signal)
@@ -94,11 +94,7 @@ def _private(options: Bench, label: str, make: Callable[..., Step]) -> Iterator[
     plain = functools.partial(make, None)
     yield Comparison(label, plain, make)
     if options.device == "cuda":
-        yield Comparison(f"{label}, against a plain step launched one by one", _not_recorded(plain), make)
-
-
-def _not_recorded(make: Callable[[], Step]) -> Callable[[], Step]:
-    return functools.partial(steps.not_recorded, make)
+        yield Comparison(f"{label}, against a plain step launched one by one", steps.not_recorded(plain), make)
 
 
 def opacus(options: Bench) -> Iterator[Comparison]:

@@ -272,12 +272,10 @@ def _plain_step(
     optimizer.step()
 
 
-def not_recorded(make: Callable[[], Step]) -> Step:
-    """Return a step of which nothing is recorded, as in a plain loop of diffusers."""
-    step = make()
+def not_recorded(make: Callable[[], Step]) -> Callable[[], Step]:
+    """Let what is made record nothing, as a plain loop of diffusers does not."""
 
-    def plainly() -> None:
-        with without_replay():
-            step()
+    def launching() -> Step:
+        return without_replay()(make())
 
-    return plainly
+    return launching

@@ -57,6 +57,18 @@ def test_what_is_asked_for_is_listed_and_nothing_is_built(options, name):
     assert len(listed) == LABELS[name] and all(isinstance(entry, Comparison) for entry in listed)
 
 
+@pytest.mark.parametrize(("name", "more"), [("saliency", 1), ("adapters", 2), ("full", 1), ("sampling", 0)])
+def test_on_a_gpu_plain_loops_are_listed_too(options, name, more):
+    listed = [entry.label for entry in compare.comparisons(replace(options, comparisons=(name,), device="cuda"))]
+    assert len(set(listed)) == len(listed) == LABELS[name] + more
+    assert sum("launched one by one" in label for label in listed) == more
+
+
+def test_a_batched_products_operations_are_counted_once():
+    left, right = torch.zeros(2, 3, 4), torch.zeros(2, 4, 5)
+    assert compare._tflop(lambda: torch.bmm(left, right)) == pytest.approx(2 * 2 * 3 * 4 * 5 / 1e12)
+
+
 def test_all_comparisons_are_the_default(options):
     assert options.comparisons == tuple(COMPARISONS)
     assert len(list(compare.comparisons(options))) == sum(LABELS.values())

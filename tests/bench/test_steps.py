@@ -8,6 +8,7 @@ from dpsapf.experiment.stages import Bench
 from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.public_models.latents import Pairs
 from dpsapf.support.checked import replace
+from dpsapf.support.replay import Replay
 from tests.tiny import candidates, tiny_objective, tiny_unet
 
 
@@ -165,3 +166,18 @@ def test_stable_diffusion_has_random_weights_that_do_not_change(options, monkeyp
     assert first.pairs.latents.shape == (2, 4, 32, 32) and first.pairs.embeddings.shape == (2, 77, 768)
     assert first.matrices == ["attn1.to_q"]
     assert torch.equal(first.unet.attn1["to_q"].weight, second.unet.attn1["to_q"].weight)
+
+
+def test_a_step_that_is_not_recorded_is_launched_each_time(monkeypatch):
+    calls, replay = [], Replay("cuda")
+
+    def work(values):
+        calls.append(values)
+        return (values,)
+
+    made = steps.not_recorded(lambda: lambda: replay(work, (torch.zeros(1),)))
+    assert not calls, "nothing is made before its turn"
+    step = made()
+    for _ in range(4):
+        step()
+    assert len(calls) == 4 and not replay._recordings

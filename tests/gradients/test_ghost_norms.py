@@ -196,7 +196,7 @@ def test_chunks_of_images_do_not_change_their_gradients(form, images, monkeypatc
     whole = image_gradients(layer, "weight", inputs, factors, 2)
     monkeypatch.setitem(ghost_norms.CHUNK_FLOATS, "cpu", 1)
     assert len(list(ghost_norms.chunks(layer, inputs, factors, 2))) == images
-    torch.testing.assert_close(image_gradients(layer, "weight", inputs, factors, 2), whole, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(image_gradients(layer, "weight", inputs, factors, 2), whole, rtol=1e-5, atol=1e-5)  # fp32 sums
 
 
 def test_norms_of_tokens_that_cancel_are_not_negative():
@@ -272,7 +272,7 @@ def test_what_is_added_is_of_each_groups_tokens_together(monkeypatch):
     a, g = (torch.randn(2, 3, 4, 5, generator=generator) for _ in range(2))  # images, groups, tokens, features
     lengths = (a.norm(dim=3) * g.norm(dim=3)).sum(2)
     expected = (g.mT @ a).square().sum((1, 2, 3)) + 0.5 * lengths.square().sum(1)
-    torch.testing.assert_close(ghost_norms._from_grams(a @ a.mT, g @ g.mT), expected, rtol=1e-5, atol=0)
+    torch.testing.assert_close(ghost_norms._from_grams(a @ a.mT, g @ g.mT), expected, rtol=1e-5, atol=0)  # fp32 sums
 
 
 @pytest.mark.parametrize("lost", [0, 1])
