@@ -176,6 +176,7 @@ def save_pipeline(parts: Parts, folder: Path) -> None:
     )
     pipeline.save_pretrained(folder, safe_serialization=True)
     _name_text_weights(folder / "text_encoder" / "model.safetensors")
+    _load_text_encoder_in_fp32(folder / "text_encoder" / "config.json")
 
 
 def _name_text_weights(file: Path) -> None:
@@ -183,3 +184,8 @@ def _name_text_weights(file: Path) -> None:
     weights = load_file(file)
     prefixed = {"text_model." + name.removeprefix("text_model."): value for name, value in weights.items()}
     save_file(prefixed, file, {"format": "pt"})
+
+
+def _load_text_encoder_in_fp32(file: Path) -> None:
+    """Name fp32 as the text encoder's dtype: diffusers loads the other parts in it, and one dtype must go through all."""
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"dtype": "float32"}, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from diffusers import StableDiffusionPipeline
 
 from dpsapf.evaluation.network import load_feature_network
 from dpsapf.experiment.registries import ModelEntry, ProtocolEntry, entry
@@ -21,6 +22,13 @@ def test_model_is_the_pinned_one():
 def test_feature_network_is_the_pinned_one():
     digest = entry(ROOT / "config" / "protocols.yaml", "demo-v1", ProtocolEntry).feature_sha256
     assert load_feature_network(NETWORK, digest).head.out_features > 80
+
+
+def test_plain_diffusers_loads_the_model_without_a_dtype():
+    pipeline = StableDiffusionPipeline.from_pretrained(MODEL)
+    assert pipeline.text_encoder.dtype == pipeline.unet.dtype
+    (image,) = pipeline("a digit", num_inference_steps=1).images
+    assert image.size == (32, 32)
 
 
 def test_model_is_small_and_holds_no_pickle():
