@@ -28,6 +28,8 @@ include: "workflow/rules/paper_figures.smk"
 
 onstart:
     try:
+        if LOCAL and CONFIG.compute.device == "cuda":
+            NEEDS.check_gpus(GPUS)
         HELD.append(alone.hold(LAYOUT.root))
     except UserError as error:
         raise WorkflowError(str(error)) from None

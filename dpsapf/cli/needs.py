@@ -1,12 +1,15 @@
 """What a job asks a cluster for: memory, time, GPUs and where, from the config, the dataset, the model and slurm/site.yaml."""
 
 import math
+import os
+import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dpsapf.cli.slurm import Site
 from dpsapf.experiment.cost import FEATURES, HEAVY, Job, Sizes, jobs
 from dpsapf.experiment.settings import Config
+from dpsapf.support.errors import UserError
 
 SHARED = ("score_saliency", "finetune", "sample")
 """Rules whose work is shared by as many processes as there are GPUs."""
@@ -17,6 +20,18 @@ DISTANCES = 4e9  # bytes of distances between features and of their products, at
 Number = Callable[..., int]
 
 
+def gpus_here() -> int:
+    """Count the GPUs that this machine lets a process use, by its driver and CUDA_VISIBLE_DEVICES; 1 where no driver answers."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return max(1, len([name for name in visible.split(",") if name.strip()]))
+    try:
+        told = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        told = ""
+    return max(1, sum(line.startswith("GPU ") for line in told.splitlines()))
+
+
 @dataclass
 class Needs:
     """What the rules of a config ask for.
@@ -24,16 +39,38 @@ class Needs:
     Attributes:
         config: the whole experiment.
         site: the cluster's names.
+        local: whether jobs run on this machine; then each job on a GPU takes one, and the cluster's names do not count.
         jobs: of the config, by rule and subject.
     """
 
     config: Config
     site: Site
+    local: bool = False
     jobs: Mapping[tuple[str, str], Job] = field(init=False)
 
     def __post_init__(self) -> None:
         """List the jobs, whose subject is the value of their rule's wildcards."""
+        self.site = Site() if self.local else self.site
         self.jobs = {(job.rule, job.subject): job for job in jobs(self.config)}
+
+    @property
+    def gpus(self) -> int:
+        """Return the GPUs of a job that shares its work."""
+        asked = self.config.resources.gpus
+        return max(1, asked) if self.local and self.config.compute.device == "cuda" else asked
+
+    def check_gpus(self, limit: int) -> None:
+        """Check that a job's processes get a GPU each.
+
+        Args:
+            limit: GPUs that may be used here at a time.
+
+        Raises:
+            UserError: a job has more processes.
+        """
+        if self.gpus > limit:
+            remedy = f"each process needs a GPU of its own, and this machine has {limit}: ask for at most that many"
+            raise UserError("resources.gpus", self.gpus, f"{remedy}, or use a cluster (--profile slurm)")
 
     def resources(self, rule: str) -> dict[str, int | str | Number]:
         """Return the resources of a rule whose jobs run torch, in Snakemake's words; time and memory grow with each attempt."""
@@ -49,8 +86,7 @@ class Needs:
         return {"mem_mb": memory_mb, "runtime": minutes, **self.site.resources(0)}
 
     def _gpus(self, rule: str) -> int:
-        gpus = self.config.resources.gpus
-        return gpus if rule in SHARED else min(1, gpus)
+        return self.gpus if rule in SHARED else min(1, self.gpus)
 
     def _minutes(self, rule: str, subject: str, attempt: int) -> int:
         """Estimate the time of a job; all that is allowed, where its work is not known."""

@@ -1,12 +1,14 @@
+import re
 from pathlib import Path
 
 import pytest
 
-from dpsapf.cli.needs import Needs
+from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.settings import parse_config
 from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 RUN = "camelyon17--sd-v1-5--dp-lora--eps10--seed0"
@@ -74,3 +76,41 @@ def test_without_a_speed_or_a_gpu_jobs_ask_for_what_the_config_says():
 def test_the_site_says_where():
     assert needs(Site(gpu_partition="g")).resources("sample")["slurm_partition"] == "g"
     assert needs(Site(partition="p", gpu_partition="g")).light(500, 5) == {"mem_mb": 500, "runtime": 5, "slurm_partition": "p"}
+
+
+def test_on_one_machine_each_job_of_a_gpu_takes_one_and_no_more_processes_start_than_there_are():
+    gres = Site(gpus_as="gres", gpu_partition="g")
+    for gpus, expected in ((0, 1), (1, 1), (2, 2)):
+        local = Needs(needs(gpus=gpus).config, gres, local=True)
+        assert (local.resources("finetune")["gpu"], local.resources("evaluate")["gpu"]) == (expected, 1)
+        assert "slurm_partition" not in local.resources("finetune"), "the cluster's names do not count"
+        local.check_gpus(2)
+    with pytest.raises(UserError, match=r"resources.gpus = 2: .* this machine has 1"):
+        local.check_gpus(1)
+
+
+@pytest.mark.parametrize(
+    ("driver", "visible", "expected"),
+    [
+        ("echo 'GPU 0: a'; echo '  MIG 1g: b'; echo 'GPU 1: c'", None, 2),
+        ("echo 'GPU 0: a'; echo 'GPU 1: c'", "1", 1),
+        ("echo 'GPU 0: a'", "0,1,2", 3),
+        ("echo no devices were found", None, 1),
+        ("exit 9", None, 1),
+    ],
+)
+def test_this_machines_gpus_are_those_of_its_driver_that_may_be_used(tmp_path, monkeypatch, driver, visible, expected):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\n{driver}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert gpus_here() == expected
+
+
+def test_every_rule_that_runs_on_a_device_asks_for_it():
+    for path in Path("workflow/rules").glob("*.smk"):
+        for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
+            if "$DEVICE" in rule or "$SPEED" in rule or "$LAUNCH" in rule:
+                assert "**NEEDS.resources(" in rule, rule.split(":")[0]

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 from dpsapf.cli import alone, slurm, warm
-from dpsapf.cli.needs import Needs
+from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
 from dpsapf.experiment.registries import (
     DatasetEntry,
@@ -57,8 +57,14 @@ SAMPLED = run_pattern(
 # runs that are only images, made by another group, and those of this suite
 EXTERNAL = run_pattern(run for run, _, _ in CONFIG.made_elsewhere.values())
 OWN = run_pattern(run for run in CONFIG.runs if run.id not in CONFIG.made_elsewhere)
-# what jobs ask a cluster for
-NEEDS = Needs(CONFIG, SITE)
+# whether jobs run on this machine: every other executor must be told how many jobs it may submit
+LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
+# what jobs ask a cluster for, or this machine
+NEEDS = Needs(CONFIG, SITE, LOCAL)
+# this machine's GPUs, for which its jobs wait; --resources gpu=N says another number
+if LOCAL and CONFIG.compute.device == "cuda":
+    GPUS = workflow.global_resources.get("gpu").value or gpus_here()
+    workflow.register_resource("gpu", max(GPUS, NEEDS.gpus))
 # one process per GPU, which share a job's work
 LAUNCH = (
     f"torchrun --standalone --nproc-per-node {CONFIG.resources.gpus} -m"

@@ -1,0 +1,81 @@
+"""Jobs on a GPU, run by Snakemake itself on one machine; a stage is a stub that takes a second, the driver is one, too."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpsapf.experiment.registries import load_yaml
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "workflow", "config", "slurm", "envs")
+STAGE = """
+import json, pathlib, sys, time
+started = time.time()
+time.sleep(1)
+for word in sys.argv[2:]:
+    if word.startswith("results/"):
+        pathlib.Path(word).touch()
+with open("jobs.jsonl", "a") as file:
+    file.write(json.dumps([sys.argv[1], started, time.time()]) + chr(10))
+"""
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A checkout whose stages only take their time."""
+    for name in PARTS:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "dpsapf").mkdir()
+    for part in (ROOT / "dpsapf").iterdir():
+        (tmp_path / "dpsapf" / part.name).symlink_to(part)
+    (tmp_path / "dpsapf" / "__main__.py").unlink()
+    (tmp_path / "dpsapf" / "__main__.py").write_text(STAGE)
+    (tmp_path / "bin").mkdir()
+    return tmp_path
+
+
+def start(work, gpus_here, *words, **resources):
+    """Encode two datasets on a machine with so many GPUs."""
+    driver = work / "bin" / "nvidia-smi"
+    driver.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {number}: a card'\n" for number in range(gpus_here)))
+    driver.chmod(0o755)
+    config = load_yaml(ROOT / "config" / "ci.yaml") | {"name": "gpus"}
+    config["studies"]["main"]["dataset"] = ["digits", "mnist5k"]
+    config |= {"compute": {"device": "cuda"}, "resources": config["resources"] | resources}
+    (work / "test.yaml").write_text(yaml.safe_dump(config))
+    targets = [f"results/gpus/cache/latents/{name}--public-mini/latents.safetensors" for name in ("digits", "mnist5k")]
+    command = [Path(sys.executable).with_name("snakemake"), "--cores", "8", "--configfile", "test.yaml", *words, "--", *targets]
+    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment |= {"PATH": f"{work / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
+
+
+def overlap(work):
+    """Whether the two jobs that encode ran at the same time."""
+    jobs = [json.loads(line) for line in (work / "jobs.jsonl").read_text().splitlines()]
+    (_, ended), (second, _) = sorted((began, end) for rule, began, end in jobs if rule == "encode-dataset")
+    return second < ended
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("gpus_here", "words", "together"), [(1, [], False), (2, [], True), (1, ["--resources", "gpu=2"], True)])
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_jobs_wait_for_a_gpu_of_this_machine(work, gpus_here, words, together, gpus):
+    made = start(work, gpus_here, *words, gpus=gpus)
+    assert made.returncode == 0, made.stderr
+    assert overlap(work) is together
+
+
+@pytest.mark.slow
+def test_more_processes_than_gpus_do_not_start(work):
+    refused = start(work, 1, gpus=2)
+    assert refused.returncode != 0 and not (work / "jobs.jsonl").exists()
+    assert "resources.gpus = 2: each process needs a GPU of its own, and this machine has 1" in refused.stderr
+    assert start(work, 1, "--dry-run", gpus=2).returncode == 0, "what will run on a cluster can be listed here"
