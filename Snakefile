@@ -2,11 +2,21 @@
 
 from snakemake.utils import min_version
 
+from dpsapf.support.errors import UserError
+from dpsapf.support.yaml_files import load_yaml
+
 min_version("9.10")
+
+CONFIGFILES = workflow.configfiles or ["config/config.yaml"]
+try:
+    for file in CONFIGFILES:
+        load_yaml(file)  # Snakemake's own reader takes the last of two equal keys
+except UserError as error:
+    raise WorkflowError(str(error)) from None
 
 if not workflow.configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: CONFIGFILES[0]
 
 
 report: "workflow/report/workflow.rst"

@@ -18,11 +18,12 @@ from dpsapf.datasets.prepared import read_part
 from dpsapf.evaluation.utility import accuracies
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import DatasetRecord
-from dpsapf.experiment.registries import PROBE, ProtocolEntry, entry, load_yaml
+from dpsapf.experiment.registries import PROBE, ProtocolEntry, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import parse_config
 from dpsapf.support.checked import replace
 from dpsapf.support.records import read_record
+from dpsapf.support.yaml_files import load_yaml
 
 SETTING = ["dataset", "protocol", "samples", "classifiers", "repeats", "steps"]
 

@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import pandas as pd
-import yaml
 
+from dpsapf.support.yaml_files import load_yaml
 from paper_figures.tables import Cell, Table, markdown
 
 
@@ -40,7 +40,7 @@ class Records:
 
     def test_images(self, dataset: str) -> int:
         """Return the number of test images that a dataset's entry in config/datasets.yaml holds out."""
-        return yaml.safe_load((self.root / "config" / "datasets.yaml").read_text(encoding="utf-8"))[dataset]["test"]
+        return load_yaml(self.root / "config" / "datasets.yaml")[dataset]["test"]
 
 
 def cut(path: str, drop: tuple[str, ...], records: Records) -> str:

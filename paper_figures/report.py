@@ -17,13 +17,13 @@ import pandas as pd
 from PIL import Image
 
 from dpsapf.experiment.records import CLAIMED, Ledger
-from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import parse
 from dpsapf.support.files import write_text
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import as_json, read_record
+from dpsapf.support.yaml_files import load_yaml
 from paper_figures.captions import Captions
 from paper_figures.draw import ITEMS
 from paper_figures.grids import (

@@ -28,13 +28,13 @@ from dpsapf.experiment.columns import (
 )
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import CLAIMED, Metrics
-from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import parse_config
 from dpsapf.experiment.stages import Aggregate
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
 from dpsapf.support.records import as_json, read_record
+from dpsapf.support.yaml_files import load_yaml
 
 LOG = logging.getLogger(__name__)
 AXES = list(RunSpec.model_fields)

@@ -14,12 +14,12 @@ from dpsapf.aggregation.aggregate import run_table
 from dpsapf.aggregation.run_files import Digests, RunFiles, changed, protocol_of, read_records
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import DatasetRecord, Measured, Merged, Metrics, ModelRecord, Spend, Utility
-from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.settings import Config, parse_config
 from dpsapf.experiment.stages import Check
 from dpsapf.support.checked import Checked
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.progress import track
+from dpsapf.support.yaml_files import load_yaml
 
 LOG = logging.getLogger(__name__)
 LEFT_OVER = re.compile(r"^\..*\.\d+\.tmp|^private\.(checkpoint|partial)\.|\.unreadable$")

@@ -7,12 +7,12 @@ from pathlib import Path
 import pandas as pd
 
 from dpsapf.experiment.cost import HEAVY, Job, jobs
-from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import Config, parse_config
 from dpsapf.experiment.stages import Estimate
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
+from dpsapf.support.yaml_files import load_yaml
 
 LOG = logging.getLogger(__name__)
 LOCAL = ("plan_privacy", "select_matrices", "audit_privacy", "publish_population", "collect_metrics", "collect_external")

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.registries import load_yaml
 from dpsapf.support.checked import Checked, parse
 from dpsapf.support.files import write_text
+from dpsapf.support.yaml_files import load_yaml
 
 EVERY = 10.0  # seconds between two looks, at most
 GRACE = 30.0  # seconds for which a job may be in doubt before it counts as failed

@@ -4,13 +4,13 @@ import hashlib
 import typing
 from pathlib import Path
 
-import yaml
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from dpsapf.support.checked import Checked, parse
 from dpsapf.support.download import Download
 from dpsapf.support.errors import UserError, UserErrors, one_of
+from dpsapf.support.yaml_files import load_yaml
 
 ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
 
@@ -218,25 +218,6 @@ class ProtocolEntry(Checked):
             validation_share=self.synthetic_validation,
             repeats=self.classifier_repeats,
         )
-
-
-def load_yaml(path: str | Path) -> dict:
-    """Parse a YAML mapping.
-
-    Raises:
-        UserError: the file is missing, no text, not YAML, or is not a mapping.
-    """
-    try:
-        data = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError("config file", str(path), "does not exist") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError("config file", str(path), f"cannot be read as UTF-8 text: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(str(path), "not YAML", str(error).replace("\n", " ")) from error
-    if not isinstance(data, dict):
-        raise UserError(str(path), data, "must be a mapping of keys to values")
-    return data
 
 
 def load_registry(path: str | Path, cls: type[Checked]) -> dict[str, typing.Any]:

@@ -55,7 +55,7 @@ def test_an_empty_file_is_no_mapping(register):
 @pytest.mark.parametrize("text", ["a: !!python/object/apply:os.mkdir [{}]", "a: !!python/name:os.system", "a: 1\n\tb: 2"])
 def test_what_yaml_would_run_is_refused_in_one_line(register, tmp_path, text):
     file = register(text.format(tmp_path / "made"))
-    with pytest.raises(UserError, match="registry.yaml = 'not YAML': ") as caught:
+    with pytest.raises(UserError, match="registry.yaml: line [12] = 'not YAML': ") as caught:
         load_yaml(file)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "made").exists()
