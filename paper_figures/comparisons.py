@@ -10,13 +10,16 @@ import pandas as pd
 
 from dpsapf.experiment.columns import BLOCK, MATRIX, SCORE
 from dpsapf.experiment.methods import TRAINING_AXES
+from dpsapf.experiment.runs import Study
 from paper_figures.claims import Claim, Metric
 from paper_figures.learning_rates import AUTO
 from paper_figures.published import KEYS, PROTOCOLS, TRANSFORMERS
-from paper_figures.results import CHOICES, GROUP, Results, hold, near_headline
+from paper_figures.results import CHOICES, GROUP, TRAINING, Results
 from paper_figures.selection_map import STAGES
 
 ENERGIES = ("energy", "share", "norm")  # scores that grow with an image's gradient in the matrix
+HELD = (*CHOICES, "sigma_s", *TRAINING_AXES)  # axes that both sides of a comparison share, unless it compares them
+OWN, IGNORED, OF_THEIRS = "the config's own", "ignored", " of theirs"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +42,13 @@ class Comparison:
 
 
 def of_claim(claim: Claim, metric: Metric, results: Results) -> list[Comparison]:
-    """Pair the rows of both sides of a claim by seed."""
-    table = places(results) if claim.table == "places" else comparable_runs(claim, results)
+    """Pair the rows of both sides of a claim by seed, at the settings that `alike` finds for this claim."""
+    table = places(results) if claim.table == "places" else described(results.runs)
     ours, theirs = matching(table, claim.ours), matching(table, claim.theirs)
     keys = [*GROUP, *claim.same, "seed"]
+    if claim.table == "runs":
+        compared = set(claim.ours) & set(claim.theirs)
+        ours, theirs = alike(ours, theirs, keys, [axis for axis in HELD if axis not in compared])
     other = theirs.groupby(keys, dropna=False)[metric.column].mean().rename("theirs").reset_index()
     pairs = ours.merge(other, on=keys).dropna(subset=[metric.column, "theirs"])
     by = [*GROUP, *(axis for axis in ("epsilon", "learning_rate") if axis in pairs), *claim.varied]
@@ -64,9 +70,9 @@ def of_number(row: Mapping[str, object], metric: Metric, results: Results) -> li
     """Set our runs of a published row's dataset, model and setting beside its value, if they are under the paper's protocol."""
     if results.protocol not in PROTOCOLS:
         return []
-    runs = comparable_runs(None, results)
-    runs = runs[runs["learning_rate"] != AUTO]
-    runs = matching(runs, {key: None if pd.isna(row[key]) else row[key] for key in KEYS})
+    runs = described(results.runs)
+    runs = matching(runs[runs["learning_rate"] != AUTO], {key: None if pd.isna(row[key]) else row[key] for key in KEYS})
+    runs, _ = alike(runs, runs, ["run_id"], [axis for axis in HELD if axis not in KEYS])
     runs = runs.dropna(subset=metric.column)
     if runs.empty:
         return []
@@ -74,20 +80,58 @@ def of_number(row: Mapping[str, object], metric: Metric, results: Results) -> li
     return [_comparison(setting, runs.assign(theirs=row[metric.column]), metric, results)]
 
 
-def comparable_runs(claim: Claim | None, results: Results) -> pd.DataFrame:
-    """Return the runs whose axes are those that most runs have, but for the axes that a claim or the published tables compare.
+def described(runs: pd.DataFrame) -> pd.DataFrame:
+    """Add what claims ask for: accuracy in %, and the kind of network."""
+    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=[network(model) for model in runs["public_model"]])
 
-    The learning rate is the config's own or, in the same way, the one that noise allows.
+
+def alike(
+    ours: pd.DataFrame, theirs: pd.DataFrame, keys: Sequence[str], axes: Sequence[str]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Keep the rows of both sides that have one setting in everything that is not compared.
+
+    Of all settings that both sides have, it is the one at the config's own learning rate, steps, batch size, rank and optimizer
+    if there is one, and then the one that most pairs have. Runs at the learning rate that noise allows are chosen apart.
+
+    Args:
+        ours: rows of runs.csv of one side.
+        theirs: of the other side.
+        keys: columns that make a pair: both sides have the same value.
+        axes: of `HELD`: what both sides share, unless a side's method ignores it.
     """
-    compared = ("mechanism",) if claim is None else tuple(axis for axis in claim.ours if axis in CHOICES)
-    choices = [axis for axis in CHOICES if axis not in compared]
-    training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
-    runs = hold(results.runs, results, choices, training)
-    runs = pd.concat([hold(runs, results, (), ("learning_rate",)), runs[runs["learning_rate"] == AUTO]]).drop_duplicates("run_id")
-    if claim is None or "sigma_s" not in claim.ours:
-        runs = near_headline(runs, results, "sigma_s")
-    networks = [network(model) for model in runs["public_model"]]
-    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=networks)
+    pairs = _settings(ours, keys, axes).merge(_settings(theirs, keys, axes), on=keys, suffixes=("", OF_THEIRS))
+    for axis in map(_held, axes):
+        value, partner = pairs[axis], pairs[axis + OF_THEIRS]
+        pairs = pairs[(value == partner) | (value == IGNORED) | (partner == IGNORED)]
+        pairs = pairs.assign(**{axis: value.where(value != IGNORED, partner)})
+    allowed = pairs[_held("learning_rate")] == AUTO
+    kept = pd.concat([_at_best(pairs[some], axes) for some in (~allowed, allowed)])
+    return ours.loc[kept["row"].unique()], theirs.loc[kept["row" + OF_THEIRS].unique()]
+
+
+def _held(axis: str) -> str:
+    return f"held {axis}"
+
+
+def _settings(side: pd.DataFrame, keys: Sequence[str], axes: Sequence[str]) -> pd.DataFrame:
+    """Return a side's keys, its row labels, and its axes: `OWN` for the config's value, `IGNORED` where the method ignores it."""
+    unset = {axis: np.where(side["method"].isin(TRAINING) & (axis in TRAINING_AXES), OWN, IGNORED) for axis in axes}
+    filled = {_held(axis): side[axis].astype(object).where(side[axis].notna(), unset[axis]) for axis in axes}
+    return side[list(keys)].assign(row=side.index, **filled)
+
+
+def _at_best(pairs: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
+    """Keep the pairs at the best setting of `alike`; a tie goes to the defaults of `Study`, then to the least."""
+    if pairs.empty:
+        return pairs
+    names = list(map(_held, axes))
+    counts = pairs.groupby(names).size()
+
+    def rank(setting: tuple) -> tuple:
+        defaults = sum(value == Study.model_fields[axis].default[0] for axis, value in zip(axes, setting, strict=True))
+        return -setting.count(OWN), -counts[setting], -defaults, tuple(map(str, setting))
+
+    return pairs[(pairs[names] == min(counts.index, key=rank)).all(axis="columns")]
 
 
 def network(public_model: str) -> str:

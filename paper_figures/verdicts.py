@@ -12,6 +12,7 @@ import math
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import pandas as pd
 
@@ -31,7 +32,9 @@ if typing.TYPE_CHECKING:
 LOG = logging.getLogger("dpsapf")
 REPRODUCED, NOT_REPRODUCED, OPEN, NOT_RUN = "reproduced", "not reproduced", "cannot tell at this power", "not run"
 VERDICTS = (REPRODUCED, NOT_REPRODUCED, OPEN, NOT_RUN)
-CLAIM, NUMBER = "claim", "published number"
+CLAIM, NUMBER, RESULTS = "claim", "published number", "results folder"
+NOT_USED = "not used"
+SHARED = "Each of its comparisons is one of another folder's, or has one seed where another folder has more."
 ELSEWHERE = "Direction only: not the paper's dataset, public model and protocol."
 
 
@@ -67,6 +70,8 @@ def compare_with_paper(options: "CompareWithPaper") -> None:
         data.to_csv(temporary, index=False)
     write_text(options.out.with_suffix(".md"), markdown(draw(data)))
     LOG.info("%s", counts(data))
+    for line in unused(data):
+        LOG.warning("no claim uses %s", line)
 
 
 def prepare(results: Results) -> pd.DataFrame:
@@ -81,28 +86,47 @@ def judge_all(folders: Sequence[Results]) -> pd.DataFrame:
         One row each: ``kind``, ``claim`` (its name), ``text``, ``source``, ``metric``, ``comparisons`` and how many of them
         were ``reproduced`` and ``not_reproduced``; ``where``, ``ours``, ``low``, ``high``, ``p``, ``p_corrected``, ``seeds``
         and ``smallest_visible`` of the comparison that decides (the weakest where all agree, the clearest that disagrees);
-        ``unit``; what the ``paper`` has; ``verdict`` and ``why``.
+        ``unit``; what the ``paper`` has; ``verdict`` and ``why``. A folder that takes part in none of them has a row, too, of
+        kind `RESULTS`.
     """
-    claims = [_claim_row(claim, metric, folders) for claim in CLAIMS for metric in claim.metrics]
-    numbers = [
-        _number_row(table, row, metric, folders)
-        for table in TABLES
-        for row in published(table).to_dict("records")
-        for metric in (ACCURACY, FID_FACTOR)
-    ]
-    return pd.DataFrame(claims + numbers)
+    claims = [(claim, metric) for claim in CLAIMS for metric in claim.metrics]
+    numbers = [(table, row, metric) for table in TABLES for row in _published(table) for metric in (ACCURACY, FID_FACTOR)]
+    found = [[of_claim(claim, metric, results) for results in folders] for claim, metric in claims]
+    found += [[of_number(row, metric, results) for results in folders] for _, row, metric in numbers]
+    judged = [unique(list(chain(*of_folders))) for of_folders in found]
+    rows = [_claim_row(*claim, comparisons) for claim, comparisons in zip(claims, judged, strict=False)]
+    rows += [_number_row(*number, comparisons) for number, comparisons in zip(numbers, judged[len(claims) :], strict=True)]
+    return pd.DataFrame(rows + _unused_rows(folders, found, judged))
 
 
-def _claim_row(claim: Claim, metric: Metric, folders: Sequence[Results]) -> dict[str, object]:
-    comparisons = unique([one for results in folders for one in of_claim(claim, metric, results)])
+def _published(table: str) -> list[dict]:
+    return published(table).to_dict("records")
+
+
+def _unused_rows(
+    folders: Sequence[Results], found: Sequence[Sequence[list[Comparison]]], judged: Sequence[list[Comparison]]
+) -> list[dict[str, object]]:
+    """Name the folders none of whose comparisons is judged; ``found`` has a list of comparisons for each of them."""
+    used, rows = {id(one) for comparisons in judged for one in comparisons}, []
+    for results, own in zip(folders, zip(*found, strict=True), strict=True):
+        comparisons = list(chain(*own))
+        if used.isdisjoint(map(id, comparisons)):
+            row = {"kind": RESULTS, "claim": results.layout.root.name, "text": "", "source": "tables/runs.csv", "metric": "any"}
+            row |= _outcome([], ACCURACY) | {"unit": "", "paper": "", "verdict": NOT_USED}
+            methods = ", ".join(results.runs["method"].unique())
+            lone = f"No two of its runs (of {methods}) are the two sides of a claim at one setting and seed."
+            rows.append(row | {"why": SHARED if comparisons else lone})
+    return rows
+
+
+def _claim_row(claim: Claim, metric: Metric, comparisons: Sequence[Comparison]) -> dict[str, object]:
     judged = judge(comparisons, region(metric, claim.expected), metric.exact)
     row = {"kind": CLAIM, "claim": claim.id, "text": claim.text, "source": claim.source, "metric": metric.name}
     row |= _outcome(judged, metric) | {"unit": metric.unit, "paper": papers_own(claim, metric)}
     return row | {"verdict": verdict(judged), "why": why(judged, metric, claim.expected)}
 
 
-def _number_row(table: str, row: dict, metric: Metric, folders: Sequence[Results]) -> dict[str, object]:
-    comparisons = unique([one for results in folders for one in of_number(row, metric, results)])
+def _number_row(table: str, row: dict, metric: Metric, comparisons: Sequence[Comparison]) -> dict[str, object]:
     margin = metric.number_margin
     judged = judge(comparisons, (-margin, margin), exact=False)
     share = "" if pd.isna(row["ratio"]) else f", {100 * row['ratio']:g} %"
@@ -277,6 +301,12 @@ def counts(data: pd.DataFrame) -> str:
     return "; ".join(f"{name}: {tally(data[data['kind'] == kind]['verdict'])}" for kind, name in kinds) + "."
 
 
+def unused(data: pd.DataFrame) -> list[str]:
+    """Name each results folder that no claim uses, with the reason."""
+    rows = data[data["kind"] == RESULTS]
+    return [f"{folder}: {reason}" for folder, reason in zip(rows["claim"], rows["why"], strict=True)]
+
+
 def tally(verdicts: pd.Series) -> str:
     """Count verdicts, in the order of `VERDICTS`; those that nothing has are left out."""
     found = verdicts.value_counts()
@@ -289,7 +319,12 @@ def draw(data: pd.DataFrame) -> Table:
     numbers = data[data["kind"] == NUMBER].groupby("claim", sort=False)
     tables = [_summary(table, rows) for table, rows in numbers]
     header = ("claim", "metric", "verdict", "ours", "the paper", "where", "why")
-    return Table(header, tuple(claims + tables), names=len(header), note=counts(data))
+    return Table(header, tuple(claims + tables), names=len(header), note=" ".join([counts(data), *_unused_note(data)]))
+
+
+def _unused_note(data: pd.DataFrame) -> list[str]:
+    lines = unused(data)
+    return [f"Results that no claim uses: {' '.join(lines)}"] if lines else []
 
 
 def _line(row: dict[str, typing.Any]) -> tuple[Cell, ...]:

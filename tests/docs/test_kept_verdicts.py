@@ -31,3 +31,15 @@ def test_the_csv_is_what_the_tables_say(judged):
 
 def test_the_text_is_that_of_the_csv(judged):
     assert (REFERENCE / "verdicts.md").read_text(encoding="utf-8") == markdown(draw(judged))
+
+
+def test_every_folder_that_has_both_methods_is_judged(judged):
+    both = {path.parents[1].name for path in REFERENCE.glob("*/tables/runs.csv") if {"dp-sapf", "dp-lora"} <= methods(path)}
+    left_out = set(judged.loc[judged["kind"] == "results folder", "claim"])
+    assert "tuned" in both and not both & left_out
+    text = (REFERENCE / "verdicts.md").read_text(encoding="utf-8")
+    assert all(f"{folder}: No two of its runs" in text for folder in left_out)
+
+
+def methods(path):
+    return set(pd.read_csv(path, low_memory=False)["method"])

@@ -17,6 +17,7 @@ from dpsapf.support.errors import UserError
 from paper_figures import claims, comparisons, published, verdicts
 from paper_figures.claims import ACCURACY, CLAIMS, FID, FID_FACTOR, PARAMETERS
 from paper_figures.comparisons import Comparison
+from paper_figures.published import MATRICES
 from paper_figures.results import load_results
 from paper_figures.tables import markdown
 from paper_figures.verdicts import NOT_REPRODUCED, NOT_RUN, OPEN, REPRODUCED, judge, judge_all, region, verdict
@@ -249,6 +250,65 @@ def test_the_rate_that_noise_allows_is_a_comparison_of_its_own(fake):
     found = comparisons.of_claim(BY_ID["random"], ACCURACY, both)
     assert len(found) == 2 * len(comparisons.of_claim(BY_ID["random"], ACCURACY, fake))
     assert {one.setting["learning_rate"] for one in found if not pd.isna(one.setting["learning_rate"])} == {"auto"}
+
+
+OTHERS = {
+    "score": "signal",
+    "mechanism": "exponential",
+    "rule": "noise-budget",
+    "candidates": "all-params",
+    "adapter": "lokr",
+    "sigma_s": 25.0,
+    "learning_rate": 0.5,
+    "training_steps": 60.0,
+    "batch_size": 8.0,
+    "lora_rank": 16.0,
+    "optimizer": "sgd",
+}
+
+
+def with_another_study(results, axis, value, rule="top"):
+    """Add three times as many runs of DP-SAPF that differ from the others in one axis, and have no partner there."""
+    ours = results.runs[results.runs["method"] == "dp-sapf"]
+    others = [
+        ours.assign(**{"rule": rule, axis: value, "accuracy": 0.01}).assign(run_id=ours["run_id"] + f"--{n}") for n in "abc"
+    ]
+    return dataclasses.replace(results, runs=pd.concat([results.runs, *others], ignore_index=True))
+
+
+def compared(results, claim_ids=("dp-lora", "random", "parameters")):
+    return [one.values for claim in claim_ids for one in comparisons.of_claim(BY_ID[claim], BY_ID[claim].metrics[0], results)]
+
+
+@pytest.mark.parametrize("axis", OTHERS)
+def test_a_study_with_another_rule_takes_no_comparison_away(fake, axis):
+    """Its settings may be the commonest in the folder; they are chosen among the rows that the claim asks for."""
+    both = with_another_study(fake, axis, OTHERS[axis], rule="noise-budget")
+    assert compared(fake) and compared(both) == compared(fake)
+
+
+@pytest.mark.parametrize("axis", OTHERS)
+def test_a_setting_that_only_one_side_has_takes_no_comparison_away(fake, axis):
+    claim = dataclasses.replace(BY_ID["layers"], ours=MATRICES | {"ratio": 0.3}, theirs=MATRICES | {"ratio": 0.7})
+    more = with_another_study(fake, axis, OTHERS[axis])
+    one_sided = more.runs[(more.runs["accuracy"] != 0.01) | (more.runs["ratio"] != 0.7)]
+    before, after = (comparisons.of_claim(claim, FID, one) for one in (fake, dataclasses.replace(more, runs=one_sided)))
+    assert before and [one.values for one in after] == [one.values for one in before]
+
+
+def test_every_axis_that_is_held_is_tried():
+    assert set(OTHERS) == set(comparisons.HELD)
+
+
+def test_a_folder_that_no_claim_uses_is_named_with_the_reason(root, fake, tmp_path, caplog):
+    lone = write_results(tmp_path / "lone", expand({"a": Study(dataset=("digits",), method=("dp-lora",))}), images=False)
+    again = write_results(tmp_path / "again", expand(STUDIES)[:14], images=False, changes=scored)
+    verdicts.compare_with_paper(CompareWithPaper(results=(root, lone, again), out=tmp_path / "verdicts.csv"))
+    text, lines = (tmp_path / "verdicts.md").read_text(encoding="utf-8"), caplog.text
+    for told in (text, lines):
+        assert "lone: No two of its runs (of dp-lora) are the two sides of a claim" in told
+        assert "again: Each of its comparisons is one of another folder's" in told
+        assert "fake: " not in told
 
 
 def test_outer_blocks_are_the_first_and_the_last_of_the_network(fake):
