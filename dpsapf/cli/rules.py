@@ -1,10 +1,8 @@
-"""What the Snakefile asks of the package: command-line options of config sections, digests of a stage's code."""
+"""What the Snakefile asks of the package: command-line options of config sections, and which files a rule reads."""
 
-import hashlib
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
@@ -13,33 +11,6 @@ from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
 from dpsapf.support.errors import UserError
-
-PACKAGE = Path(__file__).parents[1]
-SHARED = ("experiment", "support")
-SOURCES = {".py", ".html", ".css", ".js"}
-CODE: dict[str, tuple[str, ...]] = {
-    "datasets": ("datasets",),
-    "public_models": ("public_models", "datasets"),
-    "pretraining": ("pretraining", "evaluation", "public_models", "datasets"),
-    "privacy": ("privacy", "saliency", "optimization"),
-    "saliency": ("saliency", "optimization", "gradients", "public_models", "privacy"),
-    "finetune": ("finetune", "optimization", "gradients", "public_models", "privacy"),
-    "sampling": ("sampling", "finetune", "optimization", "public_models", "datasets"),
-    "evaluation": ("evaluation", "optimization", "datasets", "privacy"),
-    "evolution": (
-        "evolution",
-        "evaluation",
-        "sampling",
-        "finetune",
-        "optimization",
-        "gradients",
-        "public_models",
-        "datasets",
-        "privacy",
-    ),
-    "aggregation": ("aggregation", "saliency", "optimization", "privacy"),
-    "paper_figures": ("../paper_figures", "aggregation", "saliency", "optimization", "privacy", "datasets"),
-}
 
 
 def flags(*sections: Checked, only: tuple[str, ...] = (), prefix: str = "") -> str:
@@ -82,15 +53,6 @@ def given(files: Mapping[str, object], besides: tuple[str, ...] = ()) -> str:
         paths = [str(value)] if isinstance(value, str) else [str(path) for path in value]
         words += ["--" + name.replace("_", "-"), *paths] if paths else []
     return shlex.join(words)
-
-
-def code_digest(stage: str) -> str:
-    """Digest the source of a stage and of what its results depend on, so that an edit re-runs it."""
-    digest = hashlib.sha256()
-    for folder in (*CODE[stage], *SHARED):
-        for path in sorted(path for path in (PACKAGE / folder).rglob("*") if path.suffix in SOURCES):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()[:16]
 
 
 def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:

@@ -1,6 +1,3 @@
-import ast
-import functools
-import itertools
 import re
 import shlex
 from pathlib import Path
@@ -11,13 +8,8 @@ from hypothesis import given as for_all
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from dpsapf.cli import rules
-from dpsapf.cli.commands import MODULES
 from dpsapf.cli.main import application
 from dpsapf.cli.rules import (
-    CODE,
-    SHARED,
-    code_digest,
     flags,
     given,
     run_pattern,
@@ -164,94 +156,6 @@ def test_an_entrys_digest_is_of_what_it_means_not_of_how_it_is_written(tmp_path)
     fields, data = ProtocolEntry.model_fields, load_yaml(ROOT / "config" / "protocols.yaml")["demo-v2"]
     defaults = {name: field.default for name, field in fields.items() if not field.is_required() and name not in data}
     assert defaults and protocols(tmp_path) == protocols(tmp_path, **defaults)
-
-
-@pytest.fixture
-def checkout(tmp_path, monkeypatch):
-    """A package with one file in every room; write another one, and see what changes."""
-    rooms = {path.parent.name for path in (ROOT / "dpsapf").glob("*/__init__.py")}
-    for place in [*(f"dpsapf/{room}" for room in rooms), "paper_figures"]:
-        (tmp_path / place / "inner").mkdir(parents=True)
-        (tmp_path / place / "inner" / "code.py").write_text("x = 1\n")
-    monkeypatch.setattr(rules, "PACKAGE", tmp_path / "dpsapf")
-
-    def changed(file, text):
-        before = {stage: code_digest(stage) for stage in CODE}
-        (tmp_path / file).write_text(text)
-        return {stage for stage in CODE if code_digest(stage) != before[stage]}
-
-    return changed
-
-
-@pytest.mark.parametrize(
-    ("room", "stages"),
-    [
-        ("dpsapf/finetune", {"finetune", "sampling", "evolution"}),
-        ("dpsapf/privacy", {"privacy", "saliency", "finetune", "evolution"}),
-        ("dpsapf/gradients", {"saliency", "finetune"}),
-        ("dpsapf/cli", set()),
-        ("dpsapf/bench", set()),
-    ],
-)
-def test_an_edit_reruns_what_depends_on_it(checkout, room, stages):
-    found = checkout(f"{room}/inner/code.py", "x = 2\n")
-    assert found >= stages and bool(found) == bool(stages)
-    assert checkout(f"{room}/inner/code.py", "x = 2\n") == set(), "written again as it was"
-
-
-@pytest.mark.parametrize("room", SHARED)
-def test_an_edit_of_what_all_share_reruns_everything(checkout, room):
-    assert checkout(f"dpsapf/{room}/inner/code.py", "x = 2\n") == set(CODE)
-
-
-def test_a_new_file_counts_and_a_file_of_another_kind_does_not(checkout):
-    assert "evaluation" in checkout("dpsapf/evaluation/inner/new.py", "y = 1\n")
-    assert checkout("dpsapf/evaluation/inner/notes.txt", "y = 1\n") == set()
-    assert checkout("paper_figures/inner/code.py", "x = 2\n") == {"paper_figures"}
-    assert checkout("paper_figures/inner/page.css", "p {}\n") == {"paper_figures"}, "a page's template is code"
-
-
-@functools.cache
-def imports(module):
-    """Modules of the two packages that a module imports, also inside its functions."""
-    found = set()
-    for node in ast.walk(ast.parse(source(module).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
-        elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return {name for name in found if name.startswith(("dpsapf.", "paper_figures.")) and source(name).exists()}
-
-
-def source(module):
-    return (ROOT / module.replace(".", "/")).with_suffix(".py")
-
-
-def rooms_behind(modules):
-    """Rooms of everything that modules import, directly or not."""
-    seen, left = set(), list(modules)
-    while left:
-        module = left.pop()
-        if module not in seen:
-            seen.add(module)
-            left += imports(module)
-    return {module.split(".")[1] if module.startswith("dpsapf.") else "../paper_figures" for module in seen}
-
-
-RULES = ROOT / "workflow" / "rules"
-
-
-def digests_of_commands():
-    for rule in itertools.chain(*(re.split(r"^rule ", path.read_text(), flags=re.M)[1:] for path in sorted(RULES.glob("*.smk")))):
-        command, digest = re.search(r"dpsapf ([a-z-]+)", rule), re.search(r'code_digest\("(\w+)"\)', rule)
-        yield command[1], digest[1]
-
-
-@pytest.mark.parametrize(("command", "stage"), list(digests_of_commands()))
-def test_a_rules_digest_covers_every_room_that_its_command_imports(command, stage):
-    modules = {options.__name__.lower(): module for options, module in MODULES.items()}
-    behind = rooms_behind([modules[command.replace("-", "")]])
-    assert behind <= {*CODE[stage], *SHARED}
 
 
 def test_a_selection_reads_what_its_rule_needs(run):

@@ -17,7 +17,7 @@ rule collect_metrics:
     params:
         files=lambda w, input: given(input),
         updates=flags(CONFIG.finetune, only=UPDATES),
-        code=code_digest("aggregation"),
+        code=code_digest("collect-metrics"),
     shell:
         "python -m dpsapf collect-metrics {params.files} {params.updates} --out {output} --log {log}"
 
@@ -39,7 +39,7 @@ rule aggregate:
     resources:
         mem_mb=1000,
     params:
-        code=code_digest("aggregation"),
+        code=code_digest("aggregate"),
     shell:
         "python -m dpsapf aggregate --metrics {input.metrics} --runs {output.runs} --summary {output.summary}"
         " --selections {output.selections} --log {log}"

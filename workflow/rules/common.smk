@@ -25,8 +25,8 @@ from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, MEMBERS, WALKING, method
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.run_files import audit_files, own_files
+from dpsapf.cli.code import code_digest
 from dpsapf.cli.rules import (
-    code_digest,
     counted_runs,
     fragility_file,
     flags,

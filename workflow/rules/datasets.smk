@@ -18,7 +18,7 @@ rule fetch_dataset:
         mem_mb=500,
     params:
         entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
-        code=code_digest("datasets"),
+        code=code_digest("fetch-dataset"),
     shell:
         "python -m dpsapf fetch-dataset --name {wildcards.dataset} --registry {input.registry} --out {output} --log {log}"
 
@@ -42,7 +42,7 @@ rule prepare_dataset:
         **NEEDS.light(2000, 240),
     params:
         entry=lambda w: entry_digest(CONFIG.datasets_file, w.dataset, DatasetEntry),
-        code=code_digest("datasets"),
+        code=code_digest("prepare-dataset"),
     shell:
         "python -m dpsapf prepare-dataset --name {wildcards.dataset} --registry {input.registry} --archive {output.archive}"
         " --record {output.record} --preview {output.preview} --threads {threads} --log {log}"

@@ -18,7 +18,7 @@ rule fetch_evaluation_weights:
         mem_mb=1000,
     params:
         entry=lambda w: entry_digest(CONFIG.protocols_file, w.protocol, ProtocolEntry),
-        code=code_digest("evaluation"),
+        code=code_digest("fetch-evaluation-weights"),
     shell:
         "python -m dpsapf fetch-evaluation-weights --protocol {wildcards.protocol} --registry {input.registry} --out {output} --log {log}"
 
@@ -43,7 +43,7 @@ rule reference_features:
     params:
         options=EVALUATION,
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
-        code=code_digest("evaluation"),
+        code=code_digest("reference-features"),
     shell:
         "python -m dpsapf reference-features --archive {input.archive} --dataset {input.dataset} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}}"
         " --features {output.features} --ceiling {output.ceiling} --log {log}"
@@ -79,7 +79,7 @@ rule evaluate:
         options=EVALUATION,
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         run=lambda w: flags(RUNS[w.run], only=("seed",)),
-        code=code_digest("evaluation"),
+        code=code_digest("evaluate"),
     shell:
         "python -m dpsapf evaluate {params.files} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}} {params.run}"
         " --fidelity {output.fidelity} --utility {output.utility} --log {log}"
@@ -119,7 +119,7 @@ rule evaluate_and_count:
         options=EVALUATION,
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
         run=lambda w: flags(RUNS[w.run], only=("seed",)),
-        code=code_digest("evaluation"),
+        code=code_digest("evaluate"),
     shell:
         "python -m dpsapf evaluate {params.files} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}} {params.run}"
         " --fidelity {output.fidelity} --utility {output.utility}"

@@ -26,7 +26,7 @@ rule evolve:
         evolution=flags(CONFIG.evolution, only=VARIATIONS),
         protocol=f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}",
         entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
-        code=code_digest("evolution"),
+        code=code_digest("evolve"),
     shell:
         "python -m dpsapf evolve {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} {params.evolution} {params.protocol}"
         " --population {output.population} --spend {output.spend} --private {output.private} --log {log}"
@@ -54,7 +54,7 @@ rule publish_population:
         mem_mb=CONFIG.resources.memory_mb,
     params:
         files=lambda w, input: given(input),
-        code=code_digest("evolution"),
+        code=code_digest("publish-population"),
     shell:
         "python -m dpsapf publish-population {params.files} --archive {output.archive}"
         " --contact-sheet {output.contact_sheet} --timing {output.timing} --log {log}"

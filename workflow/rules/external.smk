@@ -22,7 +22,7 @@ rule import_images:
             RUNS[w.run], only=("external", "public_model", "epsilon", "seed")
         ),
         told=lambda w: flags(*CONFIG.made_elsewhere[w.run][1:], only=("label", "delta")),
-        code=code_digest("evaluation"),
+        code=code_digest("import-images"),
     shell:
         "python -m dpsapf import-images --images {input.images} --dataset {input.dataset} {params.run} {params.told}"
         " --threads ${{GRANTED:-{threads}}} --archive {output.archive} --contact-sheet {output.contact_sheet}"
@@ -52,6 +52,6 @@ rule collect_external:
         mem_mb=1000,
     params:
         files=lambda w, input: given(input),
-        code=code_digest("aggregation"),
+        code=code_digest("collect-external"),
     shell:
         "python -m dpsapf collect-external {params.files} --out {output} --log {log}"

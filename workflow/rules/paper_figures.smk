@@ -26,7 +26,7 @@ rule draw_figures:
         mem_mb=2000,
     params:
         results=LAYOUT.root,
-        code=code_digest("paper_figures"),
+        code=code_digest("draw-figures"),
     shell:
         "python -m dpsapf draw-figures --results {params.results} --figures {output} --log {log}"
 
@@ -58,7 +58,7 @@ rule write_report:
     params:
         results=LAYOUT.root,
         config=yaml.safe_dump(json.loads(json.dumps(config)), sort_keys=False),
-        code=code_digest("paper_figures"),
+        code=code_digest("write-report"),
     shell:
         "printf %s {params.config:q} > {output.configfile}; "
         "python -m dpsapf write-report --results {params.results} --configfile {output.configfile}"

@@ -28,7 +28,7 @@ rule plan_privacy:
             if RUNS[w.run] in COUNTED
             else ""
         ),
-        code=code_digest("privacy"),
+        code=code_digest("plan-privacy"),
     shell:
         "python -m dpsapf plan-privacy --dataset {input.dataset} --candidate-table {input.candidate_table}"
         " {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol} --out {output} --log {log}"
@@ -50,7 +50,7 @@ rule audit_privacy:
         mem_mb=2000,
     params:
         files=lambda w, input: given(input),
-        code=code_digest("privacy"),
+        code=code_digest("audit-privacy"),
     shell:
         "python -m dpsapf audit-privacy {params.files} --out {output} --log {log}"
 
@@ -75,6 +75,6 @@ rule audit_validation:
         mem_mb=2000,
     params:
         files=lambda w, input: given(input),
-        code=code_digest("privacy"),
+        code=code_digest("audit-validation"),
     shell:
         "python -m dpsapf audit-validation {params.files} --out {output} --log {log}"

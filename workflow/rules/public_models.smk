@@ -20,7 +20,7 @@ rule fetch_public_model:
         entry=lambda w: entry_digest(
             CONFIG.public_models_file, w.public_model, ModelEntry
         ),
-        code=code_digest("public_models"),
+        code=code_digest("fetch-public-model"),
     shell:
         "python -m dpsapf fetch-public-model --name {wildcards.public_model} --registry {input.registry} --out {output} --log {log}"
 
@@ -39,7 +39,7 @@ rule pretrain_public_model:
     resources:
         mem_mb=8000,
     params:
-        code=code_digest("pretraining"),
+        code=code_digest("pretrain-public-model"),
     shell:
         "python -m dpsapf pretrain-public-model --out {output.out} --feature-network {output.network}"
         " --threads {threads} --log {log}"
@@ -65,7 +65,7 @@ rule prepare_public_model:
         entry=lambda w: entry_digest(
             CONFIG.public_models_file, w.public_model, ModelEntry
         ),
-        code=code_digest("public_models"),
+        code=code_digest("prepare-public-model"),
     shell:
         "python -m dpsapf prepare-public-model --name {wildcards.public_model} --registry {input.registry}"
         " --record {output.record} --candidates {output.candidates} --log {log}"
@@ -88,7 +88,7 @@ rule encode_dataset:
     resources:
         **NEEDS.resources("encode_dataset"),
     params:
-        code=code_digest("public_models"),
+        code=code_digest("encode-dataset"),
     shell:
         "python -m dpsapf encode-dataset --archive {input.archive} --dataset {input.dataset} --model {input.model}"
         " --out {output} $SPEED --threads ${{GRANTED:-{threads}}} --log {log}"
@@ -110,6 +110,6 @@ rule embed_prompts:
     resources:
         **NEEDS.resources("embed_prompts"),
     params:
-        code=code_digest("public_models"),
+        code=code_digest("embed-prompts"),
     shell:
         "python -m dpsapf embed-prompts --dataset {input.dataset} --model {input.model} --out {output} $SPEED --threads ${{GRANTED:-{threads}}} --log {log}"

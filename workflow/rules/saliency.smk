@@ -33,7 +33,7 @@ rule score_saliency:
         run=lambda w: score_flags(SCORES[w.scores]),
         options=f"{flags(CONFIG.saliency)} {PRECISION}",
         privacy=flags(CONFIG.privacy, only=("delta", "unit", "noise")),
-        code=code_digest("saliency"),
+        code=code_digest("score-saliency"),
     shell:
         "$LAUNCH dpsapf score-saliency {params.files} {params.run} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} {params.privacy}"
         " --scores {output.scores} --spend {output.spend} --private {output.private} --log {log}"
@@ -60,7 +60,7 @@ rule compare_scores:
     params:
         files=lambda w, input: given(input),
         options=flags(CONFIG.saliency),
-        code=code_digest("saliency"),
+        code=code_digest("compare-scores"),
     shell:
         "python -m dpsapf compare-scores {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
@@ -86,7 +86,7 @@ rule compare_rankings:
     params:
         files=lambda w, input: given(input),
         options=flags(CONFIG.saliency),
-        code=code_digest("saliency"),
+        code=code_digest("compare-rankings"),
     shell:
         "python -m dpsapf compare-rankings {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
@@ -110,7 +110,7 @@ rule measure_fragility:
     params:
         files=lambda w, input: given(input),
         adapter=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
-        code=code_digest("saliency"),
+        code=code_digest("measure-fragility"),
     shell:
         "python -m dpsapf measure-fragility {params.files} --candidates {wildcards.candidates} {params.adapter} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
@@ -134,6 +134,6 @@ rule select_matrices:
         files=lambda w, input: given(input),
         adapter=flags(CONFIG.finetune, only=UPDATES),
         rate=CONFIG.finetune.learning_rate_lora,
-        code=code_digest("saliency"),
+        code=code_digest("select-matrices"),
     shell:
         "python -m dpsapf select-matrices {params.files} {params.adapter} --learning-rate {params.rate} --out {output.out} --record {output.record} --log {log}"
