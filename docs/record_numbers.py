@@ -5,6 +5,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
+from config_numbers import trained_runs
 from record_tables import bench_rows, dp_sapf_and_dp_lora, smallest_visible
 from records import Records
 
@@ -187,6 +188,7 @@ KEPT = (
 )
 NUMBERS: dict[str, Callable[[Records], str]] = {
     **{f"{what}-minutes": partial(minutes, what) for what in ("demo", "test", "demo-full-cut", "variants", "own-images")},
+    **{f"{name}-runs": partial(trained_runs, name) for name in ("stability", "tuned")},
     "demo-memory-gb": partial(gigabytes, "demo"),
     "demo-cores": partial(field, "demo", "cores"),
     "demo-commit": partial(field, "demo", "commit"),

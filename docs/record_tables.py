@@ -6,7 +6,8 @@ from collections.abc import Callable
 from functools import partial
 
 import pandas as pd
-from records import Records, cut, pipes
+from config_numbers import cuts
+from records import Records, cut, pipes, with_code
 
 from dpsapf.aggregation.multiple_tests import LEVEL
 from dpsapf.experiment.columns import INTERVAL
@@ -266,8 +267,7 @@ def measured(records: Records) -> str:
         ]
         for entry in entries
     ]
-    # backticks are code here, not text to escape
-    return pipes(["command", "minutes", "cores", "largest process (MB)", "commit"], rows).replace("\\`", "`").replace("\\_", "_")
+    return with_code(pipes(["command", "minutes", "cores", "largest process (MB)", "commit"], rows))
 
 
 TABLES: dict[str, Callable[[Records], str]] = {
@@ -288,6 +288,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "stability-over-random": partial(edge_factors, "over_random"),
     "stability-regret": regrets,
     "stability-turns": turns,
+    "stability-cuts": cuts,
     "tuned-fid": partial(own_rate_differences, "fid"),
     "tuned-accuracy": partial(own_rate_differences, "accuracy_pct"),
     "selected-by-scores": selected_by_scores,

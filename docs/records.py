@@ -38,9 +38,13 @@ class Records:
         """Return a number whose table was not kept."""
         return pd.read_csv(self.folder / "kept_numbers.csv", dtype=str).set_index("name")["value"][name]
 
+    def config(self, name: str) -> dict:
+        """Return a config of the checkout as it is written."""
+        return load_yaml(self.root / "config" / f"{name}.yaml")
+
     def test_images(self, dataset: str) -> int:
         """Return the number of test images that a dataset's entry in config/datasets.yaml holds out."""
-        return load_yaml(self.root / "config" / "datasets.yaml")[dataset]["test"]
+        return self.config("datasets")[dataset]["test"]
 
 
 def cut(path: str, drop: tuple[str, ...], records: Records) -> str:
@@ -53,3 +57,8 @@ def cut(path: str, drop: tuple[str, ...], records: Records) -> str:
 def pipes(header: list[str], rows: list[list[str]]) -> str:
     """Write rows of text as a Markdown table."""
     return markdown(Table(tuple(header), tuple(tuple(map(Cell, row)) for row in rows)))
+
+
+def with_code(table: str) -> str:
+    """Make backticks of a Markdown table code again, instead of text that was escaped."""
+    return table.replace("\\`", "`").replace("\\_", "_")

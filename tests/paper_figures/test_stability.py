@@ -8,6 +8,7 @@ import pytest
 import yaml
 from matplotlib.colors import to_rgb
 
+from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import parse_config
 from paper_figures import draw, ratio_curves, stability_edges, stability_map
 from paper_figures.collapse import edge, excess
@@ -177,9 +178,7 @@ def test_seeds_with_one_rate_each_have_no_edge(swept):
 
 def test_the_fake_runs_are_those_of_the_config():
     config = parse_config(yaml.safe_load((Path(__file__).parents[2] / "config" / "stability.yaml").read_text(encoding="utf-8")))
-    mapped = [
-        run for run in config.runs if run.rule != "noise-budget" and run.adapter in (None, "lora") and run.lora_rank is None
-    ]
+    mapped = config.matching(expand({name: config.studies[name] for name in ("whole", "salient", "random")}))
     ids = {run.id.replace("-share-s10", "-energy-s5") for run in mapped}
     assert ids == {run.id for run in stability_runs()}
 
