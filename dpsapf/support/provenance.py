@@ -7,6 +7,13 @@ from pathlib import Path
 
 PACKAGES = ("dpsapf", "torch", "diffusers", "peft", "opacus", "dp-accounting", "timm", "clean-fid")
 
+CODE = (
+    "dpsapf",
+    "workflow",
+    "Snakefile",
+    "pyproject.toml",
+)  # of a checkout: what makes results; configs are recorded by themselves
+
 
 def provenance() -> dict:
     """Say what made a record: package, Python and library versions, platform, git commit (or null)."""
@@ -27,10 +34,16 @@ def _installed(name: str) -> bool:
 
 
 def git_commit() -> str | None:
-    """Return the commit of the checkout that the package runs from, with ``+dirty`` if it is changed."""
-    here = Path(__file__).resolve().parent
-    command = ["git", "-C", str(here), "describe", "--always", "--dirty=+dirty", "--abbrev=12", "--exclude=*"]
+    """Return the commit of the checkout that the package runs from, with ``+dirty`` if its `CODE` is changed."""
+    root = Path(__file__).resolve().parents[2]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+        commit = _git(root, "rev-parse", "--short=12", "HEAD")
+        changed = _git(root, "status", "--porcelain", "--untracked-files=no", "--", *CODE)
     except (OSError, subprocess.CalledProcessError):
         return None
+    return f"{commit}+dirty" if changed else commit
+
+
+def _git(root: Path, *words: str) -> str:
+    command = ["git", "--no-optional-locks", "-C", str(root), *words]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
