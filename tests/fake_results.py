@@ -1,19 +1,34 @@
 """A results folder as the workflow leaves it, with invented numbers: for tests of aggregation and figures."""
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw
+from safetensors.numpy import save
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, method
-from dpsapf.experiment.records import DatasetRecord, Fidelity, Ledger, Measured, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import (
+    DatasetRecord,
+    Fidelity,
+    Ledger,
+    Measured,
+    Plan,
+    Release,
+    Spend,
+    Timing,
+    Utility,
+    WeightsHeader,
+)
 from dpsapf.experiment.runs import RunSpec, Study, expand
 from dpsapf.experiment.stages import Aggregate, CollectMetrics
+from dpsapf.finetune.weights import HEADER
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
-from dpsapf.support.records import write_record
+from dpsapf.support.records import as_json, write_record
 from tests.prepared_dataset import write_dataset
 
 ROOT = Path(__file__).parents[1]
@@ -189,7 +204,7 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
         digests={"population": "e" * 64} if row.evolves else {},
         releases=plan.releases,
         spent_epsilon=spent,
-        weights_digest="e" * 64 if row.trains else None,
+        weights_digest=weights_digest(run),
         provenance={},
     )
     fidelity, utility, ceiling = _evaluated(protocol, accuracy, fid, changes)
@@ -247,11 +262,22 @@ def _evaluated(protocol, accuracy, fid, changes):
     return fidelity, utility, ceiling
 
 
+def weights(run, **changes):
+    """Bytes of a run's weights: their header, and no tensor."""
+    header = WeightsHeader(**{"adapter": run.adapter} | changes)
+    return save({}, {HEADER: json.dumps(as_json(header))})
+
+
+def weights_digest(run):
+    return hashlib.sha256(weights(run)).hexdigest() if method(run.method).trains else None
+
+
 def _write_selection(folder, run, release, candidates):
     selection_of(run, candidates).to_csv(folder / "selection.csv", index=False)
     rate = run.learning_rate or (CONFIG_RATE if run.adapter else CONFIG_RATE / 20)
     log = pd.DataFrame({"step": range(release.steps), "loss": 1.0, "learning_rate": rate * np.linspace(1, 0.5, release.steps)})
     log.to_csv(folder / "private_log.csv", index=False)
+    (folder / "weights.safetensors").write_bytes(weights(run))
 
 
 def _write_spend(folder, run, release, candidates):
@@ -264,7 +290,7 @@ def _write_spend(folder, run, release, candidates):
         dataset_id="d" * 64,
         made_from={},
         numbers=1,
-        digest="e" * 64,
+        digest=weights_digest(run) or "e" * 64,
         trainable_parameters=1_064_000 if run.method == "dp-full" else int(trained),
         peak_memory_mb=1400.0,
         private="p" * 64,
@@ -292,6 +318,7 @@ def collect_options(layout, run, protocol=PROTOCOL):
         files |= {"spend": folder / "spend.json", "private": folder / "private.json"}
     if method(run.method).trains:
         files |= {"selection": folder / "selection.csv", "training_log": folder / "private_log.csv"}
+        files["weights"] = folder / "weights.safetensors"
     files["ceiling"] = layout.root / "cache" / "reference" / f"{run.dataset}--{protocol}" / "ceiling.json"
     table, out = layout.root / "candidates.csv", layout.root / "runs" / run.id / "metrics.json"
     return CollectMetrics(**files, candidate_table=table, out=out)

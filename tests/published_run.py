@@ -9,10 +9,11 @@ from safetensors.torch import save_file
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Release, Selection, Spend, Timing
+from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Release, Selection, Spend, Timing, WeightsHeader
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.runs import RunSpec, normalise
 from dpsapf.experiment.stages import AuditPrivacy
+from dpsapf.finetune.weights import write_weights
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.meter import Meter
@@ -186,7 +187,8 @@ def _write_own(layout, plan, release):
     digest = sha256(scores) if method(run.method).selects else None
     selection = Selection(run=run, scores=digest, digest=sha256(at("selection.csv")), provenance={})
     write_record(at("selection.json"), selection)
-    save_file({"unet.a.lora_A": torch.rand(2, 3), "unet.a.lora_B": torch.rand(3, 2)}, at("weights.safetensors"))
+    header = WeightsHeader(adapter=run.adapter, lora_alpha=8.0)
+    write_weights(at("weights.safetensors"), {"unet.a.lora_A": torch.rand(2, 3), "unet.a.lora_B": torch.rand(3, 2)}, header)
     log = {"step": range(4), "units": [351, 347, 366, 339], "loss": [0.48291733, 0.47182931, 0.46918273, 0.45192837]}
     pd.DataFrame(log).to_csv(at("private_log.csv"), index=False)
     made_from = _made_from(layout) | planned | {"selection": selection.digest}
@@ -197,7 +199,7 @@ def write_samples(folder, run, count=6):
     """Write images, the options that they were drawn with, and the record that names both."""
     images = np.random.default_rng(run.seed).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
     np.savez(folder / "samples.npz", images=images, labels=np.sort(np.arange(count, dtype=np.int64) % 2))
-    options = {"count": count, "steps": 25, "sampler": "ddim", "guidance_scale": 2.5, "lora_rank": 4, "lora_alpha": 8.0}
+    options = {"count": count, "steps": 25, "sampler": "ddim", "guidance_scale": 2.5}
     options |= {"archive": str(folder / "samples.npz"), "micro_batch": 977}
     stage = "evolve" if method(run.method).evolves else "sample"
     (folder / f"{stage}.options.json").write_text(json.dumps({"command": stage, "options": options, "provenance": {}}))

@@ -23,6 +23,7 @@ from dpsapf.experiment.records import (
 )
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CollectExternal, CollectMetrics
+from dpsapf.finetune.weights import read_header
 from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.saliency.select import candidates
 from dpsapf.support.errors import UserError
@@ -65,7 +66,7 @@ def gather(options: CollectMetrics) -> Metrics:
         noise_multiplier=spend.release.noise_multiplier if spend else None,
         noise_multiplier_without_selection=plan.dp_sgd_noise_alone,
         used_learning_rate=peak_learning_rate(options.training_log) if options.training_log else None,
-        predicted_rise=predicted_rise(options, plan) if spend and options.fragility else None,
+        predicted_rise=predicted_rise(options, plan, ledger) if spend and options.fragility else None,
         used_steps=spend.release.steps if spend else None,
         used_batch=spend.release.sampling_rate * spend.population if spend else None,
         trainable_parameters=spend.trainable_parameters if spend else 0,
@@ -167,10 +168,17 @@ def peak_learning_rate(log: Path) -> float:
     return float(pd.read_csv(log)["learning_rate"].iloc[0])
 
 
-def predicted_rise(options: CollectMetrics, plan: Plan) -> float:
-    """Return what noise alone breaks in the run, from settings and the public model: not private."""
+def predicted_rise(options: CollectMetrics, plan: Plan, ledger: Ledger) -> float:
+    """Return what noise alone breaks in the run, from settings and the public model: not private.
+
+    Raises:
+        UserError: the weights, whose header has the settings, are missing or not the audited ones.
+    """
+    if options.weights is None or sha256(options.weights) != ledger.weights_digest:
+        given = options.weights and str(options.weights)
+        raise UserError("--weights", given, f"with --fragility, must be the weights that the audit of {ledger.run.id} passed")
     selection = pd.read_csv(options.selection)
-    walk = noise_walk(options.fragility, selection[selection[SELECTED]], plan, options)
+    walk = noise_walk(options.fragility, selection[selection[SELECTED]], plan, read_header(options.weights))
     return float(walk.rises(peak_learning_rate(options.training_log)).sum())
 
 

@@ -24,6 +24,7 @@ NOISE_ENERGY = "noise_energy"  # N: energy of DP-SGD's noise in the matrix' trai
 FRAGILITY = "fragility"  # h: mean over draws
 FRAGILITY_ERROR = "fragility_error"  # standard error of it
 COLUMNS = "columns"  # of the matrix; a convolution's are inputs x kernel
+SCALE = "scale"  # alpha/rank of the LoRA update that it was measured with
 FRAGILITY_SHRUNK = "fragility_shrunk"  # h moved towards the model's mean by as much as its error demands; what selection reads
 
 # runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:

@@ -5,9 +5,10 @@ import typing
 from pydantic import Field, model_validator
 
 from dpsapf.experiment.columns import FIDELITY
-from dpsapf.experiment.methods import NoiseMode, Unit
+from dpsapf.experiment.methods import Adapter, NoiseMode, Unit
 from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.support.checked import Checked
 
 Claim = typing.Literal["claimed, not audited by this suite"]  # what the epsilon of another group's images is
@@ -140,6 +141,15 @@ class Selection(Checked):
     provenance: dict
 
 
+class WeightsHeader(UpdateConfig):
+    """In the metadata of weights.safetensors: with what they were trained, so that nobody has to know it to use them.
+
+    Public, as the weights may be: a run's own values stand in the place of its config's.
+    """
+
+    adapter: Adapter | None  # null: the denoiser's own parameters were trained
+
+
 class Ledger(Checked):
     """ledger.json: the audit's verdict; exists only if the spend is within the target."""
 
@@ -156,7 +166,7 @@ class Ledger(Checked):
     releases: tuple[Release, ...]
     reserved: tuple[Release, ...] = ()  # what evaluation may release later; spent_epsilon counts it as if it had
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
-    digests: dict[str, str]  # latents, scores, selection, population -> SHA-256
+    digests: dict[str, str]  # model, latents, scores, selection, population -> SHA-256
     weights_digest: str | None
     provenance: dict
 

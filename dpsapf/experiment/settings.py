@@ -68,6 +68,7 @@ class UpdateConfig(Checked):
         "constant", description="constant, or falling from the peak to 0 over the steps"
     )
     lora_rank: int = Field(4, description="LoRA rank", ge=1)
+    lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
     ema_decay: float = Field(0.0, description="decay of the weight average that is released; 0: none", ge=0, le=0.9999)
 
 
@@ -77,7 +78,6 @@ class FinetuneConfig(UpdateConfig):
     learning_rate_lora: float = Field(description="AdamW learning rate for LoRA", gt=0)
     learning_rate_full: float = Field(description="AdamW learning rate when weights themselves are trained", gt=0)
     gradient_checkpointing: bool = Field(False, description="recompute activations in the backward pass: less memory, more time")
-    lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)
     noise_multiplicity: int = Field(
         1, description="(timestep, noise) pairs averaged per unit before clipping; a user's are each of an image drawn anew", ge=1
     )

@@ -270,8 +270,6 @@ class Sample(SamplingConfig, PrecisionConfig, ComputeConfig):
     selection: Path | None = source("selection.csv, for methods that train", None)
     weights: Path | None = source("trained parameters, for methods that train", None)
     archive: Path = target("synthetic images and labels (.npz)")
-    lora_rank: int = Field(4, description="LoRA rank of the weights", ge=1)
-    lora_alpha: float = Field(4.0, description="LoRA alpha of the weights", gt=0)
     contact_sheet: Path = target("contact sheet (.png)")
     timing: Path = target("seconds and peak memory (.json)")
 
@@ -375,7 +373,7 @@ class Diagnose(Checked):
     sheet: Path = target("private*.png: synthetic images beside the nearest training images; never published")
 
 
-class CollectMetrics(UpdateConfig):
+class CollectMetrics(Checked):
     """Gather one run's records."""
 
     plan: Path = source("plan.json")
@@ -385,6 +383,7 @@ class CollectMetrics(UpdateConfig):
     spend: Path | None = source("spend.json of DP-SGD or of votes, for methods that train or evolve", None)
     private: Path | None = source("private.json of DP-SGD or of votes, for methods that train or evolve", None)
     training_log: Path | None = source("per-step log, for methods that train", None)
+    weights: Path | None = source("trained parameters; with fragilities, for their header", None)
     fragility: Path | None = source("fragility.csv, to predict what noise breaks", None)
     timing: Path = source("seconds and peak memory of sampling")
     fidelity: Path = source("fidelity.json")

@@ -7,16 +7,17 @@ from functools import partial
 
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 from torch.utils.checkpoint import checkpoint as checkpointed
 
 from dpsapf.experiment.columns import SELECTED
 from dpsapf.experiment.fields import settings
-from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend
+from dpsapf.experiment.records import ModelRecord, Plan, Release, Spend, WeightsHeader
+from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune.adapters import resting, trainable
 from dpsapf.finetune.checkpoint import TrainingState, contents, restore
 from dpsapf.finetune.dp_sgd import StepReport, private_gradient
+from dpsapf.finetune.weights import write_weights
 from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
 from dpsapf.optimization.noise_walk import noise_deviation, noise_walk
 from dpsapf.optimization.optimizers import build_optimizer
@@ -192,11 +193,18 @@ def _row(state: TrainingState, report: StepReport, rate: float, seconds: float) 
     }
 
 
+def _header(options: Finetune, plan: Plan) -> WeightsHeader:
+    """Say how the weights were trained: the config's values, but for those that are the run's own."""
+    told = {key: getattr(options, key) for key in UpdateConfig.model_fields}
+    rank = plan.run.adapter_rank(options.lora_rank)
+    own = {"optimizer": plan.run.optimizer or options.optimizer, "lora_rank": rank, "adapter": plan.run.adapter}
+    return WeightsHeader(**told | own)
+
+
 def _write(training: Training, state: TrainingState) -> None:
     options, plan = training.options, training.plan
     weights = state.average or {name: value.detach() for name, value in state.parameters.items()}
-    with atomic(options.weights) as temporary:
-        save_file({name: value.cpu().contiguous() for name, value in weights.items()}, temporary)
+    write_weights(options.weights, weights, _header(options, plan))
     with atomic(options.training_log) as temporary:
         pd.DataFrame(state.log).to_csv(temporary, index=False)
     write_record(options.private, state.meter.measured(state.seconds))

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX
+from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SCALE
 from dpsapf.experiment.methods import TOLERATED_RISE, Optimizer
 from dpsapf.experiment.records import Plan
 from dpsapf.experiment.settings import UpdateConfig
@@ -92,7 +92,7 @@ def noise_walk(fragility: Path | None, table: pd.DataFrame, plan: Plan, settings
         settings: of its training.
 
     Raises:
-        UserError: no fragilities, or not of these matrices.
+        UserError: no fragilities, or not of these matrices, or measured at another scale alpha/rank than the training's.
     """
     if fragility is None:
         raise UserError("--fragility", None, "the run asks what noise breaks: run measure-fragility first")
@@ -100,6 +100,7 @@ def noise_walk(fragility: Path | None, table: pd.DataFrame, plan: Plan, settings
     if not {*table[MATRIX]} <= {*found.index}:
         raise UserError("--fragility", str(fragility), "lacks matrices of the run: use its public model and candidates")
     found = found.loc[table[MATRIX]]
+    _check_scale(found, fragility, settings)
     (release,) = (release for release in plan.releases if release.name == "dp-sgd")
     deviation = noise_deviation(release.noise_multiplier, release.sensitivity, release.sampling_rate * plan.population)
     return NoiseWalk(
@@ -115,6 +116,14 @@ def noise_walk(fragility: Path | None, table: pd.DataFrame, plan: Plan, settings
         ),
         frozen=plan.run.adapter == "ffa-lora",
     )
+
+
+def _check_scale(found: pd.DataFrame, path: Path, settings: UpdateConfig) -> None:
+    scale = settings.lora_alpha / settings.lora_rank
+    measured = float(found[SCALE].iloc[0]) if SCALE in found else None
+    if measured is None or not math.isclose(measured, scale):
+        remedy = f"was measured for this alpha/rank, and the run trains at {scale:g}: run measure-fragility again, it is public"
+        raise UserError(f"{path}: {SCALE}", measured, remedy)
 
 
 def squared_walk(optimizer: Optimizer, steps: int, schedule: str, ema_decay: float, deviation: float) -> float:

@@ -53,7 +53,7 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
     by_name = {spend.release.name: spend for spend in spends}
     digests = {"scores": by_name["saliency"].digest} if "saliency" in by_name else {}
     if "dp-sgd" in by_name:
-        digests |= {name: by_name["dp-sgd"].made_from[name] for name in ("latents", "selection")}
+        digests |= {name: by_name["dp-sgd"].made_from[name] for name in ("model", "latents", "selection")}
     if "pe-histogram" in by_name:
         digests["population"] = by_name["pe-histogram"].digest
     return Ledger(

@@ -116,8 +116,8 @@ def _weights(found: Found, digest: str | None) -> list[str]:
     if digest is None:
         return []
     told = "the trained parameters"
-    if found.adapter:
-        told += f" of the {found.ledger.run.adapter} adapters (rank {found.adapter['rank']:g}, alpha {found.adapter['alpha']:g})"
+    if found.trained and found.trained.adapter:
+        told += f" of the {found.trained.adapter} adapters (rank {found.trained.lora_rank}, alpha {found.trained.lora_alpha:g})"
     return [
         f"""## Weights
 

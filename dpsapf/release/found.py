@@ -9,10 +9,11 @@ from pydantic import ConfigDict
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Spend, Timing
+from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Spend, Timing, WeightsHeader
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.settings import SamplingConfig
-from dpsapf.experiment.stages import AuditPrivacy, Release, Sample
+from dpsapf.experiment.stages import AuditPrivacy, Release
+from dpsapf.finetune.weights import read_header
 from dpsapf.privacy.accounting import PRV_ERROR
 from dpsapf.privacy.audit import verdict
 from dpsapf.support.checked import Checked
@@ -26,8 +27,6 @@ RESAMPLE = "audit again, then sample again"
 
 class _Drawn(SamplingConfig):
     model_config = ConfigDict(extra="ignore")
-    lora_rank: int = Sample.model_fields["lora_rank"].default
-    lora_alpha: float = Sample.model_fields["lora_alpha"].default
 
 
 class _Saved(Checked):
@@ -48,7 +47,7 @@ class Found:
         dataset: the private images' record.
         model: the public model's record.
         sampling: how images were drawn.
-        adapter: rank and alpha of LoRA, where the run trains an adapter.
+        trained: how the weights were trained; None where nothing was.
         images_digest: SHA-256 of samples.npz.
     """
 
@@ -58,7 +57,7 @@ class Found:
     dataset: DatasetRecord
     model: ModelRecord
     sampling: SamplingConfig
-    adapter: dict[str, float]
+    trained: WeightsHeader | None
     images_digest: str
 
     @property
@@ -83,15 +82,14 @@ def find(options: Release) -> Found:
     layout, name = place(options)
     ledger = _audited(layout, name)
     samples = _images_digest(layout, ledger)
-    sampling, adapter = _sampling(layout, ledger)
     return Found(
         layout=layout,
         ledger=ledger,
         plan=read_record(layout.run(name, "plan.json"), Plan),
         dataset=_dataset(layout, ledger),
         model=_model(layout, ledger),
-        sampling=sampling,
-        adapter=adapter,
+        sampling=_sampling(layout, ledger),
+        trained=read_header(Path(layout.run(name, "weights.safetensors"))) if ledger.weights_digest else None,
         images_digest=samples,
     )
 
@@ -161,14 +159,12 @@ def _images_digest(layout: Layout, ledger: Ledger) -> str:
     return digest
 
 
-def _sampling(layout: Layout, ledger: Ledger) -> tuple[SamplingConfig, dict[str, float]]:
+def _sampling(layout: Layout, ledger: Ledger) -> SamplingConfig:
     """Read how images were drawn from the options that the stage left beside them."""
     row = method(ledger.run.method)
     path = _there(Path(layout.run(ledger.run.id, f"{'evolve' if row.evolves else 'sample'}.options.json")))
     told = read_record(path, _Saved).options
-    sampling = SamplingConfig(**{key: getattr(told, key) for key in SamplingConfig.model_fields})
-    adapter = {"rank": ledger.run.adapter_rank(told.lora_rank), "alpha": told.lora_alpha} if row.trained == "adapter" else {}
-    return sampling, adapter
+    return SamplingConfig(**{key: getattr(told, key) for key in SamplingConfig.model_fields})
 
 
 def _dataset(layout: Layout, ledger: Ledger) -> DatasetRecord:

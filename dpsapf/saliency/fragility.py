@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dpsapf.experiment.columns import COLUMNS, FRAGILITY, FRAGILITY_ERROR, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX
+from dpsapf.experiment.columns import COLUMNS, FRAGILITY, FRAGILITY_ERROR, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SCALE
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import MeasureFragility
 from dpsapf.public_models.families import load_model
@@ -47,6 +47,7 @@ def measure_fragility(options: MeasureFragility) -> None:
     mean, error = draws.mean(0), draws.std(0, ddof=1) / math.sqrt(len(draws))
     sizes = [denoiser.get_submodule(name).weight[0].numel() for name in table[MATRIX]]
     columns = {FRAGILITY: mean, FRAGILITY_ERROR: error, FRAGILITY_SHRUNK: shrunk(mean, error), COLUMNS: sizes}
+    columns[SCALE] = options.lora_alpha / options.lora_rank
     LOG.info("fragility from %.3g to %.3g, relative error %.2g", mean.min(), mean.max(), (error / mean).mean())
     with atomic(options.out) as temporary:
         pd.DataFrame({MATRIX: table[MATRIX], **columns}).to_csv(temporary, index=False)

@@ -17,6 +17,7 @@ from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Timing
 from dpsapf.experiment.stages import PublishPopulation, Sample
 from dpsapf.finetune.adapters import load_weights, trainable
+from dpsapf.finetune.weights import read_header
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
 from dpsapf.public_models.latents import load_prompts
@@ -49,6 +50,7 @@ def sample(options: Sample) -> None:
     ledger = read_record(options.ledger, Ledger)
     check_weights(ledger, options)
     dataset = read_record(options.dataset, DatasetRecord)
+    check_dataset(ledger, dataset)
     model = load_model(read_record(options.model, ModelRecord))
     labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
     labels.sort()
@@ -108,16 +110,28 @@ def write_samples(
 
 
 def check_weights(ledger: Ledger, options: Sample) -> None:
-    """Check that the weights are the audited ones.
+    """Check that weights, selection and model are those of the audited run.
 
     Raises:
-        UserError: weights are missing, superfluous, or have another digest than the ledger's.
+        UserError: one of them is missing, superfluous, or has another digest than the ledger's.
     """
-    digest = sha256(options.weights) if options.weights else None
-    if digest != ledger.weights_digest:
-        raise UserError(
-            "--weights", options.weights and str(options.weights), f"the audit passed digest {ledger.weights_digest}: audit again"
-        )
+    audited = {"weights": ledger.weights_digest, **{name: ledger.digests.get(name) for name in ("selection", "model")}}
+    for name, digest in audited.items():
+        path = getattr(options, name)
+        found = sha256(path) if path else None
+        if found != digest and (digest or name == "weights"):
+            raise UserError(f"--{name}", path and str(path), f"the audit passed digest {digest}: audit again")
+
+
+def check_dataset(ledger: Ledger, dataset: DatasetRecord) -> None:
+    """Check that classes and prompts are those of the images that the run was planned for.
+
+    Raises:
+        UserError: they are of another dataset.
+    """
+    if dataset.id != ledger.dataset_id:
+        remedy = f"the audited run is of {ledger.run.dataset}, {ledger.dataset_id[:12]}: give that dataset's record"
+        raise UserError("--dataset", f"{dataset.name}, {dataset.id[:12]}", remedy)
 
 
 def build_pipeline(model: Family, ledger: Ledger, options: Sample) -> "DiffusionPipeline":
@@ -133,8 +147,8 @@ def build_pipeline(model: Family, ledger: Ledger, options: Sample) -> "Diffusion
 
 def _restore(denoiser: torch.nn.Module, ledger: Ledger, options: Sample, weights: dict[str, torch.Tensor]) -> None:
     selection = pd.read_csv(options.selection)
-    rank = ledger.run.adapter_rank(options.lora_rank)
-    load_weights(trainable(denoiser, ledger.run, selection, rank, options.lora_alpha), weights)
+    header = read_header(options.weights)
+    load_weights(trainable(denoiser, ledger.run, selection, header.lora_rank, header.lora_alpha), weights)
 
 
 def merge(denoiser: torch.nn.Module) -> None:

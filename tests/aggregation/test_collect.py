@@ -2,16 +2,17 @@ import pandas as pd
 import pytest
 
 from dpsapf.aggregation.collect import collect_metrics
-from dpsapf.experiment.columns import COLUMNS, FIDELITY, FRAGILITY_SHRUNK, MATRIX
+from dpsapf.experiment.columns import COLUMNS, FIDELITY, FRAGILITY_SHRUNK, MATRIX, SCALE
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Ledger, Metrics, Plan, Release, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.fake_results import PROTOCOL_DIGEST, candidate_table, write_run
+from tests.fake_results import PROTOCOL_DIGEST, candidate_table, weights, write_run
 
 SAPF = RunSpec(dataset="digits", public_model="m", method="dp-sapf", level="matrix", ratio=0.3, sigma_s=5.0, epsilon=10.0)
 LORA = RunSpec(dataset="digits", public_model="m", method="dp-lora", epsilon=10.0)
@@ -61,15 +62,24 @@ def test_what_was_used_is_told_where_the_axis_is_null(layout, changes, rate):
 
 def test_what_noise_is_predicted_to_break_is_told_where_it_was_measured(layout, tmp_path):
     names = candidate_table()[MATRIX]
-    pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: 1e-5, COLUMNS: 32}).to_csv(tmp_path / "fragility.csv", index=False)
+    pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: 1e-5, COLUMNS: 32, SCALE: 1.0}).to_csv(tmp_path / "fragility.csv", index=False)
     options = write_run(layout, replace(SAPF, adapter="lora"), candidate_table())
-    rises = []
-    for changes in ({}, {"fragility": tmp_path / "fragility.csv"}, {"fragility": tmp_path / "fragility.csv", "lora_rank": 8}):
-        collect_metrics(replace(options, **changes))
+    collect_metrics(options)
+    rises, measured = [read_record(options.out, Metrics).predicted_rise], replace(options, fragility=tmp_path / "fragility.csv")
+    for rank in (4, 8):
+        options.weights.write_bytes(weights(SAPF, adapter="lora", lora_rank=rank, lora_alpha=rank))
+        for path, cls, key in ((options.ledger, Ledger, "weights_digest"), (options.spend, Spend, "digest")):
+            rewrite(path, cls, **{key: sha256(options.weights)})
+        rewrite(options.timing, Timing, ledger=sha256(options.ledger))
+        collect_metrics(measured)
         rises.append(read_record(options.out, Metrics).predicted_rise)
-    walk = noise_walk(tmp_path / "fragility.csv", candidate_table(), read_record(options.plan, Plan), options)
+    walk = noise_walk(tmp_path / "fragility.csv", candidate_table(), read_record(options.plan, Plan), UpdateConfig())
     count = round(0.3 * len(names))
     assert rises[0] is None and rises[1] == pytest.approx(count * walk.rises(0.02)[0]) and rises[2] == pytest.approx(2 * rises[1])
+    options.weights.write_bytes(weights(SAPF, adapter="lora", lora_rank=2))
+    for given in (options.weights, None):
+        with pytest.raises(UserError, match="--weights = .*must be the weights that the audit of"):
+            collect_metrics(replace(measured, weights=given))
 
 
 def test_without_selection_every_matrix_counts_and_no_epsilon_goes_to_it(layout):

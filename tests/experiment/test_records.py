@@ -19,6 +19,7 @@ from dpsapf.experiment.records import (
     Spend,
     Timing,
     Utility,
+    WeightsHeader,
 )
 from dpsapf.support.checked import Checked, replace
 from dpsapf.support.errors import UserErrors
@@ -83,7 +84,8 @@ def test_a_record_has_all_of_its_keys_and_no_other(written, tmp_path, name):
 def test_every_result_says_what_made_it(kind):
     """Records of a stage's own have their provenance; parts of another record, what it names, and timings, have none."""
     assert issubclass(kind, Checked)
-    assert ("provenance" in kind.model_fields) == (kind not in (Release, Measured, Timing, Metrics, ClassifierScores))
+    parts = (Release, Measured, Timing, Metrics, ClassifierScores, WeightsHeader)
+    assert ("provenance" in kind.model_fields) == (kind not in parts)
 
 
 def test_a_mistake_deep_in_a_record_is_told_with_its_place(tmp_path, plan):

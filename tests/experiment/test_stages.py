@@ -7,7 +7,7 @@ from pydantic import ValidationError
 
 from dpsapf.cli.commands import MODULES
 from dpsapf.experiment.fields import READS, WRITES
-from dpsapf.experiment.settings import Config
+from dpsapf.experiment.settings import Config, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig
 from dpsapf.experiment.stages import (
     Aggregate,
     Bench,
@@ -67,6 +67,28 @@ def test_a_stage_declares_a_config_key_as_the_config_does(stage):
         fields = [stage.model_fields[name], KEYS[name]]
         if (stage, name) not in BY_HAND:
             assert len({(repr(field.annotation), repr(field.metadata), repr(field.default)) for field in fields}) == 1, name
+
+
+SETS = set(SaliencyConfig.model_fields) | set(FinetuneConfig.model_fields) | set(PrivacyConfig.model_fields)
+TOLD_TWICE = {  # what a stage is told of another one's work, and who finds a contradiction
+    "ScoreSaliency": "the audit compares its spend record with the plan, key by key",
+    "CompareScores": "nothing is released or trained from it",
+    "CompareRankings": "nothing is released or trained from it",
+    "SelectMatrices": "it says what is going to be trained, and what was measured at another scale is refused",
+    "MeasureFragility": "its file says the scale alpha/rank, and whoever reads it compares",
+    "ComposeReleases": "its delta is the one that epsilon is asked for",
+    "ImportImages": "its delta is what another group claims",
+    "PlanPrivacy": "it is the first that is told",
+    "Finetune": "it is the first that is told",
+}
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.__name__)
+def test_no_option_describes_what_another_stage_has_written(stage):
+    """It stands in what was written: an option could say something else, and the result would be wrong without a word."""
+    told = {name for name, field in stage.model_fields.items() if field.json_schema_extra not in (READS, WRITES)}
+    own = set(PretrainPublicModel.model_fields) | set(SamplingConfig.model_fields)  # steps, batch: words with other meanings
+    assert bool(told & SETS - own) == (stage.__name__ in TOLD_TWICE)
 
 
 BAD = [

@@ -12,13 +12,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SELECTED
+from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SCALE, SELECTED
 from dpsapf.experiment.methods import TOLERATED_RISE
 from dpsapf.experiment.records import Measured, Spend
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Finetune
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
+from dpsapf.finetune.weights import read_header
 from dpsapf.optimization.noise_walk import squared_walk
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.poisson import poisson_batch
@@ -535,7 +536,9 @@ def test_noise_finds_the_learning_rate(options, tmp_path):
     rates = []
     for scale in (1.0, 4.0):
         found = [scale * 1e-3 if index < 3 else 1e9 for index in range(len(names))]
-        pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: found, COLUMNS: 16}).to_csv(tmp_path / "fragility.csv", index=False)
+        pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: found, COLUMNS: 16, SCALE: 2.0}).to_csv(
+            tmp_path / "fragility.csv", index=False
+        )
         train.finetune(replace(options, fragility=tmp_path / "fragility.csv"))
         (rate,) = set(pd.read_csv(options.training_log)["learning_rate"])
         rates.append(rate)
@@ -545,6 +548,17 @@ def test_noise_finds_the_learning_rate(options, tmp_path):
     )
     with pytest.raises(UserError, match="--fragility = None"):
         train.finetune(options)
+
+
+def test_weights_say_how_they_were_trained_by_the_runs_own_values(options):
+    train.finetune(options)
+    header = read_header(options.weights)
+    assert header.adapter == "lora" and (header.lora_rank, header.lora_alpha) == (2, options.lora_alpha)
+    assert header.optimizer == "adamw" and header.ema_decay == options.ema_decay
+    record = train.read_record(options.plan, train.Plan)
+    write_record(options.plan, replace(record, run=replace(record.run, optimizer="sgd", lora_rank=3)))
+    train.finetune(options)
+    assert (read_header(options.weights).optimizer, read_header(options.weights).lora_rank) == ("sgd", 3)
 
 
 @pytest.mark.parametrize("axes", [{"optimizer": "sgd"}, {"optimizer": "dp-adambc"}, {"learning_rate": 0.5}, {"lora_rank": 3}])

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX
+from dpsapf.experiment.columns import COLUMNS, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SCALE
 from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.optimization.noise_walk import MOST_RANK, NoiseWalk, level_ranks, noise_walk, squared_walk
 from dpsapf.optimization.optimizers import build_optimizer
@@ -115,12 +115,14 @@ def test_no_more_breaks_than_with_the_common_rank(rises, rank):
 def files(tmp_path):
     names = ["a", "b", "c"]
     path = tmp_path / "fragility.csv"
-    pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: [1e-5, 2e-5, 3e-5], COLUMNS: [8, 16, 32]}).to_csv(path, index=False)
+    pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: [1e-5, 2e-5, 3e-5], COLUMNS: [8, 16, 32], SCALE: 2.0}).to_csv(
+        path, index=False
+    )
     return path, pd.DataFrame({MATRIX: ["c", "a"], LORA_PARAMETERS: [40, 24]})
 
 
 def test_files_are_matched_by_name(files, plan):
-    settings = UpdateConfig(lora_rank=2, ema_decay=0.8, learning_rate_schedule="cosine")
+    settings = UpdateConfig(lora_rank=2, lora_alpha=4.0, ema_decay=0.8, learning_rate_schedule="cosine")
     found = noise_walk(*files, plan, settings)
     assert found.fragility.tolist() == [3e-5, 1e-5] and found.columns.tolist() == [32, 8]
     assert found.parameters.tolist() == [80, 48], "rank 2"
@@ -137,3 +139,14 @@ def test_what_was_not_measured_is_refused(files, plan):
         noise_walk(None, table, plan, UpdateConfig())
     with pytest.raises(UserError, match="lacks matrices of the run"):
         noise_walk(path, table.assign(**{MATRIX: ["a", "d"]}), plan, UpdateConfig())
+
+
+def test_what_was_measured_at_another_scale_is_refused(files, plan):
+    """Fragility grows with the square of alpha/rank."""
+    path, table = files
+    noise_walk(path, table, plan, UpdateConfig(lora_rank=4, lora_alpha=8.0))
+    with pytest.raises(UserError, match="scale = 2.0: .* trains at 4: run measure-fragility again"):
+        noise_walk(path, table, plan, UpdateConfig(lora_rank=2, lora_alpha=8.0))
+    pd.read_csv(path).drop(columns=SCALE).to_csv(path, index=False)
+    with pytest.raises(UserError, match="scale = None: .* trains at 2: "):
+        noise_walk(path, table, plan, UpdateConfig(lora_rank=4, lora_alpha=8.0))

@@ -293,7 +293,7 @@ def test_a_system_ledger_is(tmp_path, plan, monkeypatch):
 def test_a_run_that_selects_without_scores_passes(tmp_path, plan):
     run = Run(tmp_path, replace(plan, releases=plan.releases[1:])).make()
     run.audit()
-    assert set(ledger(run).digests) == {"latents", "selection"}
+    assert set(ledger(run).digests) == {"model", "latents", "selection"}
     selected_from(run)
     with pytest.raises(UserError, match="--selection-record: scores = '000000000000': the records say None"):
         run.audit()

@@ -281,7 +281,7 @@ REFUSALS = {
         "model.json = .*: the run was trained on a model",
     ),
     "options of other images": (
-        lambda folder: (folder / "sample.options.json").write_text('{"options": {"count": 8, "lora_rank": 4, "lora_alpha": 4}}'),
+        lambda folder: (folder / "sample.options.json").write_text('{"options": {"count": 8}}'),
         {},
         "the options beside it say 8",
     ),

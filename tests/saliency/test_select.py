@@ -15,6 +15,7 @@ from dpsapf.experiment.columns import (
     PARAMETERS,
     PREDICTED_RISE,
     RANK,
+    SCALE,
     SCORE,
     SELECTED,
     SIGNAL_ENERGY,
@@ -138,7 +139,9 @@ def weighing(tmp_path, plan, rule):
     frame.to_csv(tmp_path / "candidates.csv", index=False)
     scores = table()[[MATRIX]].assign(**{SCORE: [90.0, -8.0, 50.0, 40.0, 60.0, 0.0]})
     scores.to_csv(tmp_path / "scores.csv", index=False)
-    frame[[MATRIX]].assign(**{FRAGILITY_SHRUNK: [1000.0, 1, 1, 1, 1, 1]}).to_csv(tmp_path / "fragility.csv", index=False)
+    frame[[MATRIX]].assign(**{FRAGILITY_SHRUNK: [1000.0, 1, 1, 1, 1, 1], SCALE: 1.0}).to_csv(
+        tmp_path / "fragility.csv", index=False
+    )
     return replace(chosen, fragility=tmp_path / "fragility.csv" if rule == "noise-aware" else None)
 
 

@@ -1,16 +1,19 @@
 import contextlib
-import hashlib
 import signal
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from peft.tuners.lora import LoraLayer
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 
-from dpsapf.experiment.records import Ledger, Timing
+from dpsapf.experiment.records import Ledger, Timing, WeightsHeader
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import Sample
+from dpsapf.finetune.adapters import trainable
+from dpsapf.finetune.weights import write_weights
 from dpsapf.sampling import sample as stage
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -26,7 +29,7 @@ def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_model", TinyModel)
     write_latents(tmp_path, tiny_latents())
     write_record(tmp_path / "model.json", tiny_record())
-    write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8))
+    write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8, id="d"))
     write_record(tmp_path / "ledger.json", ledger(plan, None))
     names = {"ledger": "ledger.json", "dataset": "dataset.json", "model": "model.json", "prompts": "prompts.safetensors"}
     names |= {"archive": "samples.npz", "contact_sheet": "sheet.png", "timing": "timing.json"}
@@ -101,8 +104,8 @@ def test_unaudited_weights_are_refused(options, tmp_path, plan):
 
 
 def test_audited_weights_of_another_selection_are_refused(options, tmp_path, plan):
-    save_file({"x": torch.zeros(1)}, tmp_path / "weights.safetensors")
-    digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
+    write_weights(tmp_path / "weights.safetensors", {"x": torch.zeros(1)}, WeightsHeader(adapter=None))
+    digest = sha256(tmp_path / "weights.safetensors")
     write_record(tmp_path / "ledger.json", ledger(plan, digest))
     (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
     changed = replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv")
@@ -114,12 +117,48 @@ def test_trained_weights_change_the_images(options, tmp_path, plan):
     stage.sample(options)
     expected, _ = images(options)
     weights = {name: value.detach() + 0.05 for name, value in tiny_unet().named_parameters()}
-    save_file(weights, tmp_path / "weights.safetensors")
-    digest = hashlib.sha256((tmp_path / "weights.safetensors").read_bytes()).hexdigest()
-    write_record(tmp_path / "ledger.json", ledger(plan, digest))
+    write_weights(tmp_path / "weights.safetensors", weights, WeightsHeader(adapter=None))
+    write_record(tmp_path / "ledger.json", ledger(plan, sha256(tmp_path / "weights.safetensors")))
     (tmp_path / "selection.csv").write_text(f"matrix,selected\n{candidates(tiny_unet())[0]},True\n")
     stage.sample(replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv"))
     assert (images(options)[0] != expected).any()
+
+
+@pytest.fixture
+def adapted(options, tmp_path, plan):
+    """Options of a run whose audited weights are LoRA of rank 2 and alpha 6 on one matrix, far from their start."""
+    run = normalise(replace(plan.run, method="dp-lora", adapter="lora"))
+    selection = pd.DataFrame({"matrix": candidates(tiny_unet())[:1], "selected": True})
+    selection.to_csv(tmp_path / "selection.csv", index=False)
+    parameters = trainable(tiny_unet(), run, selection, 2, 6.0)
+    weights = {name: torch.ones_like(value) for name, value in parameters.items()}
+    write_weights(tmp_path / "weights.safetensors", weights, WeightsHeader(adapter="lora", lora_rank=2, lora_alpha=6.0))
+    digests = {"selection": sha256(tmp_path / "selection.csv"), "model": sha256(options.model)}
+    record = replace(ledger(plan, sha256(tmp_path / "weights.safetensors")), run=run, digests=digests)
+    write_record(tmp_path / "ledger.json", record)
+    return replace(options, weights=tmp_path / "weights.safetensors", selection=tmp_path / "selection.csv")
+
+
+def test_rank_and_alpha_come_from_the_weights_alone(adapted, monkeypatch):
+    scales = []
+
+    def merged(denoiser):
+        scales.extend(layer.scaling["default"] for layer in denoiser.modules() if isinstance(layer, LoraLayer))
+
+    monkeypatch.setattr(stage, "merge", merged)
+    stage.sample(adapted)
+    assert scales == [3.0] and not {"lora_rank", "lora_alpha", "adapter"} & set(Sample.model_fields)
+
+
+@pytest.mark.parametrize("name", ["selection", "model", "dataset"])
+def test_another_runs_files_beside_audited_weights_are_refused(adapted, name):
+    path = getattr(adapted, name)
+    changed = {"selection": "matrix,selected\nother,True\n", "model": path.read_text() + " "}
+    changed["dataset"] = path.read_text().replace('"id": "d"', '"id": "e"')
+    path.write_text(changed[name])
+    with pytest.raises(UserError, match=f"--{name} = .*audit"):
+        stage.sample(adapted)
+    assert not adapted.archive.exists()
 
 
 def asked_to_end_after(monkeypatch, batches):

@@ -16,10 +16,9 @@ rule collect_metrics:
         mem_mb=1000,
     params:
         files=lambda w, input: given(input),
-        updates=flags(CONFIG.finetune, only=UPDATES),
         code=code_digest("collect-metrics"),
     shell:
-        "python -m dpsapf collect-metrics {params.files} {params.updates} --out {output} --log {log}"
+        "python -m dpsapf collect-metrics {params.files} --out {output} --log {log}"
 
 
 rule aggregate:

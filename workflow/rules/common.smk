@@ -215,6 +215,7 @@ def run_records(wildcards):
     return {
         **{name: LAYOUT.run(run.id, file) for name, file in names.items()},
         **(fragility_file(LAYOUT, run) if predicted else {}),
+        **(own_files(LAYOUT, run, "weights") if predicted else {}),
         "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
         **(

@@ -21,8 +21,7 @@ rule sample:
     params:
         files=lambda w, input: given(input),
         options=f"{flags(CONFIG.sampling)} {PRECISION}",
-        lora=flags(CONFIG.finetune, only=("lora_rank", "lora_alpha")),
         code=code_digest("sample"),
     shell:
-        "$LAUNCH dpsapf sample {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} {params.lora} --archive {output.archive}"
+        "$LAUNCH dpsapf sample {params.files} {params.options} $SPEED --threads ${{GRANTED:-{threads}}} --archive {output.archive}"
         " --contact-sheet {output.contact_sheet} --timing {output.timing} --log {log}"
