@@ -7,7 +7,7 @@ import pandas as pd
 
 from dpsapf.datasets.image_files import files_source
 from dpsapf.datasets.images import Source
-from dpsapf.datasets.published import AGAIN, check_counts, in_use, published
+from dpsapf.datasets.published import AGAIN, OWN, check_counts, in_use, published
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError, one_of
@@ -39,7 +39,7 @@ def camelyon17(entry: DatasetEntry) -> Source:
         remedy = "must be the folder camelyon17_v1.0: images of a .tar.gz cannot be read in any order, unpack it first"
         raise UserError("source", entry.source, remedy)
     if not (folder / RELEASE).is_file():
-        raise UserError("source", entry.source, f"lacks {RELEASE}: it must be WILDS' folder camelyon17_v1.0")
+        raise UserError("source", entry.source, f"lacks {RELEASE}: it must be WILDS' folder camelyon17_v1.0; {OWN}")
     if entry.users not in (None, *WHOM):
         raise UserError("users", entry.users, one_of(entry.users, WHOM))
     table = read_metadata(folder / METADATA)
@@ -50,7 +50,8 @@ def camelyon17(entry: DatasetEntry) -> Source:
     names = [_name(*row) for row in table[["patient", "node", "x_coord", "y_coord"]].itertuples(index=False)]
     _check_present(folder, names)
     users = None if entry.users is None else table[entry.users].to_numpy(str)
-    return files_source(folder, names, table["tumor"].to_numpy(np.int64), splits, replace(entry, convert=True), users)
+    labels = table["tumor"].to_numpy(np.int64)
+    return files_source(folder, names, labels, splits, replace(entry, convert=True), users, on_white=False)
 
 
 def read_metadata(path: Path) -> pd.DataFrame:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dpsapf.datasets.image_files import files_source, listed
 from dpsapf.datasets.images import Source
-from dpsapf.datasets.published import AGAIN, check_counts, check_md5, in_use, published
+from dpsapf.datasets.published import AGAIN, OWN, check_counts, check_md5, in_use, published
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 
@@ -50,10 +50,12 @@ def celeba(entry: DatasetEntry) -> Source:
     kept, splits = in_use(splits, entry)
     images, prefix = _images(folder)
     used = [prefix + names[position] for position in kept]
-    missing = sorted(set(used) - set(listed(images)))
+    present = listed(images)
+    present.mistakes.tell()
+    missing = sorted(set(used) - set(present.names))
     if missing:
         raise UserError(str(images), f"no {missing[0]}", f"lacks {len(missing)} image(s): {AGAIN}")
-    return files_source(images, used, np.array(list(labels.values()), np.int64)[kept], splits, entry)
+    return files_source(images, used, np.array(list(labels.values()), np.int64)[kept], splits, entry, on_white=False)
 
 
 def _images(folder: Path) -> tuple[Path, str]:
@@ -62,7 +64,7 @@ def _images(folder: Path) -> tuple[Path, str]:
         return folder / IMAGES, ""
     archive = folder / ARCHIVE
     if not archive.is_file():
-        raise UserError("source", str(folder), f"must have {ARCHIVE} or the folder {IMAGES}: put it there")
+        raise UserError("source", str(folder), f"must have {ARCHIVE} or the folder {IMAGES}: put it there; {OWN}")
     with archive.open("rb") as file:
         check_md5(str(archive), file, MD5[ARCHIVE])
     return archive, f"{IMAGES}/"
@@ -71,7 +73,7 @@ def _images(folder: Path) -> tuple[Path, str]:
 def _text(folder: Path, name: str) -> str:
     path = folder / name
     if not path.is_file():
-        raise UserError("source", str(folder), f"must have {name}: put it there")
+        raise UserError("source", str(folder), f"must have {name}: put it there; {OWN}")
     with path.open("rb") as file:
         check_md5(str(path), file, MD5[name])
     return path.read_text(encoding="utf-8")

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from dpsapf.support.errors import UserError
+from dpsapf.support.names import composed
 
 
 def read_labels(path: Path) -> pd.DataFrame:
@@ -15,12 +16,13 @@ def read_labels(path: Path) -> pd.DataFrame:
             columns are passed over.
 
     Returns:
-        Columns ``file``, ``label`` and ``split``, which is ``train`` if the table has none.
+        Columns ``file`` and ``label``, in Unicode's composed form, and ``split``, which is ``train`` if the table has none.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or names an image twice.
     """
     table = _read("labels", path, "label")
+    table["label"] = table["label"].map(composed)
     return (table if "split" in table else table.assign(split="train"))[["file", "label", "split"]]
 
 
@@ -29,7 +31,7 @@ def read_users(path: Path, names: list[str]) -> dict[str, str]:
 
     Args:
         path: CSV with columns ``file`` (a name in the source) and ``user``; further columns and files are passed over.
-        names: files that need a user.
+        names: files that need a user, in Unicode's composed form.
 
     Raises:
         UserError: the file cannot be read, lacks a column, or names no user, or two, for an image.
@@ -50,6 +52,7 @@ def _read(key: str, path: Path, column: str) -> pd.DataFrame:
     missing = {"file", column} - set(table.columns)
     if missing:
         raise UserError(key, str(path), f"lacks column(s) {', '.join(sorted(missing))}; it has {', '.join(table.columns)}")
+    table["file"] = table["file"].map(composed)
     twice = table["file"][table["file"].duplicated()]
     if len(twice):
         raise UserError(key, str(path), f"names {twice.iloc[0]} more than once: give each image one row")

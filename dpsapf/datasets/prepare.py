@@ -1,5 +1,6 @@
 """prepare-dataset: load, check and split one sensitive dataset."""
 
+import collections
 import logging
 import os
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from dpsapf.datasets.duplicates import equal_images, pixel_digest, told
 from dpsapf.datasets.images import BATCH, LabelledImages, Source
 from dpsapf.datasets.loaders import loader
 from dpsapf.datasets.prepared import SALT_BYTES, preparing, read_part
@@ -17,7 +19,7 @@ from dpsapf.experiment.records import DatasetRecord
 from dpsapf.experiment.registries import DatasetEntry, entry
 from dpsapf.experiment.stages import PrepareDataset
 from dpsapf.support.arrays import Writer
-from dpsapf.support.errors import UserError
+from dpsapf.support.errors import Mistakes, UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
@@ -36,38 +38,71 @@ def prepare_dataset(options: PrepareDataset) -> None:
         UserError: the entry, the source or an image is wrong (see the loaders and `dpsapf.datasets.splits`).
     """
     item = entry(options.registry, options.name, DatasetEntry)
-    check_classes(item)
-    source = _found(item)
-    counts = counts_to_hold_out(source.splits, item)
+    source, counts = checked_source(item, options.threads)
     shape = (len(source.labels), item.resolution, item.resolution, item.channels)
     with preparing(options.archive, shape, users=source.users is not None) as writer:
-        hashes = _write_images(source, item, writer, options.threads)
+        hashes, digests = _write_images(source, item, writer, options.threads)
         places = placed(source.splits, counts, hashes)
-        check_training_classes(source.labels[places == SPLITS.index("train")], item.classes)
+        training = places == SPLITS.index("train")
+        check_training_classes(source.labels[training], item.classes)
         writer.put("labels", 0, source.labels)
         writer.put("split", 0, places)
         writer.put("salt", 0, np.frombuffer(os.urandom(SALT_BYTES), dtype=np.uint8))
         if source.users is not None:
-            writer.put("users", 0, numbered(source.users, places == SPLITS.index("train")))
+            writer.put("users", 0, numbered(source.users, training))
     record = _record(options, item)
     with atomic(options.preview) as temporary:
         contact_sheet(_shown(options.archive, len(item.classes)), item.classes, _title(record)).save(temporary)
     write_record(options.record, record)
     LOG.info("%s, %d validation, %d test", _title(record), record.validation, record.test)
+    if equal := equal_images(digests, training, source.users):
+        LOG.warning("%s", told(equal, source.names, by_user=source.users is not None))
 
 
-def _write_images(source: Source, item: DatasetEntry, writer: Writer, threads: int) -> np.ndarray:
-    """Write the images as they are decoded; return the hash of each one's pixels, or of its user's name, float64 [N]."""
-    hashes, start = np.empty(len(source.labels)), 0
+def checked_source(item: DatasetEntry, threads: int) -> tuple[Source, dict[str, int]]:
+    """Find a dataset's images, and how many each split takes out of them.
+
+    If anything is wrong, images are decoded on ``threads`` threads, to tell the faulty ones, too, in the same error.
+
+    Raises:
+        UserErrors: a line for every mistake in the entry and its source.
+    """
+    mistakes = Mistakes()
+    source, counts = None, {}
+    with mistakes.noting():
+        check_classes(item)
+    with mistakes.noting():
+        source = loader(item).load(item)
+    if source is not None:
+        mistakes += source.mistakes
+        with mistakes.noting():
+            check_labels(source, item)
+        with mistakes.noting():
+            counts = counts_to_hold_out(source.splits, item)
+    if source is not None and mistakes:
+        with mistakes.noting():
+            collections.deque(source.decoded(threads), maxlen=0)
+    mistakes.tell()
+    return source, counts
+
+
+def _write_images(source: Source, item: DatasetEntry, writer: Writer, threads: int) -> tuple[np.ndarray, list[bytes]]:
+    """Write the images as they are decoded.
+
+    Returns:
+        The hash of each one's pixels, or of its user's name, float64 [N]; and of each one's pixels what `pixel_digest` returns.
+    """
+    hashes, digests, start = np.empty(len(source.labels)), [], 0
     for images in track(source.decoded(threads), "decode", "batch", total=-(-len(hashes) // BATCH)):
         if images.shape[-1] != item.channels:
             raise UserError("channels", item.channels, f"loader {item.loader} gives {images.shape[-1]}")
         rows = slice(start, start + len(images))
         named = [image.tobytes() for image in images] if source.users is None else [str(u).encode() for u in source.users[rows]]
         hashes[rows] = unit_hashes(named, item.split_seed)
+        digests += map(pixel_digest, images)
         writer.put("images", start, images)
         start = rows.stop
-    return hashes
+    return hashes, digests
 
 
 def numbered(users: np.ndarray, training: np.ndarray) -> np.ndarray:
@@ -100,12 +135,15 @@ def check_classes(item: DatasetEntry) -> None:
         raise UserError("prompts", list(item.prompts), f"needs one prompt for each of the {len(item.classes)} classes")
 
 
-def _found(item: DatasetEntry) -> Source:
-    source = loader(item).load(item)
+def check_labels(source: Source, item: DatasetEntry) -> None:
+    """Check that an entry has a class for each label of its source.
+
+    Raises:
+        UserError: the source has more.
+    """
     classes = int(source.labels.max()) + 1
     if classes > len(item.classes):
         raise UserError("classes", list(item.classes), f"loader {item.loader} gives {classes} classes")
-    return source
 
 
 def check_training_classes(labels: np.ndarray, classes: tuple[str, ...]) -> None:

@@ -13,7 +13,9 @@ from dpsapf.experiment.registries import DatasetEntry
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import md5, sha256
 
-AGAIN = "it is truncated, damaged or another file: get it again from its owner"
+OWN = "of a part of it, or a copy that was changed, write the images as CLASS/FILE.png and name them in an entry with "
+OWN += "loader: image-folder (docs/datasets.md, Your own images)"
+AGAIN = f"it is truncated, damaged or another file: get it again from its owner; {OWN}"
 
 
 def published(entry: DatasetEntry, what: str) -> Path:
@@ -29,7 +31,7 @@ def published(entry: DatasetEntry, what: str) -> Path:
     path = Path(entry.source)
     if not path.exists():
         raise UserError("source", entry.source, f"does not exist; put {what} there")
-    check_digest(entry, lambda: sha256(path))
+    check_digest(entry, lambda: sha256(path), OWN)
     return path
 
 
@@ -64,7 +66,7 @@ def check_counts(entry: DatasetEntry, splits: np.ndarray, expected: Mapping[str,
     found = Counter(splits.tolist())
     for name, count in expected.items():
         if found[name] != count:
-            raise UserError("source", entry.source, f"has {found[name]} {name} images and must have {count}: get it again")
+            raise UserError("source", entry.source, f"has {found[name]} {name} images and must have {count}: {AGAIN}")
 
 
 def in_use(splits: np.ndarray, entry: DatasetEntry) -> tuple[np.ndarray, np.ndarray]:

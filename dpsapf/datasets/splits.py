@@ -14,24 +14,22 @@ HELD_OUT = ("test", "validation")  # in the order in which they are cut off
 
 
 def counts_to_hold_out(splits: np.ndarray, entry: DatasetEntry) -> dict[str, int]:
-    """Return how many images, on average, each split takes out of ``train`` that the source has not apart.
+    """Return how many images, on average, each split takes out of ``train``; a split of 0 that the source has not stays empty.
 
     Args:
         splits: of each image, str [N], as its source tells them.
         entry: gives the counts.
 
     Raises:
-        UserError: a count is not 0 although the source has that split, or is 0 although it has not, or leaves nothing for
-            training.
+        UserError: a count is not 0 although the source has that split, or leaves nothing for training.
     """
-    counts = {name: getattr(entry, name) for name in HELD_OUT}
-    for name in set(splits.tolist()) & counts.keys():
-        if counts.pop(name):
-            raise UserError(name, getattr(entry, name), f"must be 0: the source has its own {name} split")
+    counts = {name: getattr(entry, name) for name in HELD_OUT if getattr(entry, name)}
+    for name in counts.keys() & set(splits.tolist()):
+        raise UserError(name, counts[name], f"must be 0: the source has its own {name} split")
     total = int((splits == "train").sum())
     for name, count in counts.items():
-        if not 1 <= count < total:
-            raise UserError(name, count, f"must be at least 1 and below {total}, the source's images: it has no {name} split")
+        if count >= total:
+            raise UserError(name, count, f"must be below {total}, the source's images: it has no {name} split")
     if sum(counts.values()) >= total:
         raise UserError("validation", counts.get("validation"), f"leaves none of {total} images for training")
     return counts
@@ -47,11 +45,11 @@ def placed(splits: np.ndarray, counts: dict[str, int], hashes: np.ndarray | None
 
     Args:
         splits: of each image, as its source tells them, str [N].
-        counts: what `counts_to_hold_out` found.
+        counts: what `counts_to_hold_out` found; a split that is neither here nor in ``splits`` stays empty.
         hashes: of each image, float64 [N]; None if nothing is held out.
 
     Raises:
-        UserError: no image falls into a split.
+        UserError: no image falls into a split that is to have some.
     """
     places = np.array([SPLITS.index(name) for name in splits.tolist()], np.uint8)
     if counts:
@@ -59,8 +57,8 @@ def placed(splits: np.ndarray, counts: dict[str, int], hashes: np.ndarray | None
         edges = np.cumsum([count / len(pool) for count in counts.values()])
         names = [SPLITS.index(name) for name in (*counts, "train")]
         places[pool] = np.array(names, np.uint8)[np.searchsorted(edges, hashes[pool], side="right")]
-    for place, name in enumerate(SPLITS):
-        if not (places == place).any():
+    for name in ("train", *counts):
+        if not (places == SPLITS.index(name)).any():
             asked = counts.get(name, len(places))
             raise UserError(name, asked, "no image fell into this split: hold more out, or change split_seed")
     return places

@@ -8,7 +8,7 @@ import numpy as np
 
 from dpsapf.datasets.archive import stored_rows, write_archive
 from dpsapf.datasets.image_files import files_source, listed
-from dpsapf.datasets.image_folder import SUFFIXES, visible
+from dpsapf.datasets.image_folder import check_format, visible
 from dpsapf.datasets.images import LabelledImages, as_rgb, check_side
 from dpsapf.datasets.preview import contact_sheet
 from dpsapf.experiment.records import DatasetRecord, External
@@ -68,14 +68,16 @@ def labelled_images(path: Path, dataset: DatasetRecord, threads: int = 1) -> Lab
 
 
 def _from_files(path: Path, dataset: DatasetRecord, threads: int) -> LabelledImages:
-    places = visible(listed(path), set(dataset.classes))
-    names = sorted(places)
-    for name in names:
-        if len(places[name]) != 2 or not name.lower().endswith(SUFFIXES):
-            raise UserError(f"{path}/{name}", name, "must be CLASS/FILE with a PNG or JPEG file; move or remove it")
-    folders = [places[name][0] for name in names]
-    _check_classes(path, set(folders), dataset)
-    labels = np.array([dataset.classes.index(folder) for folder in folders], np.int64)
+    files, mistakes = listed(path)
+    folders = {}
+    for name, parts in visible(files, set(dataset.classes)).items():
+        with mistakes.noting():
+            _check_place(f"{path}/{name}", parts)
+            folders[name] = parts[0]
+    with mistakes.noting():
+        _check_classes(path, set(folders.values()), dataset)
+    mistakes.tell()
+    labels = np.array([dataset.classes.index(folder) for folder in folders.values()], np.int64)
     entry = DatasetEntry(
         loader="image-folder",
         source=str(path),
@@ -88,8 +90,15 @@ def _from_files(path: Path, dataset: DatasetRecord, threads: int) -> LabelledIma
         test=0,
         convert=True,
     )
-    decoded = files_source(path, names, labels, np.full(len(labels), "train"), entry, exact=True).decoded(threads)
+    decoded = files_source(path, list(folders), labels, np.full(len(labels), "train"), entry, exact=True).decoded(threads)
     return LabelledImages(np.concatenate(list(decoded)), labels)
+
+
+def _check_place(where: str, parts: tuple[str, ...]) -> None:
+    remedy = "must be CLASS/FILE with a PNG or JPEG file; move or remove it"
+    check_format(where, parts[-1], remedy)
+    if len(parts) != 2:
+        raise UserError(where, "misplaced", remedy)
 
 
 def _check_classes(path: Path, folders: set[str], dataset: DatasetRecord) -> None:

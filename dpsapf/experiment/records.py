@@ -10,6 +10,7 @@ from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.support.checked import Checked
+from dpsapf.support.names import Composed
 
 Claim = typing.Literal["claimed, not audited by this suite"]  # what the epsilon of another group's images is
 CLAIMED: Claim = "claimed, not audited by this suite"
@@ -23,7 +24,7 @@ class DatasetRecord(Checked):
     source: str
     licence: str
     procedural: bool
-    classes: tuple[str, ...]
+    classes: tuple[Composed, ...]
     prompts: tuple[str, ...]
     resolution: int
     channels: int

@@ -10,6 +10,7 @@ from pydantic_core import PydanticCustomError
 from dpsapf.support.checked import Checked, parse
 from dpsapf.support.download import Download
 from dpsapf.support.errors import UserError, UserErrors, one_of
+from dpsapf.support.names import Composed
 from dpsapf.support.yaml_files import load_yaml
 
 ESTIMATES = {"images", "architecture"}  # of an entry: no result depends on them
@@ -34,12 +35,12 @@ class DatasetEntry(Checked):
     loader: str = Field(description="a loader of dpsapf.datasets.loaders")
     source: str = Field(description="where the images come from; a path for every loader that reads files")
     licence: str = Field(description="licence of the images")
-    classes: tuple[str, ...] = Field(description="class names, in label order")
+    classes: tuple[Composed, ...] = Field(description="class names, in label order")
     prompts: tuple[str, ...] = Field(description="one prompt per class, treated as public")
     resolution: int = Field(description="side of the square images [pixels]", ge=8)
     channels: typing.Literal[1, 3] = Field(description="1: grey, 3: RGB")
-    validation: int = Field(description="images held out for validation, on average; 0 if the source has its own [images]", ge=0)
-    test: int = Field(description="images held out for test, on average; 0 if the source has its own [images]", ge=0)
+    validation: int = Field(description="images held out for validation, on average; 0: none, or the source's own [images]", ge=0)
+    test: int = Field(description="images held out for test, on average; 0: none, or the source's own [images]", ge=0)
     train: int | None = Field(
         None, description="training images that are drawn as the reference code does; the others are validation [images]", ge=1
     )

@@ -1,7 +1,11 @@
 """The one error that a user may see: every mistake in one line, with its key, its value and the remedy."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+MOST_LINES = 20  # of the mistakes in files: a folder may have thousands
 
 
 class UserError(ValueError):
@@ -23,12 +27,48 @@ class UserErrors(UserError):
 
     Args:
         errors: at least one.
+        most: lines that are written, some of every kind, before it is said how many more there are; None: all.
     """
 
-    def __init__(self, errors: Sequence[UserError]) -> None:
+    def __init__(self, errors: Sequence[UserError], most: int | None = None) -> None:
         first = errors[0]
         self.errors, self.key, self.value, self.remedy = tuple(errors), first.key, first.value, first.remedy
-        ValueError.__init__(self, "\n".join(map(str, errors)))
+        shown = _of_every_kind(errors, most or len(errors))
+        more = [f"and {len(errors) - len(shown)} more"] if len(shown) < len(errors) else []
+        ValueError.__init__(self, "\n".join([*map(str, shown), *more]))
+
+
+def _of_every_kind(errors: Sequence[UserError], most: int) -> list[UserError]:
+    """Choose so many mistakes: the first of every remedy, then the second of each, and so on; in the order that they have."""
+    seen, ranks = Counter(), []
+    for error in errors:
+        ranks.append(seen[error.remedy])
+        seen[error.remedy] += 1
+    chosen = sorted(range(len(errors)), key=ranks.__getitem__)[:most]
+    return [errors[place] for place in sorted(chosen)]
+
+
+class Mistakes(list[UserError]):
+    """Mistakes that are collected, so that all of them are told at once."""
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Keep the mistake that ends the block, and go on after it."""
+        try:
+            yield
+        except UserErrors as error:
+            self.extend(error.errors)
+        except UserError as error:
+            self.append(error)
+
+    def tell(self) -> None:
+        """Raise what was collected, in `MOST_LINES` lines at most.
+
+        Raises:
+            UserErrors: there is at least one mistake.
+        """
+        if self:
+            raise UserErrors(self, MOST_LINES)
 
 
 def one_of(value: object, known: Iterable[object]) -> str:

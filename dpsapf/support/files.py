@@ -7,10 +7,13 @@ import hashlib
 import logging
 import os
 import shutil
+import stat
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from dpsapf.support.errors import Mistakes, UserError
 
 LOG = logging.getLogger(__name__)
 CANNOT_LOCK = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}
@@ -55,9 +58,14 @@ def md5(file: typing.BinaryIO) -> str:
 
 
 def sha256(path: Path | str) -> str:
-    """Return the SHA-256 hex digest of a file, or of a folder's sorted relative names and contents."""
+    """Return the SHA-256 hex digest of a file, or of a folder's sorted relative names and contents.
+
+    Raises:
+        UserErrors: something in the folder cannot be read (see `files_below`).
+    """
     path, digest = Path(path), hashlib.sha256()
-    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    files, mistakes = files_below(path) if path.is_dir() else ([path], Mistakes())
+    mistakes.tell()
     for file in files:
         if path.is_dir():
             digest.update(file.relative_to(path).as_posix().encode())
@@ -65,6 +73,58 @@ def sha256(path: Path | str) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def files_below(folder: Path, skipped: Callable[[str], bool] = lambda name: False) -> tuple[list[Path], Mistakes]:
+    """List the files in a folder and its folders; links to files and to folders are followed.
+
+    Args:
+        folder: where to begin.
+        skipped: says of a name, without its folder, whether it is passed over with all that is in it.
+
+    Returns:
+        The files, sorted; and a mistake for each link that leads nowhere, or back to a folder that it is in, for each folder
+        that cannot be read, and for all that is neither a file nor a folder.
+    """
+    files: list[Path] = []
+    mistakes = Mistakes()
+    _walk(folder, (_identity(folder.stat()),), skipped, files, mistakes)
+    return sorted(files), mistakes
+
+
+def _walk(folder: Path, around: tuple, skipped: Callable[[str], bool], files: list[Path], mistakes: Mistakes) -> None:
+    try:
+        entries = [entry for entry in os.scandir(folder) if not skipped(entry.name)]
+    except OSError as error:
+        mistakes.append(_unreadable(folder, error))
+        return
+    for path in (Path(entry.path) for entry in entries):
+        try:
+            found = path.stat()
+        except OSError as error:
+            mistakes.append(_broken_link(path, error) if path.is_symlink() else _unreadable(path, error))
+            continue
+        if stat.S_ISREG(found.st_mode):
+            files.append(path)
+        elif not stat.S_ISDIR(found.st_mode):
+            mistakes.append(UserError(str(path), "neither a file nor a folder", "remove it"))
+        elif _identity(found) in around:
+            mistakes.append(UserError(str(path), "link in a circle", "leads to a folder that it is in: remove it"))
+        else:
+            _walk(path, (*around, _identity(found)), skipped, files, mistakes)
+
+
+def _identity(found: os.stat_result) -> tuple[int, int]:
+    return found.st_dev, found.st_ino
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(str(path), "unreadable", f"give yourself the right to read it ({error.strerror})")
+
+
+def _broken_link(path: Path, error: OSError) -> UserError:
+    remedy = f"leads to {path.readlink()}, which cannot be reached ({error.strerror}): mend or remove the link"
+    return UserError(str(path), "broken link", remedy)
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_an_image_that_is_not_used_may_be_missing(make):
 def test_a_truncated_image_is_named(make):
     entry, folder = make()
     (folder / camelyon_path(*CAMELYON_ROWS[4])).write_bytes(png(camelyon_pixels(4))[:5000])
-    with pytest.raises(UserError, match=r"patient_042_node_3_x_320_y_32\.png = 'undecodable'"):
+    with pytest.raises(UserError, match=r"patient_042_node_3_x_320_y_32\.png = 'undecodable"):
         all_images(camelyon17(entry))
 
 

@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 
 from dpsapf.cli.main import main
 from dpsapf.datasets import image_files
-from dpsapf.datasets.image_files import decode
+from dpsapf.datasets.decoding import decode
 from dpsapf.datasets.loaders import LOADERS
 from dpsapf.datasets.prepare import check_classes, check_training_classes, numbered, prepare_dataset
 from dpsapf.datasets.prepared import read_part, read_salt
@@ -206,7 +206,7 @@ def broken(make_entry, pool, picture, problem):
     """An entry's changes, and the folder's files, for one mistake of a user."""
     one_dog = {name: data for name, data in pool.items() if name in ("dog/0.jpg", "dog/1.jpg") or name.startswith("cat")}
     return {
-        "undecodable": ({}, pool | {"cat/x.png": b"?"}, r"cat/x\.png = 'undecodable'"),
+        "undecodable": ({}, pool | {"cat/x.png": b"?"}, r"cat/x\.png = 'undecodable"),
         "one class": ({"classes": ("cat",), "prompts": ("a cat",)}, pool, r"classes = \['cat'\]: needs at least two"),
         "class twice": ({"classes": ("cat", "cat")}, pool, "must not name a class twice"),
         "prompts": ({"prompts": ("a cat",)}, pool, "one prompt for each of the 2 classes"),
@@ -215,7 +215,11 @@ def broken(make_entry, pool, picture, problem):
         "mixed modes": ({}, pool | {"dog/x.png": picture(0, "L")}, r"dog/x\.png = 'mode L'"),
         "alpha": ({}, pool | {"dog/x.png": picture(0, "RGBA")}, r"dog/x\.png = 'mode RGBA'"),
         "digest": ({"sha256": "0" * 64}, pool, "sha256"),
-        "other classes": ({"classes": ("cat", "wolf")}, pool, "dog.*none of the entry's classes: cat, wolf"),
+        "other classes": (
+            {"classes": ("cat", "wolf")},
+            pool,
+            "dog.*none of the entry's classes: its name must be one of cat, wolf",
+        ),
         "too small": ({"resolution": 64}, pool, "20 x 20.*32 to"),
         "unknown loader": ({"loader": "tar"}, pool, "loader = 'tar': must be one of"),
         "channels": (
@@ -237,12 +241,13 @@ PROBLEMS += ["digest", "other classes", "too small", "unknown loader", "channels
 
 
 @pytest.mark.parametrize("problem", PROBLEMS)
-def test_mistakes_are_told_in_one_line_and_leave_nothing(tmp_path, plant, pool, picture, make_entry, register, problem):
+def test_mistakes_are_told_a_line_each_and_leave_nothing(tmp_path, plant, pool, picture, make_entry, register, problem):
     changes, files, named = broken(make_entry, pool, picture, problem)
     registry = register(make_entry(source=str(plant(files)), **changes))
     with pytest.raises(UserError, match=named) as caught:
         prepare(tmp_path / "out", "mine", registry)
-    assert "\n" not in str(caught.value)
+    lines = str(caught.value).splitlines()
+    assert all(" = " in line and ": " in line for line in lines) and len(lines) <= len(files) + 1
     assert not list((tmp_path / "out").glob("*"))
 
 

@@ -119,11 +119,20 @@ def test_a_count_beside_an_own_split_is_refused(make_entry):
 
 @pytest.mark.parametrize(
     ("validation", "test", "named"),
-    [(0, 4, "validation = 0"), (2, 0, "test = 0"), (2, 100, "test = 100"), (50, 50, "leaves none")],
+    [(100, 0, "validation = 100"), (2, 100, "test = 100"), (50, 50, "leaves none")],
 )
 def test_impossible_counts_are_refused(make_entry, validation, test, named):
     with pytest.raises(UserError, match=named):
         counts_to_hold_out(told(train=100), make_entry(validation=validation, test=test))
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0, 0), (20, 0), (0, 20)])
+def test_nothing_is_held_out_where_a_count_is_0(make_entry, validation, test):
+    parts = split(messages(100), make_entry(validation=validation, test=test))
+    assert {name for name, part in parts.items() if len(part)} == {
+        "train",
+        *(name for name, count in (("validation", validation), ("test", test)) if count),
+    }
 
 
 def test_an_empty_split_is_refused(make_entry):
