@@ -57,6 +57,24 @@ def read_part(path: Path, split: str) -> Part:
     return Part(arrays["labels"][:][positions], users, positions, arrays["images"])
 
 
+def read_held_out(path: Path, split: str, needed_for: str) -> Part:
+    """Open a split of a prepared dataset that something cannot do without.
+
+    Args:
+        path: dataset.safetensors.
+        split: a name of `dpsapf.experiment.columns.SPLITS`.
+        needed_for: what its images are needed for, for errors.
+
+    Raises:
+        UserError: it has no images, or as `read_part`.
+    """
+    part = read_part(path, split)
+    if not len(part):
+        remedy = f"has no {split} images, which {needed_for} needs: {split} is 0 in the dataset's entry, hold some out"
+        raise UserError("--archive", str(path), f"{remedy} and prepare it again")
+    return part
+
+
 def read_salt(path: Path) -> bytes:
     """Read a prepared dataset's secret bytes."""
     return _opened(path)[0]["salt"][:].tobytes()

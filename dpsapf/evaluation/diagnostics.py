@@ -11,7 +11,7 @@ from scipy import stats
 from sklearn.metrics import roc_curve
 
 from dpsapf.datasets.images import resize
-from dpsapf.datasets.prepared import read_part
+from dpsapf.datasets.prepared import read_held_out, read_part
 from dpsapf.evaluation.features import BATCH, Pixels, feature_batches
 from dpsapf.evaluation.predictions import check_private_name
 from dpsapf.experiment.registries import ProtocolEntry, entry
@@ -79,7 +79,7 @@ def diagnose(options: Diagnose) -> None:
     check_private_name(options.sheet)
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
-    train, test = (read_part(options.archive, split) for split in ("train", "test"))
+    train, test = read_part(options.archive, "train"), read_held_out(options.archive, "test", "diagnose")
     with np.load(options.synthetic, allow_pickle=False) as archive:
         synthetic = archive["images"]
     for kind, images in (("training", train), ("test", test), ("synthetic", synthetic)):

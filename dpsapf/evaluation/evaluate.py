@@ -5,7 +5,7 @@ import typing
 import numpy as np
 import torch
 
-from dpsapf.datasets.prepared import read_part
+from dpsapf.datasets.prepared import Part, read_held_out
 from dpsapf.evaluation.external import labelled_images
 from dpsapf.evaluation.feature_networks import load_network
 from dpsapf.evaluation.features import Pixels, all_features, class_probabilities
@@ -40,6 +40,8 @@ def evaluate(options: Evaluate) -> None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
+    if "utility" in options.what:
+        _test_images(options)
     synthetic = labelled_images(options.synthetic, read_record(options.dataset, DatasetRecord), options.threads)
     counts = _planned_counts(synthetic, protocol, options) if "utility" in options.what else None
     if "fidelity" in options.what:
@@ -79,6 +81,10 @@ def measure_fidelity(synthetic: Pixels, protocol: ProtocolEntry, options: Evalua
     )
 
 
+def _test_images(options: Evaluate) -> Part:
+    return read_held_out(options.archive, "test", "the accuracy of classifiers")
+
+
 def _planned_counts(
     synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate
 ) -> "PrivateCounts | None":
@@ -104,7 +110,7 @@ def measure_utility(
     from dpsapf.evaluation.utility import judge, side, utility_record
 
     dataset = read_record(options.dataset, DatasetRecord)
-    test, classes = read_part(options.archive, "test"), len(dataset.classes)
+    test, classes = _test_images(options), len(dataset.classes)
     recipe = protocol.recipe(side(synthetic))
     found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint, counts)
     told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": recipe.selection}

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import pandas as pd
 import torch
 
-from dpsapf.datasets.prepared import read_part
+from dpsapf.datasets.prepared import read_held_out
 from dpsapf.evaluation.training import Images, right
 from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.records import Ledger, Release, Spend
@@ -103,7 +103,7 @@ def planned_counts(recipe: Recipe, images: int, options: Evaluate) -> PrivateCou
         raise UserError("--ledger", ledger.run.id, f"reserved {found} counts, {options.protocol} makes {counts}: plan with it")
     if ledger.dataset_id != sha256(options.archive):
         raise UserError("--archive", str(options.archive), f"is another dataset than that of {ledger.run.id}")
-    part = read_part(options.archive, "validation")
+    part = read_held_out(options.archive, "validation", f"protocol {options.protocol}")
     images = Images.all(part, part.labels, options.device)
     return PrivateCounts(images, ledger.reserved[0], ledger.noise, options.seed, Meter(len(part)))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpsapf.datasets.prepared import Part, read_part, read_salt
+from dpsapf.datasets.prepared import Part, read_held_out, read_salt
 from dpsapf.evaluation.feature_networks import load_network
 from dpsapf.evaluation.features import feature_batches
 from dpsapf.evaluation.gaussians import Moments, moments
@@ -65,7 +65,7 @@ def write_reference(path: Path, archive: Path, dataset: str, name: str, protocol
         UserError: there are too few images, or the network cannot be had.
     """
     real = real_images(archive, name, protocol)
-    test = read_part(archive, "test") if "fld" in protocol.metrics else None
+    test = read_held_out(archive, "test", f"FLD of protocol {name}") if "fld" in protocol.metrics else None
     network = load_network(protocol, device)
     batches = feature_batches(real, protocol, device, network)
     first = next(batches)
@@ -120,7 +120,7 @@ def real_images(archive: Path, name: str, protocol: ProtocolEntry) -> Part:
     Raises:
         UserError: there are too few.
     """
-    part = read_part(archive, protocol.reference_split)
+    part = read_held_out(archive, protocol.reference_split, f"protocol {name}")
     check_count("real", min(len(part), protocol.reference_images or len(part)), name, protocol)
     if protocol.reference_images is None or protocol.reference_images >= len(part):
         return part

@@ -2,7 +2,7 @@
 
 import torch
 
-from dpsapf.datasets.prepared import read_part
+from dpsapf.datasets.prepared import read_held_out, read_part
 from dpsapf.evaluation.real import real_images, write_reference
 from dpsapf.experiment.fields import settings
 from dpsapf.experiment.records import DatasetRecord
@@ -25,7 +25,7 @@ def reference_features(options: ReferenceFeatures) -> None:
     real_images(options.archive, options.protocol, protocol)  # if they are too few, that is told before anything is trained
     dataset = read_record(options.dataset, DatasetRecord)
     classes = len(dataset.classes)
-    train, test = (read_part(options.archive, split) for split in ("train", "test"))
+    train, test = read_part(options.archive, "train"), read_held_out(options.archive, "test", "the accuracy of classifiers")
     checkpoint, parts = Checkpoint.beside(options.ceiling, settings(options)), [(part, part.labels) for part in (train, test)]
     found = judge(*parts, classes, protocol, options.seed, options.device, checkpoint)
     selection = protocol.recipe(side(parts[0])).selection

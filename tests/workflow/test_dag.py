@@ -4,8 +4,10 @@ import sys
 from pathlib import Path
 
 import yaml
+from PIL import Image
 
 from dpsapf.experiment.registries import load_yaml
+from dpsapf.experiment.settings import parse_config
 
 ROOT = Path(__file__).parents[2]
 
@@ -69,6 +71,27 @@ def test_runs_whose_images_evolve_and_runs_that_sample_go_their_own_ways(tmp_pat
         assert jobs.get("evolve", 0) == jobs.get("publish_population", 0) == evolved
         assert jobs.get("finetune", 0) == trained and jobs.get("encode_dataset", 0) == bool(trained)
         assert jobs.get("sample", 0) == trained + ("no-finetune" in methods)
+
+
+def test_a_dataset_that_holds_nothing_out_is_sampled_and_not_evaluated(tmp_path):
+    """The documented stop before the evaluation passes; what would be evaluated is refused before the first job."""
+    for name in ("airplane/0.png", "truck/0.png"):
+        (tmp_path / "images" / name).parent.mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(tmp_path / "images" / name)
+    mine = load_yaml(ROOT / "config" / "my-datasets.yaml")["my-images"]
+    mine |= {"source": str(tmp_path / "images"), "classes": ["airplane", "truck"], "prompts": ["one", "two"]}
+    mine |= {"validation": 0, "test": 0}
+    (tmp_path / "datasets.yaml").write_text(yaml.safe_dump({"mine": mine}))
+    study = {"dataset": ["mine"], "method": ["dp-lora"]}
+    data = load_yaml(ROOT / "config" / "image-folder.yaml") | {"name": "never-run", "studies": {"s": study}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | {"datasets_file": str(tmp_path / "datasets.yaml")}))
+    refused = dry_run("--configfile", str(tmp_path / "config.yaml"))
+    assert refused.returncode
+    assert "datasets.yaml: mine.test = 0: protocol demo-v1 needs images that are held out" in refused.stdout + refused.stderr
+    (run,) = parse_config(load_yaml(tmp_path / "config.yaml")).runs
+    passed = dry_run("--configfile", str(tmp_path / "config.yaml"), "--", f"results/never-run/runs/{run.id}/samples.npz")
+    assert passed.returncode == 0, passed.stderr
+    assert counts(passed.stdout)["sample"] == 1
 
 
 def test_paper_expands():

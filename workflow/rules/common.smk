@@ -12,6 +12,7 @@ import yaml
 from dpsapf.cli import alone, slurm, warm
 from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
+from dpsapf.datasets.held_out import check_held_out
 from dpsapf.experiment.registries import (
     DatasetEntry,
     ModelEntry,
@@ -155,6 +156,22 @@ def dataset_inputs(wildcards):
     return (
         {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched.txt")} if fetched else {}
     )
+
+
+def held_out_images(wildcards):
+    """No file: what is evaluated needs images that are held out, and that is said before the first job."""
+    item = entry(CONFIG.datasets_file, wildcards.dataset, DatasetEntry)
+    where = f"{CONFIG.datasets_file}: {wildcards.dataset}"
+    try:
+        check_held_out(
+            where,
+            item,
+            PROTOCOL,
+            entry(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
+        )
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
+    return {}
 
 
 def model_inputs(wildcards):
