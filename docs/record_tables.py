@@ -227,13 +227,18 @@ def _regret(value: float, seeds: float) -> str:
     return "—" if math.isnan(value) else f"{value:.2f} ({seeds:.0f})"
 
 
-def selected_by_scores(records: Records) -> str:
-    """Lay out FID and accuracy of what each score selects on mnist5k, at the learning rate that noise allows."""
+def by_scores(records: Records) -> pd.DataFrame:
+    """Return the runs on mnist5k of what each score selects, at the learning rate that noise allows, of seeds that all have."""
     runs = records.table("stability/tables/runs.csv")
     runs = runs[(runs["dataset"] == "mnist5k") & (runs["ratio"] == 0.3) & (runs["learning_rate"] == "auto")]
     runs = runs[(runs["method"] == "random") | (runs["rule"] == "top")].assign(score=runs["score"].fillna("random"))
     shared = set.intersection(*(set(seeds) for _, seeds in runs.groupby(["score", "epsilon"])["seed"]))
-    means = runs[runs["seed"].isin(shared)].groupby(["score", "epsilon"])[["fid", "accuracy"]].mean().unstack()
+    return runs[runs["seed"].isin(shared)]
+
+
+def selected_by_scores(records: Records) -> str:
+    """Lay out FID and accuracy of what each score selects."""
+    means = by_scores(records).groupby(["score", "epsilon"])[["fid", "accuracy"]].mean().unstack()
     header = [
         "selected by",
         *(f"{name}, ε = {epsilon:g}" for name in ("FID", "accuracy (%)") for epsilon in means["fid"].columns),

@@ -38,9 +38,9 @@ class Records:
         """Return a number whose table was not kept."""
         return pd.read_csv(self.folder / "kept_numbers.csv", dtype=str).set_index("name")["value"][name]
 
-    def config(self, name: str) -> dict:
-        """Return a config of the checkout as it is written."""
-        return load_yaml(self.root / "config" / f"{name}.yaml")
+    def config(self, name: str, kept: bool = False) -> dict:
+        """Return a shipped config or registry as it is written, or the config that made a folder of results/reference."""
+        return load_yaml(self.folder / name / "config.yaml" if kept else self.root / "config" / f"{name}.yaml")
 
     def test_images(self, dataset: str) -> int:
         """Return the number of test images that a dataset's entry in config/datasets.yaml holds out."""

@@ -1,7 +1,8 @@
 """Tables and numbers of the documentation, out of the records in results/reference.
 
 ``python docs/tables.py`` rewrites them; ``--check`` changes nothing, and fails if a text and the records differ, or
-if somebody typed a result. In a text, a table and a number stand between markers that a reader does not see::
+if somebody typed a result, or a setting into a caption. In a text, a table and a number stand between markers that a
+reader does not see::
 
     <!-- table: NAME -->
     ...
@@ -36,6 +37,15 @@ ALLOWED = (
     r"Python \d\.\d+(?: (?:or|and) \d\.\d+)?",  # versions
     r"(?:arXiv[: ]|arxiv\.org/abs/)\d{4}\.\d{4,5}",  # papers
     r"`[\w. ]+(?:=|:) ?[\d.e-]+`",  # a setting with its name, such as `C = 0.1` or `ema_decay: 0.8`
+)
+# A caption is the paragraph before a table, or before a figure if it is no list. It names settings between markers or in a
+# command.
+CAPTION = re.compile(r"((?:^(?!<!--|[|#]).+\n)+)\n?(<!-- table: |!\[)", re.MULTILINE)
+COMMAND = re.compile(r"`[^`]* --[^`]*`")
+AMOUNT = r"(?:\d[\d.,]*|one|two|three|four|five|six|seven|eight|nine|ten|twice)"
+SETTING = re.compile(
+    rf"\b(?:C|N|sigma_s|epsilon|ε|ratio|learning[ _]rate|batch|steps|top|salient)\b[\s`=:]*(?:of |is )?{AMOUNT}(?: %)?"
+    rf"|\b{AMOUNT}(?: \w+)? (?:seeds?|steps|images|draws|rounds|cores|repeats|epochs|datasets|learning rates)\b"
 )
 TYPED = re.compile(r"(?<![\w.])\d+\.\d+")
 
@@ -74,6 +84,13 @@ def typed(text: str) -> list[str]:
     return [line.strip() for line in prose.splitlines() if TYPED.search(line)]
 
 
+def typed_settings(text: str) -> list[str]:
+    """List the settings that somebody typed into a caption, such as ``C = 1`` or ``three seeds``."""
+    found = CAPTION.findall(NUMBER.sub("", FENCE.sub("", text)))
+    captions = [caption for caption, shown in found if shown != "![" or not caption.startswith("- ")]
+    return [setting for caption in captions for setting in SETTING.findall(COMMAND.sub("", caption))]
+
+
 def _between_fences(text: str, change: Callable[[str], str]) -> str:
     parts, start = [], 0
     for fence in FENCE.finditer(text):
@@ -97,6 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in texts(options.root):
         text, name = path.read_text(encoding="utf-8"), path.relative_to(options.root)
         wrong += [f"{name}: a typed result, put it between markers: {line}" for line in typed(text)]
+        wrong += [f"{name}: a caption's setting, put it between markers: {setting}" for setting in typed_settings(text)]
         filled = rewrite(text, records)
         if filled != text and options.check:
             changed = [new for old, new in zip(text.splitlines(), filled.splitlines(), strict=False) if old != new]

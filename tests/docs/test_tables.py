@@ -52,7 +52,7 @@ def test_texts_are_those_of_the_records():
 def test_check_finds_a_changed_number_and_rewriting_heals_it(copy, capsys):
     assert check(copy) == 0
     good = (copy / "README.md").read_text(encoding="utf-8")
-    change(copy / "README.md", "<!-- n:demo-minutes -->", "<!-- n:demo-minutes -->1")
+    change(copy / "README.md", "<!-- n:demo-range -->", "<!-- n:demo-range -->1")
     assert check(copy) == 1
     assert "README.md: differs from the records" in capsys.readouterr().err
     assert tables.main(["--root", str(copy)]) == 0
