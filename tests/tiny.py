@@ -1,11 +1,15 @@
 """A tiny UNet, objective and latents for tests that need a model."""
 
+import hashlib
+import json
+
 import torch
 from safetensors.torch import save_file
 
 from dpsapf.experiment.records import ModelRecord
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective, StableDiffusion
 from dpsapf.public_models.latents import Latents
+from dpsapf.support.records import as_json
 
 
 def tiny_unet(seed=0):
@@ -90,13 +94,19 @@ def tiny_latents(images=12, seed=0):
     )
 
 
-def write_latents(folder, latents, dataset_id="tiny"):
-    """Write latents.safetensors and prompts.safetensors, without rounding."""
+def digest_of(record):
+    """SHA-256 of the file that `write_record` makes of a record."""
+    return hashlib.sha256((json.dumps(as_json(record), indent=2) + "\n").encode()).hexdigest()
+
+
+def write_latents(folder, latents, dataset_id="tiny", model=None):
+    """Write latents.safetensors and prompts.safetensors, without rounding, as made with the model of `tiny_record`."""
+    origin = {"dataset_id": dataset_id, "model": model or digest_of(tiny_record())}
     arrays = {"mean": latents.mean, "std": latents.std, "labels": latents.labels}
     users = {} if latents.users is None else {"users": latents.users}
-    save_file(arrays | users, folder / "latents.safetensors", {"dataset_id": dataset_id})
+    save_file(arrays | users, folder / "latents.safetensors", origin)
     prompts = {"classes": latents.prompt_embeddings, "null": torch.zeros_like(latents.prompt_embeddings[0])}
-    save_file(prompts, folder / "prompts.safetensors")
+    save_file(prompts, folder / "prompts.safetensors", origin)
 
 
 def candidates(unet):

@@ -26,7 +26,7 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch, Latents, dataset_id, draw_batch
+from dpsapf.public_models.latents import Batch, Latents, draw_batch, origin
 from dpsapf.public_models.precision import in_precision
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
@@ -67,7 +67,7 @@ def finetune(options: Finetune) -> None:
     """
     torch.set_num_threads(options.threads)
     plan, release = _planned(options)
-    latents = Latents.load(options.latents, options.prompts, plan.unit)
+    latents = Latents.load(options.latents, options.prompts, options.model, plan.unit)
     if len(latents) != plan.population:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
@@ -214,7 +214,7 @@ def _write(training: Training, state: TrainingState) -> None:
         release=state.meter.release(training.release),
         unit=training.latents.unit,
         population=len(training.latents),
-        dataset_id=dataset_id(options.latents),
+        dataset_id=origin(options.latents).dataset_id,
         made_from={name: sha256(getattr(options, name)) for name in ("plan", "model", "latents", "selection")},
         digest=sha256(options.weights),
         numbers=numbers,

@@ -5,6 +5,7 @@ import typing
 from pathlib import Path
 
 from dpsapf.experiment.records import WeightsHeader
+from dpsapf.support.arrays import open_arrays
 from dpsapf.support.checked import parse
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
@@ -31,13 +32,7 @@ def read_header(path: Path) -> WeightsHeader:
     Raises:
         UserError: the file is no safetensors file, is cut off, or has no header of this suite, or more beside it.
     """
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            metadata = file.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise UserError(str(path), "unreadable", f"is no whole safetensors file: restore it from a copy ({error})") from error
+    _, metadata = open_arrays(path)
     if set(metadata) != {HEADER}:
         remedy = f"must have the one key {HEADER}, which finetune writes: adapter, rank, alpha; an older version wrote none"
         raise UserError(f"{path}: metadata", sorted(metadata), remedy)

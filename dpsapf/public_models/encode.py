@@ -1,5 +1,7 @@
 """encode-dataset and embed-prompts: VAE posteriors and prompt embeddings, computed once per dataset and model."""
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -11,6 +13,7 @@ from dpsapf.experiment.records import DatasetRecord, ModelRecord
 from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
+from dpsapf.public_models.latents import Origin
 from dpsapf.support.arrays import Partial
 from dpsapf.support.checkpoint import Checkpoint, State
 from dpsapf.support.errors import UserError
@@ -65,7 +68,8 @@ def _partial(options: EncodeDataset, dataset: DatasetRecord, train: Part, shape:
     layout = {"mean": ("F16", (count, *shape)), "std": ("F16", (count, *shape)), "labels": ("I64", (count,))}
     if train.users is not None:
         layout["users"] = ("I64", (count,))
-    return Partial.beside(options.out, layout, {"dataset_id": dataset.id, "salt": read_salt(options.archive).hex()})
+    facts = _origin(dataset, options.model) | {"salt": read_salt(options.archive).hex()}
+    return Partial.beside(options.out, layout, facts)
 
 
 def in_fp16(values: torch.Tensor, name: str, options: EncodeDataset) -> np.ndarray:
@@ -98,4 +102,9 @@ def embed_prompts(options: EmbedPrompts) -> None:
     dataset, model = read_record(options.dataset, DatasetRecord), load_model(read_record(options.model, ModelRecord))
     embeddings = model.embed([*dataset.prompts, ""], options.device)
     with atomic(options.out) as temporary:
-        save_file({"classes": embeddings[:-1].contiguous(), "null": embeddings[-1].contiguous()}, temporary)
+        arrays = {"classes": embeddings[:-1].contiguous(), "null": embeddings[-1].contiguous()}
+        save_file(arrays, temporary, _origin(dataset, options.model))
+
+
+def _origin(dataset: DatasetRecord, model: Path) -> dict[str, str]:
+    return Origin(dataset.id, sha256(model))._asdict()

@@ -1,6 +1,7 @@
 """The encoded training images of one dataset under one model, and the rows that are drawn of them."""
 
 import functools
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from safetensors.torch import load_file
 from dpsapf.experiment.methods import Unit
 from dpsapf.support.arrays import Rows, open_arrays
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.randomness import counted_generator
+
+MAKERS = "encode-dataset and embed-prompts"
 
 
 @dataclass(frozen=True)
@@ -33,16 +37,18 @@ class Latents:
     users: torch.Tensor | None = None
 
     @classmethod
-    def load(cls, path: Path, prompts: Path, unit: Unit = "image") -> "Latents":
+    def load(cls, path: Path, prompts: Path, model: Path, unit: Unit = "image") -> "Latents":
         """Open the files of encode-dataset and embed-prompts; posteriors are read when they are asked for.
 
         Args:
             path: latents.safetensors.
             prompts: prompts.safetensors.
+            model: model.json, of the model that both were made with.
             unit: what is protected; with ``image`` it is passed over whose the images are.
 
         Raises:
-            UserError: a file is not what it should be, or the unit is ``user``, and the dataset names none.
+            UserError: a file is not what it should be, or of another dataset or model than the others; or the unit is ``user``,
+                and the dataset names none.
         """
         arrays, _ = open_arrays(path)
         if not {"mean", "std", "labels"} <= arrays.keys():
@@ -51,6 +57,8 @@ class Latents:
             raise UserError("unit", unit, "the dataset names no users: add a CSV of them to its entry (key users), or use image")
         users = torch.from_numpy(arrays["users"][:]) if unit == "user" else None
         embeddings = load_prompts(prompts)["classes"]
+        check_origin("--latents", path, Origin(origin(path).dataset_id, sha256(model)))
+        check_origin("--prompts", prompts, origin(path))
         return cls(arrays["mean"], arrays["std"], torch.from_numpy(arrays["labels"][:]), embeddings, users)
 
     def posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,16 +96,42 @@ class Latents:
         return self.users.argsort(stable=True), self.users.bincount()
 
 
-def dataset_id(path: Path) -> str:
-    """Read the id of the dataset that latents were encoded from.
+class Origin(typing.NamedTuple):
+    """What latents or prompts were made from: the id of their dataset, and the SHA-256 of their model's model.json."""
+
+    dataset_id: str
+    model: str
+
+
+def origin(path: Path) -> Origin:
+    """Read what latents or prompts were made from.
 
     Raises:
         UserError: the file does not say.
     """
     _, facts = open_arrays(path)
-    if "dataset_id" not in facts:
-        raise UserError("--latents", str(path), "does not say of which dataset it is: run encode-dataset again")
-    return facts["dataset_id"]
+    if not set(Origin._fields) <= facts.keys():
+        raise UserError("file", str(path), f"does not say of which dataset and model it is: run {MAKERS} again")
+    return Origin(*(facts[name] for name in Origin._fields))
+
+
+def check_origin(flag: str, path: Path, expected: Origin) -> None:
+    """Check what latents or prompts were made from.
+
+    Args:
+        flag: the option that gave the file, for errors.
+        path: the file.
+        expected: what the files beside it are of.
+
+    Raises:
+        UserError: it is of another dataset, or was made with another model.
+    """
+    for name, found, other in zip(("dataset", "model"), origin(path), expected, strict=True):
+        if found != other:
+            remedy = (
+                f"was made with {name} {found[:12]}, the files beside it with {other[:12]}: give files of one, or run {MAKERS}"
+            )
+            raise UserError(flag, str(path), remedy)
 
 
 def _rows(stored: torch.Tensor | Rows, images: torch.Tensor) -> torch.Tensor:

@@ -16,13 +16,13 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch, Latents, draw_batch
+from dpsapf.public_models.latents import Batch, Latents, Origin, check_origin, draw_batch
 from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.score import squared_gradient_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking, top_units
 from dpsapf.saliency.signal import signal_norms
-from dpsapf.support.files import atomic
+from dpsapf.support.files import atomic, sha256
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record
 
@@ -67,7 +67,10 @@ def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFram
 
 
 def _inputs(options: "CompareScores | CompareRankings", share: float = 1.0) -> tuple[torch.nn.Module, Objective, Batch]:
-    model, latents = load_model(read_record(options.model, ModelRecord)), Latents.load(options.latents, options.prompts)
+    dataset = read_record(options.dataset, DatasetRecord)
+    check_origin("--latents", options.latents, Origin(dataset.id, sha256(options.model)))
+    model = load_model(read_record(options.model, ModelRecord))
+    latents = Latents.load(options.latents, options.prompts, options.model)
     denoiser, objective = model.denoiser(options.device), model.objective()
     draws = torch_generator(options.seed, "saliency", "pairs")
     order = torch.randperm(len(latents), generator=torch_generator(options.seed, "saliency", "order"))

@@ -20,7 +20,7 @@ from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.privacy.plan import default_delta
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch, Latents, Pairs, dataset_id, draw_batch
+from dpsapf.public_models.latents import Batch, Latents, Origin, Pairs, check_origin, draw_batch, origin
 from dpsapf.public_models.precision import in_precision
 from dpsapf.saliency.plan import saliency_release
 from dpsapf.saliency.progress import Progress
@@ -44,16 +44,18 @@ def score_saliency(options: ScoreSaliency) -> None:
     """Release the scores (one row per candidate) and write the spend record of their release, and its private measures.
 
     Raises:
-        UserError: propose-test-release refuses, now or when it was asked before; or mechanism and sigma_s do not go
-            together. A refusal has spent its epsilon: refused.json, beside the spend record, says so, stays, and is not
-            drawn again.
+        UserError: latents or prompts are of another dataset or model; propose-test-release refuses, now or when it was asked
+            before; or mechanism and sigma_s do not go together. A refusal has spent its epsilon: refused.json, beside the
+            spend record, says so, stays, and is not drawn again.
     """
     _check_no_refusal(options)
+    dataset = read_record(options.dataset, DatasetRecord)
+    check_origin("--latents", options.latents, Origin(dataset.id, sha256(options.model)))
     checkpoint = Checkpoint.beside(options.scores, settings(options), options.checkpoint_minutes)
     torch.set_num_threads(options.threads)
     model = load_model(read_record(options.model, ModelRecord))
     table = candidates(options.candidate_table, options.candidates)
-    latents = Latents.load(options.latents, options.prompts, options.unit)
+    latents = Latents.load(options.latents, options.prompts, options.model, options.unit)
     units, release = _planned(options, table, len(latents))
     with processes(options.device) as joined:
         progress = Progress.resumed(Meter(len(latents)), checkpoint, joined, options.device)
@@ -88,7 +90,7 @@ def _release(
     meter: Meter,
     seconds: float,
 ) -> None:
-    identity = dataset_id(options.latents)
+    identity = origin(options.latents).dataset_id
     source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
     try:
         released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)

@@ -20,7 +20,7 @@ from dpsapf.finetune.adapters import load_weights, trainable
 from dpsapf.finetune.weights import read_header
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family
-from dpsapf.public_models.latents import load_prompts
+from dpsapf.public_models.latents import Origin, check_origin, load_prompts
 from dpsapf.public_models.precision import in_precision
 from dpsapf.support.arrays import Partial
 from dpsapf.support.checkpoint import Checkpoint, State
@@ -51,6 +51,7 @@ def sample(options: Sample) -> None:
     check_weights(ledger, options)
     dataset = read_record(options.dataset, DatasetRecord)
     check_dataset(ledger, dataset)
+    check_origin("--prompts", options.prompts, Origin(dataset.id, sha256(options.model)))
     model = load_model(read_record(options.model, ModelRecord))
     labels = np.arange(options.count, dtype=np.int64) % len(dataset.classes)
     labels.sort()

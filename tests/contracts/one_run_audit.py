@@ -40,6 +40,7 @@ from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.parallel import ALONE
 from dpsapf.support.randomness import numpy_generator, torch_generator
 from tests.tiny import tiny_objective
@@ -60,7 +61,7 @@ def planted_saliency(model: torch.nn.Module | None, **replaced: Callable) -> Abs
     stack = ExitStack()
     replaced |= {
         "load_model": lambda _: SimpleNamespace(denoiser=lambda device: model or torch.nn.Identity(), objective=tiny_objective),
-        "read_record": lambda *_: SimpleNamespace(name="canaries"),
+        "read_record": lambda *_: SimpleNamespace(name="canaries", id="canaries"),
         "settings": lambda _: {},
     }
     for name, value in replaced.items():
@@ -438,10 +439,11 @@ def released_scores(folder: Path, members: torch.Tensor, matrices: int = SCORED,
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(folder / "candidates.csv", index=False)
     (folder / "model.json").write_text("read by no one, but digested")
+    origin = {"dataset_id": "canaries", "model": sha256(folder / "model.json")}
     shapes = {"mean": (len(members), 1, 1, 1), "std": (len(members), 1, 1, 1)}
     latents = {name: torch.zeros(shape) for name, shape in shapes.items()}
-    save_file(latents | {"labels": members}, folder / "latents.safetensors", {"dataset_id": "canaries"})
-    save_file({"classes": torch.zeros(1, 1, 1), "null": torch.zeros(1, 1)}, folder / "prompts.safetensors")
+    save_file(latents | {"labels": members}, folder / "latents.safetensors", origin)
+    save_file({"classes": torch.zeros(1, 1, 1), "null": torch.zeros(1, 1)}, folder / "prompts.safetensors", origin)
     options = ScoreSaliency(
         dataset=folder / "dataset.json",
         model=folder / "model.json",

@@ -17,7 +17,8 @@ from dpsapf.public_models.latents import Latents, draw_batch
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, tiny_objective, tiny_unet, write_latents
+from dpsapf.support.records import write_record
+from tests.tiny import tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
 
 IMAGES, BOUND = 12, 0.01
 OWNERS = torch.tensor([0, 1, 0, 2, 0, 0, 1, 0, 3, 0, 2, 0])  # seven images of user 0, two of 1 and of 2, one of 3
@@ -98,13 +99,15 @@ def test_an_image_is_its_own_unit_and_takes_no_draw():
 @pytest.mark.parametrize("unit", ["image", "user"])
 def test_the_unit_decides_whether_users_are_read(tmp_path, unit):
     write_latents(tmp_path, owned())
-    assert Latents.load(tmp_path / "latents.safetensors", tmp_path / "prompts.safetensors", unit).unit == unit
+    write_record(tmp_path / "model.json", tiny_record())
+    latents = Latents.load(tmp_path / "latents.safetensors", tmp_path / "prompts.safetensors", tmp_path / "model.json", unit)
+    assert latents.unit == unit
 
 
 def test_latents_without_users_are_refused(tmp_path):
     write_latents(tmp_path, tiny_latents())
     with pytest.raises(UserError, match="unit = 'user': the dataset names no users: add a CSV"):
-        Latents.load(tmp_path / "latents.safetensors", tmp_path / "prompts.safetensors", "user")
+        Latents.load(tmp_path / "latents.safetensors", tmp_path / "prompts.safetensors", tmp_path / "model.json", "user")
 
 
 def test_a_plan_counts_users(dataset_record, run, monkeypatch):

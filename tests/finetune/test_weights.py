@@ -57,5 +57,5 @@ def test_cut_off_weights_are_named(tmp_path, kept):
     write_weights(tmp_path / "w", WEIGHTS, HEADERS[0])
     data = (tmp_path / "w").read_bytes()
     (tmp_path / "w").write_bytes(data[: kept if isinstance(kept, int) else int(kept * len(data))])
-    with pytest.raises(UserError, match="w = 'unreadable': is no whole safetensors file: restore it"):
+    with pytest.raises(UserError, match="w': (is no readable safetensors file|has .* truncated)"):
         read_header(tmp_path / "w")

@@ -9,7 +9,7 @@ from dpsapf.experiment.stages import EmbedPrompts, EncodeDataset
 from dpsapf.public_models import encode
 from dpsapf.public_models.encode import ROUNDING, SMALLEST, embed_prompts, encode_dataset, in_fp16
 from dpsapf.public_models.families import load_model
-from dpsapf.public_models.latents import Latents, dataset_id, load_prompts
+from dpsapf.public_models.latents import Latents, load_prompts, origin
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -43,7 +43,7 @@ def embedded(options):
 
 def loaded(options, unit="image"):
     embedded(options)
-    return Latents.load(options.out, options.out.with_name("prompts.safetensors"), unit)
+    return Latents.load(options.out, options.out.with_name("prompts.safetensors"), options.model, unit)
 
 
 EVERYONE = torch.arange(5)
@@ -56,7 +56,7 @@ def latents(options):
 
 
 def test_latents_name_their_dataset_and_hold_its_secret(options, latents):
-    assert dataset_id(options.out) == sha256(options.archive)
+    assert origin(options.out) == (sha256(options.archive), sha256(options.model))
     assert np.arange(32, dtype=np.uint8).tobytes().hex().encode() in options.out.read_bytes()
 
 
@@ -70,8 +70,8 @@ def test_another_archive_is_refused(options):
 
 def test_latents_that_name_no_dataset_are_refused(tmp_path):
     save_file({"x": torch.zeros(1)}, tmp_path / "l.safetensors")
-    with pytest.raises(UserError, match="does not say of which dataset it is: run encode-dataset again"):
-        dataset_id(tmp_path / "l.safetensors")
+    with pytest.raises(UserError, match="does not say of which dataset and model it is: run encode-dataset"):
+        origin(tmp_path / "l.safetensors")
 
 
 def test_shapes_and_labels(latents):

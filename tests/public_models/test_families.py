@@ -125,7 +125,7 @@ def files(model, two_digits, tmp_path):
 def test_latents_decode_as_the_pipeline_decodes_and_have_a_finite_loss(model, files):
     """Both families' pipelines decode latents / scale + shift, which must be the posterior's own mean."""
     pixels, path, prompts = files
-    latents = Latents.load(path, prompts)
+    latents = Latents.load(path, prompts, path.with_name("model.json"))
     mean, _ = latents.posteriors(torch.arange(5))
     config = model.vae().config
     unscaled = mean / config.scaling_factor + (config.shift_factor or 0.0)

@@ -8,10 +8,11 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from scipy import stats
 
-from dpsapf.public_models.latents import Latents, dataset_id, draw_batch
+from dpsapf.public_models.latents import Latents, draw_batch, origin
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
-from tests.tiny import tiny_latents, write_latents
+from dpsapf.support.records import write_record
+from tests.tiny import tiny_latents, tiny_record, write_latents
 
 
 def drawn(indices=(3, 0, 7), multiplicity=2, seed=0, latents=None, timesteps=1000):
@@ -32,8 +33,13 @@ def parts(pairs):
     return pairs.latents, pairs.noise, pairs.timesteps, pairs.labels
 
 
+def model_file(folder):
+    write_record(folder / "model.json", tiny_record())
+    return folder / "model.json"
+
+
 def loaded(folder, **changes):
-    return Latents.load(folder / "latents.safetensors", folder / "prompts.safetensors", **changes)
+    return Latents.load(folder / "latents.safetensors", folder / "prompts.safetensors", model_file(folder), **changes)
 
 
 def test_latents_are_read_as_they_were_written(tmp_path):
@@ -55,21 +61,41 @@ def test_files_that_hold_something_else_are_refused(tmp_path):
     write_latents(tmp_path, tiny_latents())
     save_file({"mean": torch.zeros(2, 4, 4, 4)}, tmp_path / "other.safetensors")
     with pytest.raises(UserError, match="--latents = .*holds no latents: run encode-dataset again"):
-        Latents.load(tmp_path / "other.safetensors", tmp_path / "prompts.safetensors")
+        Latents.load(tmp_path / "other.safetensors", tmp_path / "prompts.safetensors", model_file(tmp_path))
     with pytest.raises(UserError, match="--prompts = .*holds no prompts: run embed-prompts again"):
-        Latents.load(tmp_path / "latents.safetensors", tmp_path / "other.safetensors")
+        Latents.load(tmp_path / "latents.safetensors", tmp_path / "other.safetensors", model_file(tmp_path))
 
 
-def test_the_dataset_that_latents_are_of_is_read_from_their_file(tmp_path):
-    write_latents(tmp_path, tiny_latents(5), "abc")
-    assert dataset_id(tmp_path / "latents.safetensors") == "abc"
+def test_what_latents_were_made_from_is_read_from_their_file(tmp_path):
+    write_latents(tmp_path, tiny_latents(5), "abc", "def")
+    assert origin(tmp_path / "latents.safetensors") == origin(tmp_path / "prompts.safetensors") == ("abc", "def")
 
 
-@pytest.mark.parametrize("facts", [None, {"name": "abc"}])
-def test_latents_that_do_not_say_of_which_dataset_they_are_are_refused(tmp_path, facts):
+@pytest.mark.parametrize("facts", [None, {"name": "abc"}, {"dataset_id": "abc"}, {"model": "abc"}])
+def test_latents_that_do_not_say_what_they_were_made_from_are_refused(tmp_path, facts):
     save_file({"mean": torch.zeros(2, 1)}, tmp_path / "latents.safetensors", facts)
-    with pytest.raises(UserError, match="does not say of which dataset it is: run encode-dataset again"):
-        dataset_id(tmp_path / "latents.safetensors")
+    with pytest.raises(
+        UserError, match="does not say of which dataset and model it is: run encode-dataset and embed-prompts again"
+    ):
+        origin(tmp_path / "latents.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("latents", "prompts", "told"),
+    [
+        (("a", "other"), ("a", "other"), "--latents = .* was made with model other,"),
+        (("a", None), ("a", "other"), "--prompts = .* was made with model other,"),
+        (("a", None), ("b", None), "--prompts = .* was made with dataset b, the files beside it with a:"),
+    ],
+)
+def test_files_of_different_datasets_or_models_are_refused(tmp_path, latents, prompts, told):
+    for name, of in (("first", latents), ("second", prompts)):
+        (tmp_path / name).mkdir()
+        write_latents(tmp_path / name, tiny_latents(), *of)
+    with pytest.raises(UserError, match=told):
+        Latents.load(
+            tmp_path / "first" / "latents.safetensors", tmp_path / "second" / "prompts.safetensors", model_file(tmp_path)
+        )
 
 
 def test_a_users_image_is_drawn_by_a_uniform_number_of_53_bits():

@@ -9,7 +9,7 @@ from dpsapf.public_models.latents import draw_batch
 from dpsapf.saliency import agreement
 from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import write_record
-from tests.tiny import TinyModel, tiny_latents, tiny_record
+from tests.tiny import TinyModel, tiny_latents, tiny_record, write_latents
 
 M = 20
 
@@ -29,8 +29,8 @@ def options(tmp_path, dataset_record, monkeypatch):
     return CompareScores(
         **files,
         candidate_table=tmp_path / "candidates.csv",
-        latents=tmp_path / "unused",
-        prompts=tmp_path / "unused",
+        latents=tmp_path / "latents.safetensors",
+        prompts=tmp_path / "prompts.safetensors",
         sigma_s=(0.01, 1000.0),
         draws=5,
         out=tmp_path / "agreement.csv",
@@ -55,7 +55,7 @@ def test_agreement_of_known_orders():
     assert agreement.agreement(exact, np.array([4.0, 1.0, 2.0, 3.0]), table, 0.5)[1] == 0.5
 
 
-def test_squared_norms_come_from_the_saliency_pass(monkeypatch, options):
+def test_squared_norms_come_from_the_saliency_pass(tmp_path, monkeypatch, options):
     monkeypatch.undo()
     seen = {}
 
@@ -65,7 +65,7 @@ def test_squared_norms_come_from_the_saliency_pass(monkeypatch, options):
 
     monkeypatch.setattr(agreement, "squared_gradient_norms", norms)
     monkeypatch.setattr(agreement, "load_model", TinyModel)
-    monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path, prompts: tiny_latents(7)))
+    write_latents(tmp_path, tiny_latents(7), "d" * 64)
     table = pd.DataFrame({MATRIX: list("abc")})
     assert agreement.squared_norms(options, table).shape == (7, 3)
     draws = torch_generator(options.seed, "saliency", "pairs")

@@ -9,7 +9,7 @@ from dpsapf.experiment.stages import CompareRankings
 from dpsapf.saliency import agreement, ranking_stability
 from dpsapf.support.checked import replace
 from dpsapf.support.records import write_record
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet, write_latents
 
 M, N = 20, 400
 
@@ -37,8 +37,8 @@ def options(tmp_path, dataset_record, monkeypatch):
     files = {name: tmp_path / f"{name}.json" for name in ("dataset", "model")}
     files |= {
         "candidate_table": tmp_path / "candidates.csv",
-        "latents": tmp_path / "unused",
-        "prompts": tmp_path / "unused",
+        "latents": tmp_path / "latents.safetensors",
+        "prompts": tmp_path / "prompts.safetensors",
         "out": tmp_path / "rankings.csv",
     }
     return CompareRankings(**files, sigma_s=0.5, draws=8, repeats=3, clipping_norm=1.0, images=(0.02, 1.0))
@@ -90,7 +90,7 @@ def test_a_real_pass_over_a_share_of_the_images(tmp_path, options, monkeypatch):
     """Each image counts once, the first ones at a share, and all scores come from the same draws."""
     monkeypatch.undo()
     monkeypatch.setattr(agreement, "load_model", TinyModel)
-    monkeypatch.setattr(agreement.Latents, "load", classmethod(lambda cls, path, prompts: tiny_latents(6)))
+    write_latents(tmp_path, tiny_latents(6), "d" * 64)
     names = candidates(tiny_unet())
     table = pd.DataFrame({MATRIX: names, LAYER: "l", BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(options.candidate_table, index=False)

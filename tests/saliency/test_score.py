@@ -215,6 +215,15 @@ def stage(tmp_path, dataset_record, monkeypatch):
     return run
 
 
+@pytest.mark.parametrize("other", ["dataset", "model"])
+def test_latents_of_another_dataset_or_model_are_refused_before_anything_is_released(stage, tmp_path, dataset_record, other):
+    origin = (dataset_record.id, "other") if other == "model" else ("other", None)
+    write_latents(tmp_path, tiny_latents(3500), *origin)
+    with pytest.raises(UserError, match=f"--latents = .* was made with {other} other"):
+        stage("gaussian", "matrix", 0.3, 3500)
+    assert not (tmp_path / "s.csv").exists() and not (tmp_path / "spend.json").exists()
+
+
 @pytest.mark.parametrize("mechanism", ["gaussian", "exponential", None])
 @pytest.mark.parametrize("batch", [50000, 700])
 def test_what_is_released_is_what_was_planned(stage, tmp_path, mechanism, batch):

@@ -27,7 +27,7 @@ from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_un
 @pytest.fixture
 def options(tmp_path, plan, dataset_record, monkeypatch):
     monkeypatch.setattr(stage, "load_model", TinyModel)
-    write_latents(tmp_path, tiny_latents())
+    write_latents(tmp_path, tiny_latents(), "d")
     write_record(tmp_path / "model.json", tiny_record())
     write_record(tmp_path / "dataset.json", replace(dataset_record, resolution=8, id="d"))
     write_record(tmp_path / "ledger.json", ledger(plan, None))
