@@ -1,11 +1,13 @@
 """What goes wrong on a node and is nobody's mistake, or the job's: memory, disks, GPUs, files. Each is told in one line."""
 
+import ctypes
 import errno
 import gc
 import importlib
 import logging
 import os
 import re
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +26,16 @@ NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECON
 def leads() -> bool:
     """Say whether this process writes and tells, of those that torchrun started; one that it did not start does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def has_gpu() -> bool:
+    """Say whether a GPU's driver answers on this machine; in milliseconds, while torch takes seconds to load."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return shutil.which("nvidia-smi") is not None
+    count = ctypes.c_int()
+    return driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0
 
 
 def check_device(options: Checked) -> None:

@@ -26,12 +26,14 @@ class Loader:
         procedural: True if the images are generated, not recorded.
         keys: those of `OPTIONAL` that it reads.
         own_splits: takes an entry and names the splits that its source has apart.
+        files: True if the entry's source is a path.
     """
 
     load: Callable[[DatasetEntry], Source]
     procedural: bool = False
     keys: tuple[str, ...] = ()
     own_splits: Callable[[DatasetEntry], Collection[str]] = lambda entry: ()
+    files: bool = False
 
 
 OPTIONAL = ("train", "users", "labels", "convert")
@@ -43,11 +45,13 @@ LOADERS: dict[str, Loader] = {
     "sklearn-digits": Loader(sklearn_digits),
     "oct-mini": Loader(oct_mini, procedural=True),
     "histo-mini": Loader(histo_mini, procedural=True),
-    "cifar10": Loader(cifar10, keys=("train",), own_splits=lambda entry: ("validation", "test") if entry.train else ("test",)),
-    "octmnist": Loader(octmnist, keys=("train",), own_splits=lambda entry: SPLITS),
-    "celeba": Loader(celeba, keys=("train",), own_splits=lambda entry: SPLITS),
-    "camelyon17": Loader(camelyon17, keys=("train", "users"), own_splits=lambda entry: SPLITS),
-    "image-folder": Loader(image_folder, keys=("users", "labels", "convert"), own_splits=own_splits),
+    "cifar10": Loader(
+        cifar10, keys=("train",), files=True, own_splits=lambda entry: ("validation", "test") if entry.train else ("test",)
+    ),
+    "octmnist": Loader(octmnist, keys=("train",), files=True, own_splits=lambda entry: SPLITS),
+    "celeba": Loader(celeba, keys=("train",), files=True, own_splits=lambda entry: SPLITS),
+    "camelyon17": Loader(camelyon17, keys=("train", "users"), files=True, own_splits=lambda entry: SPLITS),
+    "image-folder": Loader(image_folder, keys=("users", "labels", "convert"), files=True, own_splits=own_splits),
 }
 
 

@@ -4,7 +4,6 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -12,8 +11,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from dpsapf.evaluation.network import load_feature_network
-from dpsapf.evaluation.weights import CLEAN_FID, DINOV2, PACKAGED, PUBLISHED, PYTORCH_FID, read_weights
-from dpsapf.experiment.registries import ProtocolEntry
+from dpsapf.evaluation.weights import CLEAN_FID, DINOV2, PUBLISHED, PYTORCH_FID, packaged, read_weights
+from dpsapf.experiment.registries import PACKAGED, ProtocolEntry
 from dpsapf.support.errors import UserError
 
 INCEPTION_CLASSES = 1008  # of the TensorFlow graph of 2015 that both forms were made of
@@ -52,12 +51,7 @@ def load_network(protocol: ProtocolEntry, device: str) -> Network:
 
 
 def _packaged(protocol: ProtocolEntry, device: str) -> Network:
-    name = protocol.feature_network.removeprefix(PACKAGED)
-    path = Path(__file__).parent / "networks" / f"{name}.safetensors"
-    if not path.exists():
-        known = ", ".join(f"{PACKAGED}{file.stem}" for file in sorted(path.parent.glob("*.safetensors")))
-        raise UserError("feature_network", protocol.feature_network, f"no such packaged network: there is {known}")
-    network = load_feature_network(path, protocol.feature_sha256).to(device)
+    network = load_feature_network(packaged(protocol), protocol.feature_sha256).to(device)
     return Network(network, network.head)
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.linalg.lapack import dpstrf
 
+from dpsapf.experiment.registries import FEWEST_TO_EXTRAPOLATE
 from dpsapf.support.arrays import Rows
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
@@ -112,8 +113,8 @@ def frechet_infinity(real: Moments, synthetic: Features, seed: int, points: int 
         UserError: there are fewer than 20 images.
     """
     count = len(synthetic)
-    if count < 20:
-        raise UserError("synthetic images", count, "FID without bias needs 20 or more")
+    if count < FEWEST_TO_EXTRAPOLATE:
+        raise UserError("synthetic images", count, f"FID without bias needs {FEWEST_TO_EXTRAPOLATE} or more")
     counts = np.linspace(count // 10, count, points).astype(int)
     order = numpy_generator(seed, "frechet-infinity").permutation(count)
     factor = root(real.covariance)

@@ -94,8 +94,7 @@ def planned_counts(recipe: Recipe, images: int, options: Evaluate) -> PrivateCou
         if getattr(options, name) is None:
             remedy = f"{options.protocol} releases counts of private validation images: give the run's ledger and three files"
             raise UserError(f"--{name}", None, remedy)
-    if (steps := recipe.length(images)) < recipe.checkpoints:
-        raise UserError("checkpoints", recipe.checkpoints, f"a training has {steps} steps, one for each count at least")
+    recipe.check_counts(images)
     ledger = read_record(options.ledger, Ledger)
     counts = len(recipe.trained) * recipe.repeats * recipe.checkpoints
     found = sum(release.steps for release in ledger.reserved)

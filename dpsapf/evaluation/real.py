@@ -147,11 +147,11 @@ def check_count(kind: str, count: int, name: str, protocol: ProtocolEntry) -> No
     Raises:
         UserError: there are too few, or too many.
     """
-    least = max(protocol.least_images, 1 + max(protocol.neighbours, precision_neighbours(protocol)), 2)
+    least = protocol.fewest_synthetic if kind == "synthetic" else protocol.fewest
     if kind == "synthetic" and protocol.synthetic_images not in (None, count):
         raise UserError("images", f"{count} {kind}", f"{name} compares exactly {protocol.synthetic_images}: evaluate so many")
     if count < least:
-        raise UserError("images", f"{count} {kind}", f"{name} needs at least {least} real and synthetic ones each")
+        raise UserError("images", f"{count} {kind}", f"{name} needs at least {least}")
 
 
 def _has_density(protocol: ProtocolEntry) -> bool:

@@ -5,17 +5,13 @@ import logging
 import shutil
 from pathlib import Path
 
-import torch
-from huggingface_hub import try_to_load_from_cache
-
-from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.registries import PACKAGED, ProtocolEntry, entry
 from dpsapf.experiment.stages import FetchEvaluationWeights
 from dpsapf.support.download import Download, by_hand, download
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import exclusive, sha256, write_text
 
 LOG = logging.getLogger(__name__)
-PACKAGED = "package:"
 CLEAN_FID, PYTORCH_FID, DINOV2 = "clean-fid:inception", "pytorch-fid:inception", "timm:vit_base_patch14_dinov2.lvd142m"
 DINOV2_REPOSITORY, DINOV2_REVISION = "timm/vit_base_patch14_dinov2.lvd142m", "4685c99dabffe5affac90bd99dbffd25801ae58d"
 TORCH_FID_NAMES = ("pt_inception-2015-12-05-6726825d.pth", "weights-inception-2015-12-05-6726825d.pth")
@@ -90,6 +86,28 @@ def obtain(protocol: ProtocolEntry) -> Path:
     return path
 
 
+def check_network(protocol: ProtocolEntry) -> None:
+    """Check that a protocol's feature network is known, without reading it.
+
+    Raises:
+        UserError: see `packaged` and `published`.
+    """
+    (packaged if protocol.feature_network.startswith(PACKAGED) else published)(protocol)
+
+
+def packaged(protocol: ProtocolEntry) -> Path:
+    """Return the file of a network that ships with dpsapf.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    path = Path(__file__).parent / "networks" / f"{protocol.feature_network.removeprefix(PACKAGED)}.safetensors"
+    if not path.exists():
+        known = ", ".join(f"{PACKAGED}{file.stem}" for file in sorted(path.parent.glob("*.safetensors")))
+        raise UserError("feature_network", protocol.feature_network, f"no such packaged network: there is {known}")
+    return path
+
+
 def published(protocol: ProtocolEntry) -> Download:
     """Return where a network's weights are published.
 
@@ -106,6 +124,9 @@ def published(protocol: ProtocolEntry) -> Download:
 
 def library_copies(name: str) -> list[Path]:
     """List where the libraries that use a network keep its weights, whether or not they are there."""
+    import torch
+    from huggingface_hub import try_to_load_from_cache
+
     if name == CLEAN_FID:
         return [Path("/tmp/inception-2015-12-05.pt")]  # whatever TMPDIR says
     if name == PYTORCH_FID:

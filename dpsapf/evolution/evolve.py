@@ -23,6 +23,7 @@ from dpsapf.experiment.fields import settings
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.registries import ProtocolEntry, entry
+from dpsapf.experiment.settings import check_evolving
 from dpsapf.experiment.stages import Evolve
 from dpsapf.privacy.meter import Meter
 from dpsapf.sampling.sample import fitted
@@ -126,15 +127,7 @@ def _planned(options: Evolve) -> tuple[Plan, Release]:
 def _check(plan: Plan, dataset: DatasetRecord, options: Evolve) -> None:
     if not sha256(options.archive) == dataset.id == plan.dataset_id:
         raise UserError("--archive", str(options.archive), "is not the archive of --dataset and --plan: run their stages again")
-    key, images = ("generation", options.generation) if options.generation else ("count", options.count)
-    if images < len(dataset.classes):
-        raise UserError(key, images, f"{dataset.name} has {len(dataset.classes)} classes: make an image of each")
-    if images > options.count:
-        raise UserError(key, images, f"must be at most the images that are published: {options.count}")
-    degree = min(options.first_degree, options.last_degree)
-    if int(options.steps * degree) < 1:
-        remedy = f"of {options.steps} sampler steps it leaves none: must be at least {1 / options.steps:.3g}, or take more steps"
-        raise UserError("variation degree", degree, remedy)
+    check_evolving(options, options, dataset.name, len(dataset.classes))
 
 
 def _electorate(plan: Plan, release: Release, protocol: ProtocolEntry, options: Evolve) -> Electorate:

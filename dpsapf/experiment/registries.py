@@ -24,6 +24,20 @@ def later(default: object, description: str, **bounds: object) -> typing.Any:  #
     return Field(default, description=description, exclude_if=lambda value: value == default, **bounds)
 
 
+PACKAGED = "package:"  # before the name of a public model, or a feature network, that ships with dpsapf
+ClassifierName = typing.Literal[
+    "resnet",
+    "wideresnet",
+    "resnext",
+    "resnet-164",
+    "resnet-164-basic",
+    "wrn-28-10",
+    "wrn-28-10-dropout",
+    "wrn-40-4-dropout",
+    "resnext-29-8x64d",
+    "resnext-28-8x",
+    "probe",
+]
 PROBE = "probe"  # its name among a protocol's classifiers
 COUNTS = "noisy-private-validation"  # the selection that releases counts
 ModelSelection = typing.Literal["synthetic", "last", "noisy-private-validation"]
@@ -76,6 +90,7 @@ class ModelEntry(Checked):
     sha256: str | None = Field(None, description="digest of the folder; null: not checked")
 
 
+FEWEST_TO_EXTRAPOLATE = 20  # synthetic images of FID infinity
 ValueRange = typing.Literal["plus-minus-1", "tensorflow", "imagenet"]
 Metric = typing.Literal["inception_score", "density", "coverage", "fld", "fid_infinity"]
 
@@ -84,7 +99,7 @@ class Recipe(Checked):
     """How a protocol's classifiers are trained on images up to some size."""
 
     largest_side: int | None = Field(None, description="of images that this recipe is for; null: any [pixels]", ge=8)
-    classifiers: tuple[str, ...] = Field(description="names of dpsapf.evaluation.classifiers, and probe", min_length=1)
+    classifiers: tuple[ClassifierName, ...] = Field(description="names of dpsapf.evaluation.classifiers, and probe", min_length=1)
     epochs: int | None = Field(None, description="passes over the training images, each in a new order; or steps", ge=1)
     steps: int | None = Field(None, description="batches drawn with replacement, whatever the number of images; or epochs", ge=1)
     batch: int = Field(description="batch [images]", ge=1)
@@ -136,6 +151,15 @@ class Recipe(Checked):
         """Return the steps of a training on so many images."""
         return self.steps or self.epochs * -(-images // self.batch)
 
+    def check_counts(self, images: int) -> None:
+        """Check that a training on so many images has a step for each count that selects its state.
+
+        Raises:
+            UserError: it has fewer.
+        """
+        if self.selection == COUNTS and (steps := self.length(images)) < self.checkpoints:
+            raise UserError("checkpoints", self.checkpoints, f"a training has {steps} steps, one for each count at least")
+
     @property
     def trained(self) -> tuple[str, ...]:
         """Classifiers that are trained step by step: all but the probe."""
@@ -156,7 +180,7 @@ class ProtocolEntry(Checked):
     neighbours: int = Field(5, description="k of recall, and of precision, density and coverage", ge=1)
     kid_subsets: int = Field(50, description="subsets of the KID estimate", ge=1)
     kid_subset_size: int = Field(200, description="images per KID subset [images]", ge=2)
-    classifiers: tuple[str, ...] = Field(
+    classifiers: tuple[ClassifierName, ...] = Field(
         (), description="utility classifiers: names of dpsapf.evaluation.classifiers, and probe; empty: those of recipes"
     )
     classifier_steps: int = Field(
@@ -189,6 +213,18 @@ class ProtocolEntry(Checked):
         if self.recipes and self.classifiers:
             raise PydanticCustomError("classifiers", "must have either classifiers or recipes")
         return self
+
+    @property
+    def fewest(self) -> int:
+        """Real images that its metrics need, and synthetic ones [images]."""
+        return max(2, self.least_images, 1 + self.neighbours, 1 + (self.precision_neighbours or 0))
+
+    @property
+    def fewest_synthetic(self) -> int:
+        """Synthetic images that its metrics need [images]."""
+        extrapolated = FEWEST_TO_EXTRAPOLATE if "fid_infinity" in self.metrics else 0
+        split = self.inception_splits if "inception_score" in self.metrics else 0
+        return max(self.fewest, extrapolated, split)
 
     def recipe(self, side: int) -> Recipe:
         """Return how classifiers are trained on square images of a side [pixels].

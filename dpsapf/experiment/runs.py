@@ -25,7 +25,7 @@ from dpsapf.experiment.methods import (
     method,
 )
 from dpsapf.support.checked import Checked, replace
-from dpsapf.support.errors import UserError
+from dpsapf.support.errors import UserError, UserErrors
 
 Value = typing.TypeVar("Value")
 Count = typing.Annotated[int, Field(ge=1)]
@@ -209,13 +209,19 @@ def expand(studies: dict[str, Study]) -> list[RunSpec]:
     """Expand studies to their runs: ordered as written, each run once however many studies share it.
 
     Raises:
-        UserError: see `check_rule`.
+        UserErrors: what `check_rule` says of them, a line for each mistake and study.
     """
     runs: dict[str, RunSpec] = {}
-    for study in studies.values():
+    wrong: dict[str, UserError] = {}
+    for name, study in studies.items():
         axes = dict(study)
         for values in itertools.product(*axes.values()):
             spec = normalise(RunSpec(**dict(zip(axes, values, strict=True))))
-            check_rule(spec)
             runs[spec.id] = spec
+            try:
+                check_rule(spec)
+            except UserError as error:
+                wrong[f"{name}: {error}"] = UserError(f"studies.{name}.{error.key}", error.value, error.remedy)
+    if wrong:
+        raise UserErrors(list(wrong.values()))
     return list(runs.values())

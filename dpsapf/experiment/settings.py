@@ -130,6 +130,31 @@ class SamplingConfig(Checked):
     guidance_scale: float = Field(7.0, description="classifier-free guidance; 1: none", ge=1)
 
 
+def check_evolving(variation: VariationConfig, sampling: SamplingConfig, dataset: str, classes: int) -> None:
+    """Check that images can evolve as the settings say.
+
+    Args:
+        variation: how images vary.
+        sampling: how many are published, and in how many steps they are drawn.
+        dataset: its name, for errors.
+        classes: how many it has.
+
+    Raises:
+        UserError: there are fewer images than classes, or more than are published; or a variation has no sampler step.
+    """
+    key, images = ("generation", variation.generation) if variation.generation else ("count", sampling.count)
+    if images < classes:
+        raise UserError(key, images, f"{dataset} has {classes} classes: make an image of each")
+    if images > sampling.count:
+        raise UserError(key, images, f"must be at most the images that are published: {sampling.count}")
+    degree = min(variation.first_degree, variation.last_degree)
+    if int(sampling.steps * degree) < 1:
+        remedy = (
+            f"of {sampling.steps} sampler steps it leaves none: must be at least {1 / sampling.steps:.3g}, or take more steps"
+        )
+        raise UserError("variation degree", degree, remedy)
+
+
 class PrecisionConfig(Checked):
     """How exactly the denoiser multiplies, in scoring, training and sampling alike."""
 

@@ -137,6 +137,30 @@ def _composed(accountant: typing.Any, gaussians: Sequence[Release], delta: float
     return float(accountant.get_epsilon(delta))
 
 
+def surely_meets(target: float, delta: float, releases: Sequence[Release]) -> bool:
+    """Say, in no time, that releases meet a target; False where only an accountant can tell.
+
+    Without sampling, Gaussian releases compose exactly to one of noise multiplier 1/m, m^2 the sum of steps over squared noise
+    multipliers, and Phi(m/2 - epsilon/m) bounds its delta (Balle and Wang 2018, arXiv 1805.06530, theorem 8). Sampling lowers it.
+    """
+    if any(release.mechanism != "gaussian" for release in releases) or target <= MARGIN:
+        return False
+    goal, m = target - MARGIN, math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in releases))
+    return math.erfc((goal / m - m / 2) / math.sqrt(2)) / 2 <= delta
+
+
+def check_target(target: float, delta: float, build: Callable[[float], Sequence[Release]]) -> None:
+    """Check that some noise meets a target; arguments as `calibrate`.
+
+    Raises:
+        UserError: no noise is enough: what is released besides the last exceeds the target alone, or the last does with the
+            largest noise multiplier tried, 2000.
+    """
+    goal, highest = target - MARGIN, build(SIGMA_RANGE[1])
+    if goal <= 0 or epsilon("pld", highest, delta) > goal:
+        raise UserError("epsilon", target, _infeasible(goal, highest, delta))
+
+
 def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Release]]) -> float:
     """Find the smallest noise multiplier whose composition meets the target under PLD.
 
@@ -152,18 +176,16 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
         A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one, and never below 0.4.
 
     Raises:
-        UserError: no noise is enough: what is released besides the last exceeds the target alone, or the last does with the
-            largest noise multiplier tried, 2000.
+        UserError: no noise is enough; see `check_target`.
     """
     from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism, mechanism_calibration
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-    goal, highest = target - MARGIN, build(SIGMA_RANGE[1])
-    if goal <= 0 or epsilon("pld", highest, delta) > goal:
-        raise UserError("epsilon", target, _infeasible(goal, highest, delta))
+    check_target(target, delta, build)
+    goal = target - MARGIN
     if epsilon("pld", build(SIGMA_RANGE[0]), delta) <= goal:
         return SIGMA_RANGE[0]
-    whole = [release for release in highest if release.mechanism != "gaussian"]
+    whole = [release for release in build(SIGMA_RANGE[1]) if release.mechanism != "gaussian"]
     return calibrate_dp_mechanism(
         lambda: PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL),
         lambda sigma: ComposedDpEvent([event(release) for release in build(sigma) if release.mechanism == "gaussian"]),

@@ -9,7 +9,7 @@ from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
+from dpsapf.privacy.accounting import MARGIN, SIGMA_RANGE, calibrate, check_target, epsilon, surely_meets
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 
@@ -51,8 +51,7 @@ def make_plan(
         UserError: the target cannot be met.
     """
     row, count = method(run.method), population(dataset, options.unit)
-    delta = options.delta or default_delta(count)
-    check_delta(delta, count)
+    delta = target_delta(count, options)
     others = [*prior, *reserved]
     alone = _noise(others, run, count, delta, options)
     sigma = _noise([*others, *saliency], run, count, delta, options) if saliency else alone
@@ -82,6 +81,28 @@ def make_plan(
     )
 
 
+def check_possible(run: RunSpec, dataset: DatasetRecord, before: Sequence[Release], options: PlanPrivacy) -> None:
+    """Check that a plan can be made, without looking for its noise.
+
+    Args:
+        run: what is planned.
+        dataset: its training images and their users.
+        before: what the target has to hold besides DP-SGD, or votes.
+        options: as of `make_plan`.
+
+    Raises:
+        UserError: it cannot, for the reason that `make_plan` would tell.
+    """
+    row, count = method(run.method), population(dataset, options.unit)
+    delta = target_delta(count, options)
+
+    def build(sigma: float) -> list[Release]:
+        return [*before, own_release(row, sigma, count, options)]
+
+    if run.epsilon is not None and not surely_meets(run.epsilon, delta, build(SIGMA_RANGE[1])):
+        check_target(run.epsilon, delta, build)
+
+
 def population(dataset: DatasetRecord, unit: Unit) -> int:
     """Return N, the number of units in the training images.
 
@@ -94,6 +115,17 @@ def population(dataset: DatasetRecord, unit: Unit) -> int:
         remedy = f"{dataset.name} names {dataset.users or 'no'} users: add a CSV of them to its entry (key users), or use image"
         raise UserError("unit", unit, remedy)
     return dataset.users
+
+
+def target_delta(population: int, options: PlanPrivacy) -> float:
+    """Return the delta of a plan.
+
+    Raises:
+        UserError: it is not below 1/N.
+    """
+    delta = options.delta or default_delta(population)
+    check_delta(delta, population)
+    return delta
 
 
 def check_delta(delta: float, population: int) -> None:
@@ -147,17 +179,11 @@ def validation_release(recipe: Recipe, dataset: DatasetRecord, options: PlanPriv
     alone; the plan adds it to what training images meet all the same.
 
     Raises:
-        UserError: the noise is missing or superfluous, users are protected (one may have many validation images), or the
-            dataset has no validation images.
+        UserError: see `check_counts`; or the dataset has no validation images.
     """
+    check_counts(recipe, options)
     if recipe.selection != COUNTS:
-        if options.validation_noise is not None:
-            raise UserError("validation_noise", options.validation_noise, f"{options.protocol} counts nothing: leave it out")
         return None
-    if options.validation_noise is None:
-        raise UserError("validation_noise", None, f"{options.protocol} counts private images: set the counts' noise multiplier")
-    if options.unit != "image":
-        raise UserError("unit", options.unit, "counts are bounded for one image only: use a protocol with another selection")
     if not dataset.validation:
         raise UserError("validation", 0, f"{dataset.name} has no validation images: use a protocol with another selection")
     return Release(
@@ -168,6 +194,22 @@ def validation_release(recipe: Recipe, dataset: DatasetRecord, options: PlanPriv
         steps=len(recipe.trained) * recipe.repeats * recipe.checkpoints,
         noise=options.noise,
     )
+
+
+def check_counts(recipe: Recipe, options: PlanPrivacy) -> None:
+    """Check that the settings fit what a recipe counts.
+
+    Raises:
+        UserError: the counts' noise is missing or superfluous, or users are protected, of whom one may have many images.
+    """
+    if recipe.selection != COUNTS:
+        if options.validation_noise is not None:
+            raise UserError("validation_noise", options.validation_noise, f"{options.protocol} counts nothing: leave it out")
+        return
+    if options.validation_noise is None:
+        raise UserError("validation_noise", None, f"{options.protocol} counts private images: set the counts' noise multiplier")
+    if options.unit != "image":
+        raise UserError("unit", options.unit, "counts are bounded for one image only: use a protocol with another selection")
 
 
 def own_release(row: Method, sigma: float | None, population: int, options: PlanPrivacy) -> Release:

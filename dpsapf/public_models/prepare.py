@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.records import ModelRecord
-from dpsapf.experiment.registries import ModelEntry, entry
+from dpsapf.experiment.registries import PACKAGED, ModelEntry, entry
 from dpsapf.experiment.stages import FetchPublicModel, PreparePublicModel
 from dpsapf.public_models.check import check_is_folder, has_weights
 from dpsapf.public_models.families import find_family
@@ -87,6 +87,51 @@ def _found(name: str, model: ModelEntry) -> tuple[Path, Path]:
     return path, path / "vae" if model.vae is None else _vae_path(name, model)
 
 
+def check_source(name: str, model: ModelEntry) -> None:
+    """Check where a model, and the VAE that replaces its own, come from; of what lies here the configs. Nothing is fetched.
+
+    Raises:
+        UserError: a download is not pinned; or a folder is missing or incomplete, or of no family or what its family does not
+            know.
+    """
+    path, vae = _local(model.path), _local_vae(model)
+    if path is None:
+        check_pinned(name, model.hub_id, model.revision)
+    if model.vae is not None and vae is None:
+        check_pinned(f"{name}: vae", model.vae, model.vae_revision)
+    if path is not None:
+        check_is_folder(f"{name}: path", path, "StableDiffusionPipeline")
+        family = find_family(name, path)
+        if model.vae is None or vae is not None:
+            family.check(name, path, vae or path / "vae", model.resolution)
+
+
+def _local(path: str | None) -> Path | None:
+    """Return the folder of a packaged or a local model, whether or not it is there; None for one of the hub."""
+    if path is None:
+        return None
+    return Path(__file__).parent / path.removeprefix(PACKAGED) if path.startswith(PACKAGED) else Path(path).resolve()
+
+
+def _local_vae(model: ModelEntry) -> Path | None:
+    return Path(model.vae).resolve() if model.vae is not None and Path(model.vae).exists() else None
+
+
+def check_pinned(name: str, hub_id: str | None, revision: str | None) -> None:
+    """Check that a repository of the hub is named, and pinned to a commit.
+
+    Raises:
+        UserError: it is not.
+    """
+    if hub_id is None:
+        raise UserError(f"{name}: path", None, "give a path or a hub_id")
+    if not HUB_ID.fullmatch(hub_id):
+        raise UserError(f"{name}: hub_id", hub_id, "must be OWNER/NAME, a repository on the hub; set path to a local copy")
+    if revision is None or not COMMIT.fullmatch(revision):
+        remedy = f"must be a commit of {hub_id}, 40 hexadecimal digits, from its page on the hub; or set path to a local copy"
+        raise UserError(f"{name}: revision", revision, remedy)
+
+
 def resolve(name: str, path: str | None, hub_id: str | None, revision: str | None, files: tuple[str, ...]) -> Path:
     """Return the folder of a model: packaged, local, or downloaded from the hub at a pinned commit.
 
@@ -100,17 +145,9 @@ def resolve(name: str, path: str | None, hub_id: str | None, revision: str | Non
     Raises:
         UserError: neither path nor hub_id is given, the revision is not a commit, or the download fails.
     """
-    if path is not None and path.startswith("package:"):
-        return Path(__file__).parent / path.removeprefix("package:")
-    if path is not None:
-        return Path(path).resolve()
-    if hub_id is None:
-        raise UserError(f"{name}: path", None, "give a path or a hub_id")
-    if not HUB_ID.fullmatch(hub_id):
-        raise UserError(f"{name}: hub_id", hub_id, "must be OWNER/NAME, a repository on the hub; set path to a local copy")
-    if revision is None or not COMMIT.fullmatch(revision):
-        remedy = f"must be a commit of {hub_id}, 40 hexadecimal digits, from its page on the hub; or set path to a local copy"
-        raise UserError(f"{name}: revision", revision, remedy)
+    if (local := _local(path)) is not None:
+        return local
+    check_pinned(name, hub_id, revision)
     return _download(name, hub_id, revision, files)
 
 
@@ -137,9 +174,8 @@ def _download(name: str, hub_id: str, revision: str, files: tuple[str, ...]) -> 
 
 
 def _vae_path(name: str, model: ModelEntry) -> Path:
-    local = Path(model.vae)
-    if local.exists():
-        return local.resolve()
+    if (local := _local_vae(model)) is not None:
+        return local
     return resolve(f"{name}: vae", None, model.vae, model.vae_revision, DOWNLOADED_VAE)
 
 

@@ -11,7 +11,7 @@ from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.privacy.plan import check_axes, default_delta, make_plan, population, validation_release
+from dpsapf.privacy.plan import check_axes, check_possible, default_delta, make_plan, population, validation_release
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
@@ -28,8 +28,28 @@ def plan_privacy(options: PlanPrivacy) -> None:
         options: the run, DP-SGD's settings and the saliency release's.
 
     Raises:
-        UserError: the target cannot be met, an axis that the method needs is missing, or the public model's family does not
-            know what it trains.
+        UserError: the target cannot be met; or see `_described`.
+    """
+    run, dataset, saliency, prior, reserved = _described(options)
+    plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
+    write_record(options.out, plan)
+
+
+def check_plan(options: PlanPrivacy) -> None:
+    """Check that `plan_privacy` can make a plan; nothing is written, and no noise is looked for.
+
+    Raises:
+        UserError: it cannot, for the reason that it would tell.
+    """
+    run, dataset, saliency, prior, reserved = _described(options)
+    check_possible(run, dataset, [*prior.values(), *reserved, *saliency], options)
+
+
+def _described(options: PlanPrivacy) -> tuple[RunSpec, DatasetRecord, list[Release], dict[tuple[str, Release], Release], list]:
+    """Return a run, its dataset, and what its target holds besides DP-SGD or votes: scores, earlier releases, reserved ones.
+
+    Raises:
+        UserError: an axis that the method needs is missing, or the public model's family does not know what it trains.
     """
     dataset = read_record(options.dataset, DatasetRecord)
     defaults = {axis: value for axis, value in DEFAULT_AXES.items() if axis in method(options.method).uses}
@@ -38,10 +58,8 @@ def plan_privacy(options: PlanPrivacy) -> None:
     run = RunSpec(dataset=dataset.name, **fixed, **(defaults | given))
     check_axes(run)
     _check_family(run, options)
-    releases = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
-    prior, reserved = named_prior(options.prior, dataset.id, options.unit), _reserved(dataset, options)
-    keys = [key for key, _ in prior]
-    write_record(options.out, make_plan(run, dataset, releases, options, list(prior.values()), reserved, keys))
+    saliency = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
+    return run, dataset, saliency, named_prior(options.prior, dataset.id, options.unit), _reserved(dataset, options)
 
 
 def _reserved(dataset: DatasetRecord, options: PlanPrivacy) -> list[Release]:

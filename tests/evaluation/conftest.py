@@ -6,7 +6,7 @@ import yaml
 from safetensors.torch import save_file
 
 from dpsapf.datasets.archive import write_archive
-from dpsapf.evaluation import feature_networks as module
+from dpsapf.evaluation import weights as module
 from dpsapf.evaluation.network import FeatureNetwork
 from dpsapf.support.records import write_record
 from tests.prepared_dataset import write_dataset
@@ -25,7 +25,7 @@ def folder(tmp_path, monkeypatch, dataset_record):
     write_record(tmp_path / "dataset.json", dataset_record)
     (tmp_path / "networks").mkdir()
     save_file(FeatureNetwork(3).state_dict(), tmp_path / "networks" / "tiny.safetensors")
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "feature_networks.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "weights.py"))
     protocol = {
         "feature_network": "package:tiny",
         "feature_resolution": 32,

@@ -92,7 +92,7 @@ def test_utility_alone_does_not_load_the_distances(folder, monkeypatch):
 def test_too_few_images_for_the_neighbours_are_refused(folder):
     reference(folder)
     write_archive(folder / "few.npz", {"images": noise(5, 32), "labels": np.arange(5) % 2})
-    with pytest.raises(UserError, match="images = '5 synthetic': tiny-v1 needs at least 6 real and synthetic ones each"):
+    with pytest.raises(UserError, match="images = '5 synthetic': tiny-v1 needs at least 6"):
         evaluate(options(folder, synthetic=folder / "few.npz"))
 
 

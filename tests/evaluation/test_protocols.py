@@ -171,7 +171,7 @@ def test_a_changed_meaning_another_protocol_and_another_dataset_are_refused(fold
 @pytest.mark.parametrize(
     ("changes", "count", "message"),
     [
-        ({"least_images": 100}, 99, "99 synthetic': mine-v1 needs at least 100 real and"),
+        ({"least_images": 100}, 99, "99 synthetic': mine-v1 needs at least 100"),
         ({"synthetic_images": 200}, 199, "199 synthetic': mine-v1 compares exactly 200"),
         ({"synthetic_images": 200}, 201, "201 synthetic': mine-v1 compares exactly 200"),
         ({"precision_neighbours": 70}, 70, "70 synthetic': mine-v1 needs at least 71"),

@@ -169,3 +169,27 @@ def test_noise_is_calibrated_at_the_interval_at_which_it_is_checked(monkeypatch)
 
 def test_noise_is_never_below_0_4_however_loose_the_target():
     assert calibrate(1e4, DELTA, lambda sigma: [dp_sgd(sigma, steps=1)]) == 0.4
+
+
+@pytest.mark.parametrize("target", [0.05, 1.0, 10.0, 1000.0])
+@pytest.mark.parametrize(("rate", "steps"), [(1.0, 1), (1.0, 20), (0.1, 100)])
+def test_what_surely_meets_a_target_does_so_under_the_accountant(target, rate, steps):
+    """The closed form never says yes where the accountant says no, and says yes where much noise is added."""
+    delta, answers = 1e-5, set()
+    for noise in (0.05, 0.3, 1.0, 3.0, 30.0, 300.0, 2000.0):
+        releases = [
+            Release(name="dp-sgd", noise_multiplier=noise, sensitivity=1.0, sampling_rate=rate, steps=steps, noise="seed")
+        ]
+        answers.add(surely := accounting.surely_meets(target, delta, releases))
+        assert not surely or epsilon("pld", releases, delta) <= target
+    assert True in answers
+
+
+def test_only_an_accountant_tells_of_other_mechanisms_and_of_the_resolution():
+    gaussian = Release(name="dp-sgd", noise_multiplier=2000.0, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="seed")
+    whole = Release(
+        name="saliency", mechanism="exponential", epsilon=0.1, delta=1e-6, sensitivity=1.0, sampling_rate=1.0, steps=1
+    )
+    assert accounting.surely_meets(1.0, 1e-5, [gaussian])
+    assert not accounting.surely_meets(1.0, 1e-5, [whole, gaussian])
+    assert not accounting.surely_meets(accounting.MARGIN, 1e-5, [gaussian])

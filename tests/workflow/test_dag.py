@@ -94,8 +94,17 @@ def test_a_dataset_that_holds_nothing_out_is_sampled_and_not_evaluated(tmp_path)
     assert counts(passed.stdout)["sample"] == 1
 
 
-def test_paper_expands():
-    result = dry_run("--configfile", "config/paper.yaml")
+def test_paper_expands(tmp_path):
+    """Once its models are pinned and its files are there."""
+    models = load_yaml(ROOT / "config" / "public_models.yaml")
+    pinned = {name: model if "path" in model else model | {"revision": "0" * 40} for name, model in models.items()}
+    pinned["realistic-vision-v6"]["vae_revision"] = "0" * 40
+    datasets = load_yaml(ROOT / "config" / "datasets.yaml")
+    datasets["celeba"] |= {"source": str(tmp_path)}
+    for name, entries in (("public_models", pinned), ("datasets", datasets)):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(entries))
+    files = [f"{name}_file={tmp_path}/{name}.yaml" for name in ("public_models", "datasets")]
+    result = dry_run("--configfile", "config/paper.yaml", "--profile", "slurm", "--config", *files)
     jobs = counts(result.stdout)
     assert result.returncode == 0, result.stderr
     assert jobs["prepare_dataset"] == 4 and jobs["prepare_public_model"] == 4

@@ -10,10 +10,12 @@ from pathlib import Path
 import yaml
 
 from dpsapf.cli import alone, slurm, warm
+from dpsapf.cli.beforehand import check_beforehand
 from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
 from dpsapf.datasets.held_out import check_held_out
 from dpsapf.experiment.registries import (
+    PACKAGED,
     DatasetEntry,
     ModelEntry,
     ProtocolEntry,
@@ -40,12 +42,16 @@ from dpsapf.cli.rules import (
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
     SITE = Site.load(Path(workflow.basedir) / "slurm" / "site.yaml")
+    LAYOUT = Layout(Path("results") / CONFIG.name)
+    # whether jobs run on this machine: every other executor must be told how many jobs it may submit
+    LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
+    if workflow.is_main_process:
+        check_beforehand(CONFIG, LAYOUT, local=LOCAL)
     # runs whose evaluation releases noisy counts of validation images
     COUNTED = counted_runs(CONFIG)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
-LAYOUT = Layout(Path("results") / CONFIG.name)
 RUNS = {run.id: run for run in CONFIG.runs}
 SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).selects}
 # runs whose images evolve, and the others: which rules make their files
@@ -58,8 +64,6 @@ SAMPLED = run_pattern(
 # runs that are only images, made by another group, and those of this suite
 EXTERNAL = run_pattern(run for run, _, _ in CONFIG.made_elsewhere.values())
 OWN = run_pattern(run for run in CONFIG.runs if run.id not in CONFIG.made_elsewhere)
-# whether jobs run on this machine: every other executor must be told how many jobs it may submit
-LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
 # what jobs ask a cluster for, or this machine
 NEEDS = Needs(CONFIG, SITE, LOCAL)
 # this machine's GPUs, for which its jobs wait; --resources gpu=N says another number
@@ -93,7 +97,7 @@ PROTOCOL = CONFIG.evaluation.protocol
 NETWORK = (
     {}
     if entry(CONFIG.protocols_file, PROTOCOL, ProtocolEntry).feature_network.startswith(
-        "package:"
+        PACKAGED
     )
     else {"fetched": LAYOUT.network(PROTOCOL, "fetched.txt")}
 )

@@ -1,0 +1,302 @@
+"""What can be known before the first job: `CHECKS` look at config, registries and this machine, and at nothing else.
+
+A dry run makes all of them, and tells every mistake at once. What only a dataset's images, a download or another node can tell
+is left to the stages.
+"""
+
+import importlib.util
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from dpsapf.cli.nodes import has_gpu
+from dpsapf.cli.rules import counted_runs
+from dpsapf.experiment.fields import READS, paths
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import AXES, method
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.settings import Config, check_evolving
+from dpsapf.experiment.stages import PlanPrivacy
+from dpsapf.support.checked import replace
+from dpsapf.support.download import by_hand
+from dpsapf.support.errors import UserError, UserErrors
+
+
+@dataclass(frozen=True)
+class Start:
+    """What is about to be started.
+
+    Attributes:
+        config: the whole experiment.
+        layout: where its results lie, or will.
+        local: whether jobs run on this machine.
+        datasets: entries that its runs use.
+        models: likewise; none for images of other groups.
+        protocol: the entry.
+        counted: runs whose evaluation releases noisy counts; none where that is not known, which a check tells.
+    """
+
+    config: Config
+    layout: Layout
+    local: bool
+    datasets: dict[str, DatasetEntry]
+    models: dict[str, ModelEntry]
+    protocol: ProtocolEntry
+    counted: list[RunSpec]
+
+    @classmethod
+    def of(cls, config: Config, layout: Layout, *, local: bool) -> "Start":
+        """Look up what a config's runs use."""
+        own = [run for run in config.runs if run.id not in config.made_elsewhere]
+        datasets, models = load_registry(config.datasets_file, DatasetEntry), load_registry(config.public_models_file, ModelEntry)
+        return cls(
+            config,
+            layout,
+            local,
+            {run.dataset: datasets[run.dataset] for run in config.runs},
+            {run.public_model: models[run.public_model] for run in own},
+            load_registry(config.protocols_file, ProtocolEntry)[config.evaluation.protocol],
+            _counted(config),
+        )
+
+    @property
+    def own(self) -> list[RunSpec]:
+        """The runs whose images this suite makes."""
+        return [run for run in self.config.runs if run.id not in self.config.made_elsewhere]
+
+    @property
+    def unprepared(self) -> dict[str, DatasetEntry]:
+        """Datasets whose images have still to be read."""
+        made = {name for name in self.datasets if Path(self.layout.dataset(name, "dataset.json")).exists()}
+        return {name: item for name, item in self.datasets.items() if name not in made}
+
+    @property
+    def unfinished(self) -> list[RunSpec]:
+        """Runs of this suite whose images are not there yet."""
+        return [run for run in self.own if not Path(self.layout.run(run.id, "samples.npz")).exists()]
+
+
+def _counted(config: Config) -> list[RunSpec]:
+    try:
+        return counted_runs(config)
+    except UserError:
+        return []
+
+
+Found = Iterator[UserError]
+
+
+def check_beforehand(config: Config, layout: Layout, *, local: bool) -> None:
+    """Make every check of `CHECKS`.
+
+    Args:
+        config: what is about to be started.
+        layout: where its results lie, or will.
+        local: whether jobs run on this machine.
+
+    Raises:
+        UserErrors: a line for every mistake.
+    """
+    start = Start.of(config, layout, local=local)
+    found = {str(error): error for check in CHECKS for error in check(start)}
+    if found:
+        raise UserErrors(list(found.values()))
+
+
+def plan_options(start: Start, run: RunSpec) -> PlanPrivacy:
+    """Return what rule ``plan_privacy`` gives its stage."""
+    config, layout = start.config, start.layout
+    judged = {"protocol": config.evaluation.protocol, "registry": Path(config.protocols_file)} if run in start.counted else {}
+    return PlanPrivacy(
+        **{name: getattr(run, name) for name in ("public_model", "method", "seed", *AXES)},
+        **dict(config.privacy),
+        **judged,
+        dataset=Path(layout.dataset(run.dataset, "dataset.json")),
+        candidate_table=Path(layout.model(run.public_model, "candidates.csv")),
+        saliency=config.saliency,
+        evolution=config.evolution,
+        out=Path(layout.run(run.id, "plan.json")),
+    )
+
+
+def _unlike(runs: list[RunSpec]) -> list[RunSpec]:
+    """Return one of all runs whose plans differ in their seeds, or in what enters no accounting."""
+    same = {"seed": 0, "learning_rate": None, "lora_rank": None, "optimizer": None}
+    return list({replace(run, **same).id: run for run in runs}.values())
+
+
+def _told(check: Callable[..., object], *values: object, where: str = "") -> Found:
+    """Call a check of the suite; give the mistakes that it raises, each with the place of what it looked at."""
+    try:
+        check(*values)
+    except UserErrors as error:
+        yield from (UserError(f"{where}{each.key}", each.value, each.remedy) for each in error.errors)
+    except UserError as error:
+        yield UserError(f"{where}{error.key}", error.value, error.remedy)
+
+
+def entries_fit_their_loaders(start: Start) -> Found:
+    """A dataset's loader is known, reads the entry's keys, and there is a prompt for each of two or more classes."""
+    from dpsapf.datasets.loaders import loader
+    from dpsapf.datasets.prepare import check_classes
+
+    for name, item in start.datasets.items():
+        yield from _told(loader, item, where=f"{start.config.datasets_file}: {name}: ")
+        yield from _told(check_classes, item, where=f"{start.config.datasets_file}: {name}: ")
+
+
+def sources_are_there(start: Start) -> Found:
+    """The images that will be read are there, or can be downloaded; so are the tables of their labels and users."""
+    from dpsapf.datasets.loaders import LOADERS
+
+    for name, item in start.unprepared.items():
+        where, known = f"{start.config.datasets_file}: {name}", LOADERS.get(item.loader)
+        if known is None or not known.files or (item.downloads and Path(item.source).exists()):
+            continue
+        if not item.downloads and not Path(item.source).exists():
+            yield UserError(f"{where}: source", item.source, "does not exist: put the images there")
+        for file in item.downloads:
+            if file.target.exists() or Path(file.file).exists():
+                continue
+            if not file.urls:
+                yield UserError(f"{where}: {file.file}", "not there", f"must be got by hand: {by_hand(file)}")
+            elif file.token is not None and file.token not in os.environ:
+                yield UserError(f"{where}: token", file.token, f"{file.file} needs an access token in this variable: set it")
+        for key in ("labels", "users") if item.loader == "image-folder" else ():
+            path = getattr(item, key)
+            if path is not None and not Path(path).exists():
+                yield UserError(f"{where}: {key}", path, "does not exist: put the table there, or leave the key out")
+
+
+def images_of_others_are_there(start: Start) -> Found:
+    """Images that another group made are there."""
+    for run, _, images in start.config.made_elsewhere.values():
+        taken_in = Path(start.layout.run(run.id, "samples.npz")).exists()
+        if not taken_in and not Path(images.images).exists():
+            yield UserError(f"external.{run.external}: images", images.images, "does not exist: put the images there")
+
+
+def figures_can_show_the_others(start: Start) -> Found:
+    """Figures have a look for each method of another group."""
+    if len(start.config.external) > 1:
+        from paper_figures.style import EXTERNAL
+
+        if len(start.config.external) > len(EXTERNAL):
+            remedy = f"figures tell {len(EXTERNAL)} methods of other groups apart: split the config"
+            yield UserError("external", len(start.config.external), remedy)
+
+
+def models_are_pinned_or_there(start: Start) -> Found:
+    """A public model that is not prepared yet is a folder that its family knows, or pinned to a commit of the hub."""
+    from dpsapf.public_models.prepare import check_source
+
+    for name, model in start.models.items():
+        if not Path(start.layout.model(name, "model.json")).exists():
+            yield from _told(check_source, name, model, where=f"{start.config.public_models_file}: ")
+
+
+def every_class_gets_an_image(start: Start) -> Found:
+    """There is a synthetic image of each class at least, and images can evolve as the settings say."""
+    sampling = start.config.sampling
+    for run in start.own:
+        classes = len(start.datasets[run.dataset].classes)
+        if method(run.method).evolves:
+            yield from _told(check_evolving, start.config.evolution, sampling, run.dataset, classes, where="evolution: ")
+        elif sampling.count < classes:
+            yield UserError("sampling.count", sampling.count, f"{run.dataset} has {classes} classes: draw an image of each")
+
+
+def the_protocol_can_judge(start: Start) -> Found:
+    """The protocol's network is known, it has classifiers for images of each size, and enough synthetic images."""
+    from dpsapf.evaluation.weights import check_network
+
+    config, where = start.config, f"{start.config.protocols_file}: {start.config.evaluation.protocol}: "
+    yield from _told(check_network, start.protocol, where=where)
+    least = start.protocol.fewest_synthetic
+    if config.sampling.count < least:
+        yield UserError("sampling.count", config.sampling.count, f"{config.evaluation.protocol} needs at least {least}")
+    for item in start.datasets.values():
+        yield from _told(start.protocol.recipe, item.resolution, where=where)
+
+
+def counts_fit_the_settings(start: Start) -> Found:
+    """Where classifiers are chosen by noisy counts of private images, their noise is set, and a training has steps enough."""
+    from dpsapf.privacy.plan import check_counts
+
+    config = start.config
+    yield from _told(counted_runs, config)
+    for run in start.counted:
+        recipe = start.protocol.recipe(start.datasets[run.dataset].resolution)
+        yield from _told(check_counts, recipe, plan_options(start, run), where="privacy: ")
+        yield from _told(recipe.check_counts, config.sampling.count, where=f"{config.evaluation.protocol}: ")
+    if config.privacy.validation_noise is not None and len(start.counted) < len(start.own):
+        remedy = f"{config.evaluation.protocol} counts nothing, or not of each dataset: leave it out, or split the config"
+        yield UserError("privacy.validation_noise", config.privacy.validation_noise, remedy)
+
+
+def users_are_named(start: Start) -> Found:
+    """Where users are protected, each dataset's entry says who they are."""
+    if start.config.privacy.unit == "user":
+        for name in {run.dataset: None for run in start.own}:
+            if start.datasets[name].users is None:
+                remedy = f"{name} names no users: add a CSV of them to its entry (key users), or use image"
+                yield UserError("privacy.unit", "user", remedy)
+
+
+def targets_can_be_told(start: Start) -> Found:
+    """A target epsilon is above the accountants' resolution, and a run has the axes of its method."""
+    from dpsapf.privacy.plan import check_axes
+
+    for run in start.own:
+        yield from _told(check_axes, run, where="studies: ")
+
+
+def earlier_ledgers_are_there(start: Start) -> Found:
+    """Records of earlier releases are there."""
+    for path in start.config.privacy.prior:
+        if not path.is_file():
+            yield UserError("privacy.prior", str(path), "is no file: name the ledger.json or spend.json of the earlier release")
+
+
+def plans_can_be_made(start: Start) -> Found:
+    """Where N and the model's matrices are known already, each run's target holds what it releases, and delta is below 1/N."""
+    from dpsapf.saliency.plan import check_plan
+
+    for run in _unlike(start.own):
+        options = plan_options(start, run)
+        if all(path.is_file() for files in paths(options, READS).values() for path in files):
+            yield from _told(check_plan, options, where=f"{run.dataset}, {run.method}: ")
+
+
+def this_machine_has_the_device(start: Start) -> Found:
+    """Jobs that will run here find the GPU that they ask for."""
+    if start.local and start.config.compute.device == "cuda" and start.unfinished and not has_gpu():
+        remedy = "no GPU answers on this machine: take cpu, load its driver, or use a cluster (--profile slurm)"
+        yield UserError("compute.device", "cuda", remedy)
+
+
+def optimizers_are_installed(start: Start) -> Found:
+    """The library of 8-bit moments is there, where a run trains with them."""
+    chosen = {run.optimizer or start.config.finetune.optimizer for run in start.unfinished if method(run.method).trains}
+    if "adamw-8bit" in chosen and importlib.util.find_spec("bitsandbytes") is None:
+        yield UserError("optimizer", "adamw-8bit", "needs bitsandbytes: pip install -e '.[8bit]', or use adamw")
+
+
+CHECKS: tuple[Callable[[Start], Found], ...] = (
+    entries_fit_their_loaders,
+    sources_are_there,
+    images_of_others_are_there,
+    figures_can_show_the_others,
+    models_are_pinned_or_there,
+    every_class_gets_an_image,
+    the_protocol_can_judge,
+    counts_fit_the_settings,
+    users_are_named,
+    targets_can_be_told,
+    earlier_ledgers_are_there,
+    plans_can_be_made,
+    this_machine_has_the_device,
+    optimizers_are_installed,
+)
