@@ -198,7 +198,7 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     **{f"{name}-runs": partial(trained_runs, name) for name in ("stability", "tuned")},
     **{f"{what}-range": partial(minutes_range, what) for what in ("demo", "test")},
     "demo-memory-gb": partial(gigabytes, "demo"),
-    "demo-cores": partial(field, "demo", "cores"),
+    **{f"{what}-cores": partial(field, what, "cores") for what in ("demo", "variants", "own-images")},
     "demo-commit": partial(field, "demo", "commit"),
     "demo-runs": lambda records: str((records.table("demo/tables/runs.csv")["trainable_parameters"] > 0).sum()),
     "demo-high-rate-all": partial(high_rate_fid, "dp-lora", None),
