@@ -45,6 +45,8 @@ def of_claim(claim: Claim, metric: Metric, results: Results) -> list[Comparison]
     """Pair the rows of both sides of a claim by seed, at the settings that `alike` finds for this claim."""
     table = places(results) if claim.table == "places" else described(results.runs)
     ours, theirs = matching(table, claim.ours), matching(table, claim.theirs)
+    if ours.empty or theirs.empty:
+        return []
     keys = [*GROUP, *claim.same, "seed"]
     if claim.table == "runs":
         compared = set(claim.ours) & set(claim.theirs)
@@ -72,17 +74,18 @@ def of_number(row: Mapping[str, object], metric: Metric, results: Results) -> li
         return []
     runs = described(results.runs)
     runs = matching(runs[runs["learning_rate"] != AUTO], {key: None if pd.isna(row[key]) else row[key] for key in KEYS})
-    runs, _ = alike(runs, runs, ["run_id"], [axis for axis in HELD if axis not in KEYS])
     runs = runs.dropna(subset=metric.column)
     if runs.empty:
         return []
+    runs, _ = alike(runs, runs, ["run_id"], [axis for axis in HELD if axis not in KEYS])
     setting = {key: row[key] for key in KEYS}
     return [_comparison(setting, runs.assign(theirs=row[metric.column]), metric, results)]
 
 
 def described(runs: pd.DataFrame) -> pd.DataFrame:
     """Add what claims ask for: accuracy in %, and the kind of network."""
-    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=[network(model) for model in runs["public_model"]])
+    networks = [network(model) for model in runs["public_model"]]
+    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=networks).reset_index(drop=True)
 
 
 def alike(
@@ -100,10 +103,12 @@ def alike(
         axes: of `HELD`: what both sides share, unless a side's method ignores it.
     """
     pairs = _settings(ours, keys, axes).merge(_settings(theirs, keys, axes), on=keys, suffixes=("", OF_THEIRS))
+    shared = pd.Series(True, pairs.index)
     for axis in map(_held, axes):
         value, partner = pairs[axis], pairs[axis + OF_THEIRS]
-        pairs = pairs[(value == partner) | (value == IGNORED) | (partner == IGNORED)]
-        pairs = pairs.assign(**{axis: value.where(value != IGNORED, partner)})
+        shared &= (value == partner) | (value == IGNORED) | (partner == IGNORED)
+        pairs[axis] = value.where(value != IGNORED, partner)
+    pairs = pairs[shared]
     allowed = pairs[_held("learning_rate")] == AUTO
     kept = pd.concat([_at_best(pairs[some], axes) for some in (~allowed, allowed)])
     return ours.loc[kept["row"].unique()], theirs.loc[kept["row" + OF_THEIRS].unique()]
