@@ -99,7 +99,7 @@ def digest_of(record):
     return hashlib.sha256((json.dumps(as_json(record), indent=2) + "\n").encode()).hexdigest()
 
 
-def write_latents(folder, latents, dataset_id="tiny", model=None):
+def write_latents(folder, latents, dataset_id="d" * 64, model=None):
     """Write latents.safetensors and prompts.safetensors, without rounding, as made with the model of `tiny_record`."""
     origin = {"dataset_id": dataset_id, "model": model or digest_of(tiny_record())}
     arrays = {"mean": latents.mean, "std": latents.std, "labels": latents.labels}

@@ -26,7 +26,7 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import noise_source, secret_generator
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
-from dpsapf.public_models.latents import Batch, Latents, draw_batch, origin
+from dpsapf.public_models.latents import Batch, Latents, Origin, check_origin, draw_batch, origin
 from dpsapf.public_models.precision import in_precision
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
@@ -63,10 +63,11 @@ def finetune(options: Finetune) -> None:
     batch.
 
     Raises:
-        UserError: the plan has no DP-SGD release, or the latents are not of the plan's number of images or users.
+        UserError: the plan has no DP-SGD release, or is of another dataset, model or number of images or users than the latents.
     """
     torch.set_num_threads(options.threads)
     plan, release = _planned(options)
+    check_origin("--latents", options.latents, Origin(plan.dataset_id, sha256(options.model)))
     latents = Latents.load(options.latents, options.prompts, options.model, plan.unit)
     if len(latents) != plan.population:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")

@@ -27,7 +27,7 @@ class Checked(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
-def replace(model: Kind, **changes: object) -> Kind:
+def replace(model: Kind, /, **changes: object) -> Kind:
     """Return a copy with some fields changed, checked as a new one."""
     fields = {name: getattr(model, name) for name in type(model).model_fields}
     return type(model)(**(fields | changes))

@@ -44,7 +44,7 @@ def inputs(folder, plan, dataset_record):
     write_latents(folder, tiny_latents(IMAGES))
     run = normalise(replace(plan.run, method="no-finetune", epsilon=None))
     ledger = {"run": run, "target_epsilon": None, "delta": 1e-5, "relation": "r", "unit": "image", "noise": "seed"}
-    ledger |= {"not_for_release": None, "dataset_id": "d", "prior": (), "digests": {}, "releases": (), "spent_epsilon": {}}
+    ledger |= {"not_for_release": None, "dataset_id": "d" * 64, "prior": (), "digests": {}, "releases": (), "spent_epsilon": {}}
     write_record(folder / "ledger.json", Ledger(**ledger, weights_digest=None, provenance={}))
     return folder
 

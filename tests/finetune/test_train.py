@@ -76,7 +76,7 @@ def test_trains_what_the_plan_says_and_records_it(options):
     measured = read_record(options.private, Measured)
     assert spend.release == read_record(options.plan, train.Plan).releases[1] and len(measured.batches) == 4
     assert spend.private == sha256(options.private) and spend.digest == sha256(options.weights)
-    assert spend.dataset_id == "tiny" and spend.made_from["selection"] == sha256(options.selection)
+    assert spend.dataset_id == "d" * 64 and spend.made_from["selection"] == sha256(options.selection)
     assert spend.trainable_parameters == sum(value.numel() for value in weights(options).values())
     log = pd.read_csv(options.training_log)
     assert log["step"].tolist() == [1, 2, 3, 4]
