@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,32 +12,6 @@ import yaml
 from dpsapf.experiment.registries import load_yaml
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "workflow", "config", "slurm", "envs")
-STAGE = """
-import json, pathlib, sys, time
-started = time.time()
-time.sleep(1)
-for word in sys.argv[2:]:
-    if word.startswith("results/"):
-        pathlib.Path(word).touch()
-with open("jobs.jsonl", "a") as file:
-    file.write(json.dumps([sys.argv[1], started, time.time()]) + chr(10))
-"""
-
-
-@pytest.fixture
-def work(tmp_path):
-    """A checkout whose stages only take their time."""
-    for name in PARTS:
-        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    (tmp_path / "dpsapf").mkdir()
-    for part in (ROOT / "dpsapf").iterdir():
-        (tmp_path / "dpsapf" / part.name).symlink_to(part)
-    (tmp_path / "dpsapf" / "__main__.py").unlink()
-    (tmp_path / "dpsapf" / "__main__.py").write_text(STAGE)
-    (tmp_path / "bin").mkdir()
-    return tmp_path
 
 
 def start(work, gpus_here, *words, **resources):

@@ -133,6 +133,7 @@ HELD = []  # this config's results, while this Snakemake works on them
 # of a second or two each: not worth a cluster's job
 localrules:
     plan_privacy,
+    plans_made,
     select_matrices,
     audit_privacy,
     audit_validation,
@@ -150,6 +151,17 @@ wildcard_constraints:
     dataset="[^/]+?",
     public_model="[^/]+?",
     candidates="|".join(map(re.escape, MEMBERS)),
+
+
+# Where images are first computed with: nothing starts there before every plan of the config is made, each time that such a
+# folder is new. Once planned.txt is there it is a file that no rule makes, so that a new run joins no other run's jobs: Snakemake
+# would pass over those of them that have changed, or make them again.
+PLANNED = "planned.txt"
+COMPUTED = [
+    *{LAYOUT.latents(run.dataset, run.public_model, ""): None for run in CONFIG.runs},
+    *(LAYOUT.run(run.id, "") for run in CONFIG.runs if method(run.method).evolves),
+]
+NEW = [folder for folder in COMPUTED if not Path(folder, PLANNED).exists()]
 
 
 def dataset_inputs(wildcards):

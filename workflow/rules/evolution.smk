@@ -5,6 +5,7 @@ rule evolve:
         model=lambda w: LAYOUT.model(RUNS[w.run].public_model, "model.json"),
         archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.safetensors"),
         dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
+        planned=ancient(LAYOUT.run("{run}", PLANNED)),
     output:
         population=LAYOUT.run("{run}", "population.safetensors"),
         spend=LAYOUT.run("{run}", "spend.json"),
@@ -21,7 +22,7 @@ rule evolve:
     resources:
         **NEEDS.resources("evolve"),
     params:
-        files=lambda w, input: given(input, besides=("fetched",)),
+        files=lambda w, input: given(input, besides=("fetched", "planned")),
         options=f"{flags(CONFIG.sampling)} {PRECISION}",
         evolution=flags(CONFIG.evolution, only=VARIATIONS),
         protocol=f"--protocol {PROTOCOL} --registry {CONFIG.protocols_file}",

@@ -34,6 +34,30 @@ rule plan_privacy:
         " {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol} --out {output} --log {log}"
 
 
+rule plans_made:
+    input:
+        [
+            LAYOUT.run(run, "plan.json")
+            for run in RUNS
+            if run not in CONFIG.made_elsewhere
+        ],
+    output:
+        f"{{folder}}/{PLANNED}",
+    log:
+        LAYOUT.log("plans_made", "{folder}"),
+    benchmark:
+        LAYOUT.benchmark("plans_made", "{folder}")
+    wildcard_constraints:
+        folder="|".join(re.escape(folder.rstrip("/")) for folder in NEW) or "(?!)",
+    conda:
+        ENVIRONMENT
+    threads: 1
+    resources:
+        mem_mb=500,
+    shell:
+        "echo every plan of the config was made > {output}"
+
+
 rule audit_privacy:
     input:
         unpack(audit_inputs),

@@ -76,6 +76,7 @@ rule encode_dataset:
         archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
         model=LAYOUT.model("{public_model}", "model.json"),
+        planned=ancient(LAYOUT.latents("{dataset}", "{public_model}", PLANNED)),
     output:
         LAYOUT.latents("{dataset}", "{public_model}", "latents.safetensors"),
     log:

@@ -1,0 +1,37 @@
+"""A checkout whose stages are stubs, for tests of what Snakemake starts, and when."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = ("Snakefile", "workflow", "config", "slurm", "envs")
+STAGE = """
+import json, os, pathlib, sys, time
+started = time.time()
+time.sleep(float(os.environ.get("STUB_SECONDS", 1)))
+for word in sys.argv[2:]:
+    path = pathlib.Path(word)
+    if word.startswith("results/") and not path.exists():
+        path.touch() if path.suffix else path.mkdir()
+        if (given := pathlib.Path("given", path.name)).exists():
+            path.write_bytes(given.read_bytes())
+with open("jobs.jsonl", "a") as file:
+    file.write(json.dumps([sys.argv[1], started, time.time()]) + chr(10))
+"""
+
+
+@pytest.fixture
+def work(tmp_path):
+    """A checkout whose stages only take their time."""
+    for name in PARTS:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    (tmp_path / "dpsapf").mkdir()
+    for part in (ROOT / "dpsapf").iterdir():
+        (tmp_path / "dpsapf" / part.name).symlink_to(part)
+    (tmp_path / "dpsapf" / "__main__.py").unlink()
+    (tmp_path / "dpsapf" / "__main__.py").write_text(STAGE)
+    (tmp_path / "bin").mkdir()
+    return tmp_path
