@@ -153,15 +153,18 @@ wildcard_constraints:
     candidates="|".join(map(re.escape, MEMBERS)),
 
 
-# Where images are first computed with: nothing starts there before every plan of the config is made, each time that such a
-# folder is new. Once planned.txt is there it is a file that no rule makes, so that a new run joins no other run's jobs: Snakemake
-# would pass over those of them that have changed, or make them again.
+# Where images are first computed with: nothing starts there before every plan of the config is made, if the folder is new. Later
+# planned.txt is a plain file, which no job makes. Else a new run would join other runs' jobs to its own, and Snakemake would pass
+# over those of them that have changed, or make them again.
 PLANNED = "planned.txt"
 COMPUTED = [
-    *{LAYOUT.latents(run.dataset, run.public_model, ""): None for run in CONFIG.runs},
-    *(LAYOUT.run(run.id, "") for run in CONFIG.runs if method(run.method).evolves),
+    LAYOUT.latents(run.dataset, run.public_model, PLANNED) for run in RUNS.values()
 ]
-NEW = [folder for folder in COMPUTED if not Path(folder, PLANNED).exists()]
+COMPUTED += [
+    LAYOUT.run(run.id, PLANNED) for run in RUNS.values() if method(run.method).evolves
+]
+NEW = {str(Path(file).parent) for file in COMPUTED if not Path(file).exists()}
+UNPLANNED = "|".join(map(re.escape, sorted(NEW))) or "(?!)"
 
 
 def dataset_inputs(wildcards):

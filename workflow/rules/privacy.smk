@@ -48,7 +48,7 @@ rule plans_made:
     benchmark:
         LAYOUT.benchmark("plans_made", "{folder}")
     wildcard_constraints:
-        folder="|".join(re.escape(folder.rstrip("/")) for folder in NEW) or "(?!)",
+        folder=UNPLANNED,
     conda:
         ENVIRONMENT
     threads: 1
