@@ -5,7 +5,7 @@ from snakemake.utils import min_version
 from dpsapf.support.errors import UserError
 from dpsapf.support.yaml_files import load_yaml
 
-min_version("9.10")
+min_version("9.27")
 
 CONFIGFILES = workflow.configfiles or ["config/config.yaml"]
 try:
@@ -40,7 +40,10 @@ onstart:
     try:
         if LOCAL and CONFIG.compute.device == "cuda":
             NEEDS.check_gpus(GPUS)
+        if not workflow.local_exec:
+            slurm.mend(LAYOUT.root, SITE)
         HELD.append(alone.hold(LAYOUT.root))
+        slurm_queue.end_leftovers(LAYOUT.root, SITE.away_min)
     except UserError as error:
         raise WorkflowError(str(error)) from None
     if WARM and workflow.local_exec:  # which executor it is, is not known before

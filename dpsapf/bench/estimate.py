@@ -2,11 +2,12 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.experiment.cost import HEAVY, Job, jobs
+from dpsapf.experiment.cost import HEAVY, LEFT_OUT, SLOWER, Job, gpu_seconds, jobs, overlong
 from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import Config, parse_config
 from dpsapf.experiment.stages import Estimate
@@ -32,10 +33,27 @@ def estimate(options: Estimate) -> None:
     if speed is None:
         raise UserError("--tflops", None, "say what one GPU does in practice [TFLOP/s], here or in the config: resources.tflops")
     frame = table(config, speed, options.price, measured(options.records) if options.records else {})
-    LOG.info("%s\nat %g TFLOP/s; left out: classifiers, text encoders, metrics", frame.to_string(index=False), speed)
+    LOG.info("%s\n%s", frame.to_string(index=False), "\n".join(_remarks(config, speed)))
     if options.out:
         with atomic(options.out) as temporary:
             frame.to_csv(temporary, index=False)
+
+
+def _remarks(config: Config, speed: float) -> list[str]:
+    """Explain the table, a line each."""
+    fp32 = (
+        f"; classifiers and feature networks, which compute in fp32, at {SLOWER:.0%} of that"
+        if config.precision == "bf16"
+        else ""
+    )
+    return [
+        f"GPU-hours: in {config.precision}, at {speed:g} TFLOP/s of a GPU{fp32}",
+        "first row: also what studies share, such as data, models, scores and runs; it stands in the first that needs it",
+        "jobs: steps of the workflow; submissions: what a cluster gets of them. Plans, selections, audits and tables run on the "
+        "submitting host, and sampling and evaluation of a run are one submission",
+        f"left out: {LEFT_OUT}",
+        *map(str, overlong(config, speed)),
+    ]
 
 
 def table(config: Config, speed: float, price: float | None, seconds: dict[str, float]) -> pd.DataFrame:
@@ -48,19 +66,23 @@ def table(config: Config, speed: float, price: float | None, seconds: dict[str, 
         seconds: a job takes, by rule, where that was measured; used instead of the operations.
     """
     known = set()
+
+    def time(job: Job) -> float | None:
+        return seconds.get(job.rule, gpu_seconds(config, job, speed))
+
     rows, everything = [], list(jobs(config))
     named = {name: [run.id for run in config.matching(expand({name: study}))] for name, study in config.studies.items()}
     for name, found in (named | ({"(external)": list(config.made_elsewhere)} if config.made_elsewhere else {})).items():
         ids = set(found) - known
         known |= ids
-        rows.append(_row(name, len(ids), [job for job in everything if job.run.id in ids], speed, price, seconds))
-    return pd.DataFrame([*rows, _row("all", len(known), everything, speed, price, seconds)])
+        rows.append(_row(name, len(ids), [job for job in everything if job.run.id in ids], time, price))
+    return pd.DataFrame([*rows, _row("all", len(known), everything, time, price)])
 
 
-def _row(name: str, runs: int, jobs: list[Job], speed: float, price: float | None, seconds: dict[str, float]) -> dict:
+def _row(name: str, runs: int, jobs: list[Job], time: Callable[[Job], float | None], price: float | None) -> dict:
     count, heavy = Counter(job.rule for job in jobs), [job for job in jobs if job.rule in HEAVY]
-    hours = sum(_seconds(job, speed, seconds) for job in heavy) / 3600
-    unknown = sum(job.tflop is None and job.rule not in seconds for job in heavy)
+    taken = [time(job) for job in heavy]
+    hours, unknown = sum(seconds or 0.0 for seconds in taken) / 3600, taken.count(None)
     sampled = {job.run.id for job in jobs if job.rule == "sample"}
     joined = sum(job.rule == GROUPED and job.run.id in sampled for job in jobs)
     return {
@@ -74,10 +96,6 @@ def _row(name: str, runs: int, jobs: list[Job], speed: float, price: float | Non
         "disk (GB)": round(sum(job.gigabytes for job in jobs), 1),
         **({"money": round(price * hours, 2)} if price is not None else {}),
     }
-
-
-def _seconds(job: Job, speed: float, seconds: dict[str, float]) -> float:
-    return seconds.get(job.rule, (job.tflop or 0.0) / speed)
 
 
 def measured(results: Path) -> dict[str, float]:

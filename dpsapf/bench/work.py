@@ -1,4 +1,4 @@
-"""Operations of the public models' architectures, counted by torch without weights: ``dpsapf/experiment/work.json``.
+"""Operations of public models' architectures and of classifiers, counted by torch without weights: ``dpsapf/experiment/*.json``.
 
 ``python -m dpsapf.bench.work`` counts again. Jobs' times and a study's cost are estimated from them (`dpsapf.experiment.work`).
 """
@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpsapf.experiment.work import FILE, Work
+from dpsapf.experiment.work import CLASSIFIERS_FILE, CLASSIFIERS_SIDE, FILE, Work
 from dpsapf.support.files import write_text
 
 CROSS = {"down_block_types": ("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",), "layers_per_block": 2}
@@ -97,6 +97,21 @@ def counted(
         )
 
 
+def trained_classifiers() -> dict[str, float]:
+    """Count what one image costs each classifier while it is trained [TFLOP].
+
+    That is three times its forward pass: torch's counter takes the backward pass of grouped convolutions for that of full ones.
+    """
+    from dpsapf.evaluation.classifiers import CLASSIFIERS
+
+    found = {}
+    for name, build in CLASSIFIERS.items():
+        with torch.device("meta"):
+            network, pixels = build(10).eval(), torch.zeros(1, 3, CLASSIFIERS_SIDE, CLASSIFIERS_SIDE)
+            found[name] = float(f"{3 * _operations(lambda network=network, pixels=pixels: network(pixels)):.6g}")
+    return found
+
+
 def _operations(call: Callable[[], object]) -> float:
     """Count in TFLOP, to six digits."""
     with FlopCounterMode(display=False) as counter:
@@ -106,3 +121,4 @@ def _operations(call: Callable[[], object]) -> float:
 
 if __name__ == "__main__":
     write_text(FILE, json.dumps({name: dataclasses.asdict(work) for name, work in architectures().items()}, indent=2) + "\n")
+    write_text(CLASSIFIERS_FILE, json.dumps(trained_classifiers(), indent=2) + "\n")

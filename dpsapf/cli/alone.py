@@ -3,6 +3,7 @@
 import fcntl
 import logging
 import os
+import pwd
 import socket
 import typing
 from pathlib import Path
@@ -14,14 +15,26 @@ LOG = logging.getLogger(__name__)
 FILE = ".one-snakemake"
 
 
+def user() -> str:
+    """Return the name of the user whose process this is, whatever its environment says."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
+
+
 def hold(results: Path) -> typing.TextIO:
     """Hold a results folder until this process ends, or until what is returned is closed.
 
     Raises:
-        UserError: another process holds it; says which.
+        UserError: another process holds it, says which; or this user may not write there.
     """
-    results.mkdir(parents=True, exist_ok=True)
-    file = (results / FILE).open("a+")
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+        file = (results / FILE).open("a+")
+    except PermissionError:
+        remedy = f"user {user()} may not write there: its owner gives the right, or take another name in the config"
+        raise UserError("results", str(results), remedy) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -34,6 +47,6 @@ def hold(results: Path) -> typing.TextIO:
             raise
         LOG.warning("%s: its file system has no locks (%s): start one Snakemake only on it", results, error.strerror)
     file.truncate(0)
-    file.write(f"process {os.getpid()} of {socket.gethostname()}\n")
+    file.write(f"process {os.getpid()} of {socket.gethostname()}, started by {user()},\n")
     file.flush()
     return file

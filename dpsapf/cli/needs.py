@@ -1,5 +1,6 @@
 """What a job asks a cluster for: memory, time, GPUs and where, from the config, the dataset, the model and slurm/site.yaml."""
 
+import logging
 import math
 import os
 import subprocess
@@ -7,14 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dpsapf.cli.slurm import Site
-from dpsapf.experiment.cost import FEATURES, HEAVY, Job, Sizes, jobs
+from dpsapf.experiment.cost import FEATURES, SHARED, Job, Sizes, jobs, minutes_asked, overlong
 from dpsapf.experiment.settings import Config
 from dpsapf.support.errors import UserError
 
-SHARED = ("score_saliency", "finetune", "sample")
-"""Rules whose work is shared by as many processes as there are GPUs."""
-START = 5  # minutes in which a job starts: Snakemake twice, torch, the model's weights
-SPARE = 2.0  # times the estimate, for slower nodes and busy disks
+LOG = logging.getLogger("snakemake.logging")
 PROCESS = 6000  # MB of a process with torch, its CUDA context and libraries
 DISTANCES = 4e9  # bytes of distances between features and of their products, at most
 Number = Callable[..., int]
@@ -85,16 +83,19 @@ class Needs:
         """Return the resources of a rule without torch."""
         return {"mem_mb": memory_mb, "runtime": minutes, **self.site.resources(0)}
 
+    def tell_overlong(self) -> None:
+        """Say in the log which jobs a cluster's limit of time ends before they are done, and what follows."""
+        for found in overlong(self.config, self.config.resources.tflops):
+            LOG.log(logging.INFO if found.ends else logging.WARNING, str(found))
+
     def _gpus(self, rule: str) -> int:
         return self.gpus if rule in SHARED else min(1, self.gpus)
 
     def _minutes(self, rule: str, subject: str, attempt: int) -> int:
         """Estimate the time of a job; all that is allowed, where its work is not known."""
         asked, job = self.config.resources, self.jobs.get((rule, subject))
-        if asked.tflops is None or job is None or job.tflop is None or rule not in HEAVY:
-            return asked.runtime_min
-        seconds = job.tflop / (asked.tflops * max(1, self._gpus(rule)))
-        return min(asked.runtime_min, math.ceil(attempt * (START + SPARE * seconds / 60)))
+        first = job and minutes_asked(self.config, job, asked.tflops)
+        return asked.runtime_min if first is None else min(asked.runtime_min, math.ceil(attempt * first))
 
     def _memory(self, rule: str, subject: str, attempt: int) -> int:
         """Estimate a GPU job's memory on its node: the process, the weights twice while they are read, what is held of images.

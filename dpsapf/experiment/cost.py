@@ -1,19 +1,31 @@
 """What a config's jobs compute and write: TFLOP and bytes, from the architectures' operations and the config alone.
 
-It is an estimate. Left out: classifiers, text encoders and metrics, which are small beside the rest at the paper's scale.
+It is an estimate. `LEFT_OUT` says what is not counted.
 """
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, entry
+from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, Recipe, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
-from dpsapf.experiment.work import Work, architectures
+from dpsapf.experiment.work import CLASSIFIERS_SIDE, Work, architectures, classifiers
 
 HEAVY = ("encode_dataset", "reference_features", "score_saliency", "finetune", "evolve", "sample", "evaluate")
+SHARED = ("score_saliency", "finetune", "sample")
+"""Rules whose work is shared by as many processes as there are GPUs."""
+FP32 = ("reference_features", "evaluate")
+"""Rules whose networks compute in fp32, whatever the config's precision is."""
+SLOWER = (
+    27 / 180
+)  # what is left of a GPU's speed in bf16 in fp32: an H100 in practice, as in config/paper.yaml and paper-lite.yaml
+START = 5  # minutes in which a job starts: Snakemake twice, torch, the model's weights
+SPARE = 2.0  # times the estimate, for slower nodes and busy disks
+TRIES = 3  # of a job on a cluster: retries of slurm/config.yaml, and the first
+LEFT_OUT = "text encoders (a pass for each prompt), metrics beyond their features, comparisons of scores, reading and writing"
 INCEPTION = 0.0114264  # TFLOP an image of Inception-v3 at 299 x 299, by torch's counter as `dpsapf.bench.work` counts
 FEATURES = 2048
 
@@ -105,8 +117,8 @@ def _jobs(config: Config, run: RunSpec, sizes: Sizes) -> Iterator[Job]:
 
 def _evaluated(config: Config, run: RunSpec, sizes: Sizes, collect: str) -> Iterator[Job]:
     features = sizes.images and sizes.images * FEATURES * 4 / 1e9
-    yield Job("reference_features", run.dataset, run, sizes.images and sizes.images * INCEPTION, features or 0.0)
-    yield Job("evaluate", run.id, run, config.sampling.count * INCEPTION)
+    yield Job("reference_features", run.dataset, run, sizes.images and evaluate(config, sizes, sizes.images), features or 0.0)
+    yield Job("evaluate", run.id, run, evaluate(config, sizes, config.sampling.count))
     yield Job(collect, run.id, run)
 
 
@@ -141,6 +153,94 @@ def evolve(config: Config, run: RunSpec, sizes: Sizes) -> float | None:
     varied = rounds * (voted * max(1, settings.lookahead) + generation) + config.sampling.count - generation
     degree = (settings.first_degree + settings.last_degree) / 2
     return generation * _drawn(config, work) + varied * (_drawn(config, work, degree) + work.encode)
+
+
+def evaluate(config: Config, sizes: Sizes, images: int) -> float:
+    """Count features of some images, and the training of the protocol's classifiers on them [TFLOP]."""
+    side = sizes.dataset.resolution
+    network, recipe = _protocol(config.protocols_file, config.evaluation.protocol, side)
+    held_out = recipe.validation_share if recipe.selection == "synthetic" else 0.0
+    seen = recipe.repeats * (recipe.steps * recipe.batch if recipe.steps else recipe.epochs * (1 - held_out) * images)
+    each = sum(classifiers().get(name, 0.0) for name in recipe.classifiers)
+    return images * network + seen * each * (side / CLASSIFIERS_SIDE) ** 2
+
+
+@functools.cache
+def _protocol(file: str, name: str, side: int) -> tuple[float, Recipe]:
+    """Look up what an image costs a protocol's feature network, as Inception if it is published [TFLOP]; and its recipe."""
+    protocol = entry(file, name, ProtocolEntry)
+    return 0.0 if protocol.feature_network.startswith("package:") else INCEPTION, protocol.recipe(side)
+
+
+def gpu_seconds(config: Config, job: Job, tflops: float | None) -> float | None:
+    """Estimate how long one GPU computes for a job; None where its work or the speed is not known.
+
+    Args:
+        config: the whole experiment.
+        job: one of its `jobs`.
+        tflops: what one GPU does in practice at the config's precision [TFLOP/s].
+    """
+    if tflops is None or job.tflop is None or job.rule not in HEAVY:
+        return None
+    slower = SLOWER if job.rule in FP32 and config.precision == "bf16" else 1.0
+    return job.tflop / (tflops * slower)
+
+
+def minutes_asked(config: Config, job: Job, tflops: float | None) -> float | None:
+    """Return how much time the first try of a job would ask for, were there no limit; None as in `gpu_seconds` [minutes]."""
+    taken = gpu_seconds(config, job, tflops)
+    gpus = max(1, config.resources.gpus) if job.rule in SHARED else 1
+    return None if taken is None else START + SPARE * taken / gpus / 60
+
+
+@dataclass(frozen=True)
+class Overlong:
+    """The jobs of a rule of which one try may be too short.
+
+    Attributes:
+        rule: its name.
+        jobs: how many they are.
+        hours: the shortest and the longest of them take, by estimate.
+        limit: of a try: resources.runtime_min [minutes].
+        tries: that the longest needs at that limit, with time to spare.
+        enough: the least limit at which `TRIES` tries are enough [minutes].
+    """
+
+    rule: str
+    jobs: int
+    hours: tuple[float, float]
+    limit: int
+    tries: int
+    enough: int
+
+    @property
+    def ends(self) -> bool:
+        """Say whether as many tries are made."""
+        return self.tries <= TRIES
+
+    def __str__(self) -> str:
+        """Tell it in one line, with the remedy."""
+        hours = " to ".join(dict.fromkeys(f"{number:.0f}" for number in self.hours))
+        told = f"{self.rule}: {self.jobs} jobs take {hours} hours by estimate, and may take {SPARE:g} times that. "
+        told += f"A try may take {self.limit / 60:.0f} (resources.runtime_min = {self.limit}), and the next goes on from there: "
+        if self.ends:
+            return f"{told}{self.tries} of {TRIES} tries"
+        return f"{told}{self.tries} tries are needed, {TRIES} are made. Set runtime_min to {self.enough} or more, or make less"
+
+
+def overlong(config: Config, tflops: float | None) -> list[Overlong]:
+    """List the rules whose jobs do not fit into the time that one try may take."""
+    limit, by_rule = config.resources.runtime_min, {}
+    for job in jobs(config):
+        asked = minutes_asked(config, job, tflops)
+        if asked is not None and asked > limit:
+            by_rule.setdefault(job.rule, []).append(asked - START)
+    found = []
+    for rule, needed in by_rule.items():
+        hours = min(needed) / SPARE / 60, max(needed) / SPARE / 60
+        tries, enough = math.ceil(max(needed) / max(1, limit - START)), math.ceil(START + max(needed) / TRIES)
+        found.append(Overlong(rule, len(needed), hours, limit, tries, enough))
+    return found
 
 
 def _drawn(config: Config, work: Work, degree: float = 1.0) -> float:

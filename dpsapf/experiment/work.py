@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 FILE = Path(__file__).with_name("work.json")
+CLASSIFIERS_FILE = FILE.with_name("classifiers.json")
+CLASSIFIERS_SIDE = 32  # of the images for which classifiers were counted [pixels]
 
 
 @dataclass(frozen=True)
@@ -41,3 +43,9 @@ class Work:
 def architectures() -> dict[str, Work]:
     """Return every architecture that was counted, by its name."""
     return {name: Work(**counts) for name, counts in json.loads(FILE.read_text()).items()}
+
+
+@functools.cache
+def classifiers() -> dict[str, float]:
+    """Return what a training costs for each image it sees, of `CLASSIFIERS_SIDE`, by the classifier's name [TFLOP]."""
+    return json.loads(CLASSIFIERS_FILE.read_text())

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import yaml
 
 from dpsapf.bench.estimate import estimate, measured, table
 from dpsapf.experiment.registries import load_yaml
@@ -36,11 +37,40 @@ def test_studies_sum_to_all(tmp_path):
 def test_a_known_study_costs_what_its_operations_say():
     """Each trained run: 4,096 x 1,000 passes, and 10,000 images of 25 guided steps; scores over all images, once each."""
     frame = table(config("paper-lite"), 100.0, None, {}).set_index("study")
-    drawn = 10000 * (50 * 0.180106 + 0.622187 + 0.0114264)
-    expected = 4096 * 1000 * 0.364861 + drawn
-    assert frame.loc["layers", "TFLOP"] == pytest.approx(expected, rel=1e-5)
-    assert frame.loc["layers", "GPU-hours"] == pytest.approx(expected / 100 / 3600, rel=0.02)
+    drawn = 10000 * (50 * 0.180106 + 0.622187)
+    learned = 200 * 0.9 * 10000 * (0.00148588 + 0.0314601 + 0.0323235)  # classifiers on all but the held-out tenth
+    bf16, fp32 = 4096 * 1000 * 0.364861 + drawn, learned + 10000 * 0.0114264
+    assert frame.loc["layers", "TFLOP"] == pytest.approx(bf16 + fp32, rel=1e-5)
+    assert frame.loc["layers", "GPU-hours"] == pytest.approx((bf16 + fp32 * 180 / 27) / 100 / 3600, rel=0.02)
     assert frame.loc["all", "GPU-hours"] * 100 / 396 <= 40
+
+
+def test_the_table_is_explained(caplog):
+    caplog.set_level("INFO")
+    for name, words in (("paper", "in fp32, at 27 TFLOP/s"), ("paper-lite", "in bf16, at 180 TFLOP/s")):
+        caplog.clear()
+        estimate(Estimate(configfile=Path(f"config/{name}.yaml")))
+        assert words in caplog.text and ("classifiers and feature networks, which compute in fp32" in caplog.text) == (
+            "lite" in name
+        )
+        for part in ("first row: also what studies share", "submissions: what a cluster gets of them", "left out: text encoders"):
+            assert part in caplog.text
+
+
+def test_what_a_try_cannot_do_is_told(caplog, tmp_path):
+    """12 tries: twice the 133 hours of an evolution on celeba, in tries of a day without the start."""
+    caplog.set_level("INFO")
+    data = load_yaml("config/paper.yaml")
+    data["resources"]["runtime_min"] = 1440
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(data))
+    estimate(Estimate(configfile=tmp_path / "short.yaml"))
+    assert "evolve: 48 jobs take 73 to 133 hours by estimate" in caplog.text
+    assert "12 tries are needed, 3 are made. Set runtime_min to 5326 or more" in caplog.text
+    data["resources"]["runtime_min"] = 5326
+    (tmp_path / "short.yaml").write_text(yaml.safe_dump(data))
+    caplog.clear()
+    estimate(Estimate(configfile=tmp_path / "short.yaml"))
+    assert "evolve: 48 jobs" in caplog.text and "tries are needed" not in caplog.text
 
 
 def test_measured_times_take_the_place_of_operations(tmp_path):

@@ -3,7 +3,7 @@ import torch
 
 from dpsapf.bench import work
 from dpsapf.experiment import cost
-from dpsapf.experiment.work import architectures
+from dpsapf.experiment.work import architectures, classifiers
 
 
 def test_the_packaged_model_is_counted_as_the_file_says():
@@ -29,3 +29,10 @@ def test_inception_is_counted_as_the_costs_say():
 
 def test_stable_diffusion_has_the_published_number_of_parameters():
     assert architectures()["sd-1"].parameters == 859_520_964 and architectures()["sd-2"].parameters == 865_910_724
+
+
+@pytest.mark.slow
+def test_every_classifier_is_counted_as_the_file_says():
+    """WRN-28-10: 5.2 billion multiplications forward (Zagoruyko and Komodakis 2016, Table 5), times 2 and 3."""
+    assert work.trained_classifiers() == classifiers()
+    assert classifiers()["wrn-28-10"] == pytest.approx(5.2e9 * 2 * 3 / 1e12, rel=0.02)

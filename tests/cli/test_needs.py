@@ -1,10 +1,12 @@
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
+from dpsapf.experiment.cost import HEAVY, TRIES, overlong
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.settings import parse_config
 from dpsapf.support.checked import replace
@@ -65,11 +67,13 @@ def test_memory_follows_model_and_dataset():
 
 @pytest.mark.parametrize(("rule", "wildcards"), [("compare_scores", ("celeba", "sd-v1-5")), ("finetune", ("unheard-of",))])
 def test_what_is_not_known_asks_for_all_that_is_allowed(rule, wildcards):
-    assert asked(needs(tflops=400.0), rule, *wildcards) == {"mem_mb": 64000, "runtime": 1440, "gpu": 1}
+    allowed = needs(tflops=400.0)
+    limit = {"mem_mb": allowed.config.resources.memory_mb, "runtime": allowed.config.resources.runtime_min}
+    assert asked(allowed, rule, *wildcards) == limit | {"gpu": 1}
 
 
 def test_without_a_speed_or_a_gpu_jobs_ask_for_what_the_config_says():
-    assert asked(needs(tflops=None), "finetune", RUN)["runtime"] == 1440
+    assert asked(needs(tflops=None, runtime_min=77), "finetune", RUN)["runtime"] == 77
     assert asked(needs(gpus=0, memory_mb=4000), "finetune", RUN)["mem_mb"] == 4000
 
 
@@ -114,3 +118,39 @@ def test_every_rule_that_runs_on_a_device_asks_for_it():
         for rule in re.split(r"^rule ", path.read_text(), flags=re.MULTILINE)[1:]:
             if "$DEVICE" in rule or "$SPEED" in rule or "$LAUNCH" in rule:
                 assert "**NEEDS.resources(" in rule, rule.split(":")[0]
+
+
+CONFIGS = sorted(path.stem for path in (ROOT / "config").glob("*.yaml") if "studies" in load_yaml(path))
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_job_of_a_shipped_config_can_end(name):
+    """Its tries together have time for twice the estimate. Without a speed, that of a measured step of two cores."""
+    config = parse_config(load_yaml(f"config/{name}.yaml"))
+    timed = pd.read_csv("results/reference/bench.csv").dropna(subset=["tflop"])
+    speed = config.resources.tflops or (timed.tflop / timed.seconds).min()
+    made, tries = Needs(config, Site()), 1 + load_yaml("slurm/config.yaml")["retries"]
+    for (rule, subject), job in made.jobs.items():
+        if rule in HEAVY and job.tflop:
+            granted = sum(made.resources(rule)["runtime"]((subject,), attempt=number) - 5 for number in range(1, tries + 1))
+            needed = 2 * job.tflop / speed / 60
+            assert granted >= needed, f"{rule} of {subject}: {granted} of {needed:.0f} minutes"
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_no_shipped_config_has_jobs_that_cannot_end(name):
+    config = parse_config(load_yaml(f"config/{name}.yaml"))
+    assert bool(config.resources.tflops) == (config.compute.device == "cuda"), "what runs on GPUs says how fast they are"
+    assert all(found.ends for found in overlong(config, config.resources.tflops))
+
+
+def test_as_many_tries_are_made_as_are_counted_on():
+    assert load_yaml("slurm/config.yaml")["retries"] + 1 == TRIES
+
+
+@pytest.mark.parametrize(("limit", "level", "words"), [(1440, "WARNING", "12 tries are needed"), (5400, "INFO", "3 of 3 tries")])
+def test_no_time_is_cut_without_a_word(limit, level, words, caplog):
+    caplog.set_level("INFO", "snakemake.logging")
+    needs(runtime_min=limit).tell_overlong()
+    (record,) = [record for record in caplog.records if record.message.startswith("evolve: 48 jobs take 73 to 133 hours")]
+    assert record.levelname == level and words in record.message

@@ -1,25 +1,19 @@
 import asyncio
+import importlib.metadata
+import inspect
 import os
+import tomllib
 import types
+from pathlib import Path
 
 import pytest
 
 from dpsapf.cli import slurm
 from dpsapf.cli.slurm import ACCOUNTING, QUEUE, Site, Watch
 from dpsapf.support.errors import UserError, UserErrors
+from tests.cli.conftest import REPLACED
 
-
-@pytest.fixture
-def cluster(tmp_path, monkeypatch):
-    """Commands sacct and squeue that print what a test writes."""
-    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-
-    def answer(name, text, code=0):
-        (tmp_path / f"{name}.txt").write_text(text)
-        (tmp_path / name).write_text(f"#!/bin/sh\ncat {tmp_path}/{name}.txt; exit {code}\n")
-        (tmp_path / name).chmod(0o755)
-
-    return answer
+ROOT = Path(__file__).parents[2]
 
 
 def states(watch, *jobs, now=0.0):
@@ -82,48 +76,11 @@ def test_without_sacct_squeue_is_asked(monkeypatch):
     assert slurm.chosen() == QUEUE
 
 
-@pytest.fixture
-def mended(monkeypatch, tmp_path):
-    """The plugin's own executor, changed for one test; looks are answered by the test."""
-    plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
-    for name in ("run_jobs", "check_active_jobs", "get_account_arg"):
-        monkeypatch.setattr(plugin.Executor, name, getattr(plugin.Executor, name))
-    monkeypatch.setattr(plugin.Executor, "mended", False, raising=False)
-    monkeypatch.setattr(plugin, "query_job_status", plugin.query_job_status)
-    slurm.mend(tmp_path)
-    return plugin
-
-
-class Limiter:
-    """Lets everybody in."""
-
-    async def __aenter__(self):
-        pass
-
-    async def __aexit__(self, *_):
-        pass
-
-
-def executor(plugin, ended):
-    logger = types.SimpleNamespace(**{name: lambda *_, **__: None for name in ("debug", "info", "warning", "error")})
-    settings = types.SimpleNamespace(
-        init_seconds_before_status_checks=10, status_attempts=2, status_command="squeue", keep_successful_logs=True, requeue=False
-    )
-    made = object.__new__(plugin.Executor)
-    made.__dict__ |= {"workflow": types.SimpleNamespace(executor_settings=settings), "logger": logger, "run_uuid": "run"}
-    made.__dict__ |= {"status_rate_limiter": Limiter(), "_preemption_warning": False, "_next_seconds_between_status_checks": 170}
-    made.__dict__ |= {"_status_query_calls": 0, "_status_query_failures": 0, "_status_query_total_seconds": 0.0}
-    made.__dict__ |= {"_status_query_min_seconds": None, "_status_query_max_seconds": 0.0, "_status_query_cycle_rows": []}
-    made.report_job_error = lambda job, **_: ended.append((job.external_jobid, "failed"))
-    made.report_job_success = lambda job: ended.append((job.external_jobid, "done"))
-    return made
-
-
-def test_the_executor_hears_of_cancelled_jobs_and_looks_again_soon(mended, cluster):
+def test_the_executor_hears_of_cancelled_jobs_and_looks_again_soon(executor, cluster):
     cluster("squeue", "1|CANCELLED by 0\n2|COMPLETED\n3|RUNNING\n")
     cluster("sacct", "", 1)
     ended = []
-    made = executor(mended, ended)
+    made = executor(ended)
     made.watch = Watch("run")
     jobs = [types.SimpleNamespace(external_jobid=job, aux={}) for job in ("1", "2", "3")]
 
@@ -137,9 +94,9 @@ def test_the_executor_hears_of_cancelled_jobs_and_looks_again_soon(mended, clust
     assert asyncio.run(looked()) == ["3"] and made.next_seconds_between_status_checks == slurm.EVERY
 
 
-def test_no_account_is_guessed(mended):
+def test_no_account_is_guessed(executor):
     job = types.SimpleNamespace(resources={})
-    assert list(executor(mended, []).get_account_arg(job)) == [""]
+    assert list(executor([]).get_account_arg(job)) == [""]
 
 
 @pytest.mark.parametrize(
@@ -168,32 +125,33 @@ def test_the_sites_file_is_checked(tmp_path):
 
 
 def test_the_file_that_is_shipped_decides_nothing():
-    assert Site.load(slurm.Path(__file__).parents[2] / "slurm" / "site.yaml") == Site()
+    assert Site.load(ROOT / "slurm" / "site.yaml") == Site()
 
 
-def test_jobs_of_an_earlier_start_are_ended_before_new_ones_are_submitted(mended, tmp_path, cluster, monkeypatch):
-    (tmp_path / "slurm-starts.txt").write_text("old\n")
-    (tmp_path / "scancel").write_text(f"#!/bin/sh\necho $* >> {tmp_path}/cancelled; : > {tmp_path}/squeue.txt\n")
-    (tmp_path / "scancel").chmod(0o755)
-    cluster("squeue", "7 work old\n")
-    made, submitted = executor(mended, []), []
-    monkeypatch.setattr(type(made), "_submit_job", lambda self, job: submitted.append((tmp_path / "cancelled").read_text()))
-    made._main_event_loop, made.array_jobs = None, set()
-    job = types.SimpleNamespace(is_group=lambda: True, name="images")
-    made.run_jobs([job])
-    made.run_jobs([job])
-    assert len(submitted) == 2 and submitted[0] == submitted[1] == f"--name=old --user={slurm.getpass.getuser()}\n"
-    assert (tmp_path / "slurm-starts.txt").read_text() == "run\n"
+def test_what_is_replaced_is_there_and_is_called_as_it_is_replaced():
+    plugin = pytest.importorskip("snakemake_executor_plugin_slurm")
+    for name, parameters in REPLACED.items():
+        assert list(inspect.signature(getattr(plugin.Executor, name)).parameters) == parameters, name
+    looks = inspect.getsource(plugin.Executor.check_active_jobs)
+    assert "await query_job_status(" in looks and "executor_settings.status_command" in inspect.getsource(plugin)
+    assert "self.run_job," in inspect.getsource(plugin.Executor._submit_job), "looked up when a job is submitted"
+    for name in ("next_seconds_between_status_checks", "run_uuid"):
+        assert f"self.{name}" in inspect.getsource(plugin.Executor)
 
 
-def test_a_start_whose_jobs_do_not_end_is_not_forgotten(tmp_path, cluster):
-    file = tmp_path / "starts.txt"
-    file.write_text("stuck\n")
-    (tmp_path / "scancel").write_text("#!/bin/sh\n")
-    (tmp_path / "scancel").chmod(0o755)
-    cluster("squeue", "7 work stuck\n")
-    slurm.end_leftovers(file, "own", patience=0.0)
-    assert file.read_text().split() == ["stuck", "own"]
-    cluster("squeue", "")
-    slurm.end_leftovers(file, "next", patience=0.0)
-    assert file.read_text().split() == ["next"]
+def test_all_that_is_replaced_is_listed(mended):
+    """What a mended executor has of its own is what the list says."""
+    own = {name for name, value in vars(mended.Executor).items() if getattr(value, "__module__", "") == slurm.__name__}
+    assert own == set(REPLACED)
+
+
+def test_another_version_of_the_plugin_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "2.9.1")
+    with pytest.raises(UserError, match=r"2.9.1.*tried with 2.8 only: pip install 'snakemake-executor-plugin-slurm==2.8.\*'"):
+        slurm.mend(tmp_path, Site())
+
+
+def test_the_version_that_was_tried_is_the_one_that_is_asked_for_and_locked():
+    asked = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
+    assert f"{slurm.PLUGIN}=={slurm.TRIED}.*" in asked
+    assert f"\n{slurm.PLUGIN}=={slurm.TRIED}." in (ROOT / "envs" / "requirements.txt").read_text()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A real Slurm of one node and two pretended GPUs, for tests: one_node.sh up FOLDER | down FOLDER
+# A real Slurm of one node and two pretended GPUs, for tests: one_node.sh up FOLDER | down FOLDER; away FOLDER | back FOLDER its controller
 # ACCOUNTING=1: with slurmdbd and MariaDB, so that sacct answers. INSTALL=1: install Debian's packages first. Needs root.
 # Afterwards, `. FOLDER/env.sh` lets sbatch and the others find it. Tried on Debian 12 with Slurm 22.05.
 set -euo pipefail
@@ -108,18 +108,28 @@ up() {
   wait_for munge 10 test -S "$home/run/munge.socket"
   [ -z "${ACCOUNTING:-}" ] || { chown mysql /run/mysqld; accounting; }
   . "$home/env.sh"
-  start slurmctld slurmctld -D
   start slurmd slurmd -D -N "$host"
+  back
   wait_for Slurm 30 bash -c '[ "$(timeout 5 sinfo -h -p work -o %T)" = idle ]'
 }
 
+back() { # the controller
+  . "$home/env.sh"
+  start slurmctld slurmctld -D
+  wait_for slurmctld 30 scontrol ping
+}
+
+end() { # name
+  [ -s "$home/run/$1.pid" ] || return 0
+  kill "$(cat "$home/run/$1.pid")" 2>/dev/null || true
+  wait_for "the end of $1" 20 bash -c "! kill -0 $(cat "$home/run/$1.pid")"
+}
+
+away() { end slurmctld; }
+
 down() {
   local name
-  for name in slurmd slurmctld slurmdbd mariadbd munged; do
-    [ -s "$home/run/$name.pid" ] || continue
-    kill "$(cat "$home/run/$name.pid")" 2>/dev/null || true
-    wait_for "the end of $name" 20 bash -c "! kill -0 $(cat "$home/run/$name.pid")"
-  done
+  for name in slurmd slurmctld slurmdbd mariadbd munged; do end "$name"; done
 }
 
 "$action"

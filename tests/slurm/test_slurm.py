@@ -117,6 +117,19 @@ def run(slurm, *command):
     return subprocess.run(command, env=slurm, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
+def node(slurm, action):
+    """Let the controller go, or come back."""
+    subprocess.run([NODE, action, Path(slurm["SLURM_CONF"]).parents[1]], check=True, env=slurm, timeout=60)
+
+
+def heard(folder, words, patience=PATIENCE):
+    """Wait until Snakemake has said something."""
+    end = time.monotonic() + patience
+    while words not in (folder / "snakemake.log").read_text():
+        assert time.monotonic() < end, (folder / "snakemake.log").read_text()[-3000:]
+        time.sleep(0.2)
+
+
 def training(folder, slurm):
     """Wait until fine-tuning has kept its first steps; return the id of its job."""
     end = time.monotonic() + PATIENCE
@@ -242,3 +255,102 @@ def test_a_second_snakemake_is_refused(work, slurm, calm):
     second = subprocess.run(START, cwd=work, env=slurm, capture_output=True, text=True, check=False, timeout=PATIENCE)
     assert second.returncode != 0 and f"process {process.pid} of" in second.stderr
     finished(process, work, calm)
+
+
+def test_slurm_is_away_while_a_job_is_submitted(work, slurm, calm):
+    """As long as three tries take, and longer."""
+    node(slurm, "away")
+    try:
+        process = start(work, slurm)
+        heard(work, "Execute 1 jobs...")
+        time.sleep(50)
+    finally:
+        node(slurm, "back")
+    finished(process, work, calm)
+    said = (work / "snakemake.log").read_text()
+    assert said.count("Slurm does not answer: waiting for it, for 120 minutes at most") == 1 and "Trying to restart" not in said
+
+
+def test_slurm_is_away_for_longer_than_the_site_allows(work, slurm, calm):
+    site = work / "slurm" / "site.yaml"
+    site.write_text(site.read_text().replace("away_min: 120", "away_min: 0.1"))
+    node(slurm, "away")
+    try:
+        assert start(work, slurm).wait(PATIENCE) != 0
+    finally:
+        node(slurm, "back")
+    finished(start(work, slurm), work, calm)
+
+
+def test_slurm_is_away_while_a_job_runs(work, slurm, calm):
+    process = start(work, slurm)
+    training(work, slurm)
+    node(slurm, "away")
+    time.sleep(50)
+    node(slurm, "back")
+    finished(process, work, calm)
+
+
+def test_jobs_of_another_user_are_neither_forgotten_nor_joined(work, slurm, calm):
+    """Root may write everywhere, and is the second user here."""
+    note, theirs = work / "results/slurm/slurm-starts.txt", "first-start"
+    asked = ["runuser", "-u", "nobody", "--", "sbatch", "--parsable", "--chdir=/", "--output=/dev/null", f"--job-name={theirs}"]
+    job = run(slurm, *asked, "--wrap=sleep 600").strip()
+    note.write_text(f"{theirs}\n")
+    try:
+        assert start(work, slurm).wait(PATIENCE) != 0
+        assert f"user nobody still makes them with job {job}: wait for its end" in (work / "snakemake.log").read_text()
+        assert note.read_text() == f"{theirs}\n" and not list((work / RUN).glob("private.checkpoint*"))
+    finally:
+        run(slurm, "scancel", job)
+    finished(start(work, slurm), work, calm)
+
+
+def test_all_jobs_are_cancelled(work, slurm, calm):
+    process = start(work, slurm)
+    training(work, slurm)
+    run(slurm, "scancel", "--user=root")
+    finished(process, work, calm)
+    assert resumed(work)
+
+
+@pytest.mark.parametrize(("stop", "go"), [("hold", "release"), ("suspend", "resume")])
+def test_a_job_that_is_stopped_and_goes_on(work, slurm, calm, stop, go):
+    process, job = start(work, slurm), training(work, slurm)
+    if stop == "hold":
+        run(slurm, "scontrol", "requeuehold", job)
+    else:
+        run(slurm, "scontrol", stop, job)
+    time.sleep(15)
+    run(slurm, "scontrol", go, job)
+    finished(process, work, calm)
+
+
+def test_a_stage_that_is_killed(work, slurm, calm):
+    process = start(work, slurm)
+    training(work, slurm)
+    run(slurm, "pkill", "-KILL", "-f", "dpsapf finetune --plan results/slurm")
+    finished(process, work, calm)
+    assert resumed(work)
+
+
+def test_a_checkpoint_that_is_deleted_before_the_job_is_put_back_into_the_queue(work, slurm, calm):
+    process, job = start(work, slurm), training(work, slurm)
+    run(slurm, "scontrol", "requeuehold", job)
+    for path in (work / RUN).glob("private.checkpoint*"):
+        path.unlink()
+    run(slurm, "scontrol", "release", job)
+    finished(process, work, calm)
+    assert not resumed(work)
+
+
+def test_a_second_working_copy_whose_first_is_killed(work, slurm, calm, tmp_path):
+    """Two copies do not know of each other, and do not need to."""
+    copy = shutil.copytree(work, tmp_path / "copy")
+    first = start(work, slurm)
+    training(work, slurm)
+    second = start(copy, slurm)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    finished(second, copy, calm)
+    finished(start(work, slurm), work, calm)

@@ -112,6 +112,15 @@ def test_paper_expands(tmp_path):
     assert jobs["finetune"] < jobs["sample"] and jobs["finetune"] > 150
 
 
+def test_a_dry_run_says_which_jobs_their_limit_of_time_ends(tmp_path):
+    data = load_yaml(ROOT / "config" / "paper.yaml") | {"name": "never-run"}
+    data["resources"]["runtime_min"] = 1440
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+    result = dry_run("--configfile", str(tmp_path / "config.yaml"))
+    assert result.returncode == 0, result.stderr
+    assert "evolve: 48 jobs take 73 to 133 hours by estimate" in result.stderr and "Set runtime_min to 5326" in result.stderr
+
+
 def test_a_bad_config_ends_in_one_line_before_any_rule(tmp_path):
     data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run"}
     data["privacy"]["step"] = 3

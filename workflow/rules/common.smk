@@ -9,7 +9,7 @@ from pathlib import Path
 
 import yaml
 
-from dpsapf.cli import alone, slurm, warm
+from dpsapf.cli import alone, slurm, slurm_queue, warm
 from dpsapf.cli.beforehand import check_beforehand
 from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
@@ -66,6 +66,8 @@ EXTERNAL = run_pattern(run for run, _, _ in CONFIG.made_elsewhere.values())
 OWN = run_pattern(run for run in CONFIG.runs if run.id not in CONFIG.made_elsewhere)
 # what jobs ask a cluster for, or this machine
 NEEDS = Needs(CONFIG, SITE, LOCAL)
+if workflow.is_main_process:
+    NEEDS.tell_overlong()
 # this machine's GPUs, for which its jobs wait; --resources gpu=N says another number
 if LOCAL and CONFIG.compute.device == "cuda":
     GPUS = workflow.global_resources.get("gpu").value or gpus_here()
@@ -126,7 +128,6 @@ SHELL = {
 EXPORTS = " ".join(f"{name}={shlex.quote(value)}" for name, value in SHELL.items())
 shell.prefix(f"set -euo pipefail; export {EXPORTS}; {PATH}")
 
-slurm.mend(LAYOUT.root)
 HELD = []  # this config's results, while this Snakemake works on them
 
 
