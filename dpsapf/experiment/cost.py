@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, Recipe, entry
+from dpsapf.experiment.registries import PACKAGED, DatasetEntry, ModelEntry, ProtocolEntry, Recipe, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
 from dpsapf.experiment.work import CLASSIFIERS_SIDE, Work, architectures, classifiers
@@ -169,7 +169,7 @@ def evaluate(config: Config, sizes: Sizes, images: int) -> float:
 def _protocol(file: str, name: str, side: int) -> tuple[float, Recipe]:
     """Look up what an image costs a protocol's feature network, as Inception if it is published [TFLOP]; and its recipe."""
     protocol = entry(file, name, ProtocolEntry)
-    return 0.0 if protocol.feature_network.startswith("package:") else INCEPTION, protocol.recipe(side)
+    return 0.0 if protocol.feature_network.startswith(PACKAGED) else INCEPTION, protocol.recipe(side)
 
 
 def gpu_seconds(config: Config, job: Job, tflops: float | None) -> float | None:
