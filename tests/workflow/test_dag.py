@@ -119,7 +119,7 @@ def test_a_dry_run_says_which_jobs_their_limit_of_time_ends(tmp_path):
     result = dry_run("--configfile", str(tmp_path / "config.yaml"))
     assert result.returncode == 0, result.stderr
     told = re.findall(
-        r"^(\w+): (\d+) jobs take .* hours by estimate.*Set runtime_min to \d+ or more", result.stderr, re.MULTILINE
+        r"^(\w+): (\d+) jobs take .* hours by estimate.*Set runtime_min to \d+ or more", result.stdout, re.MULTILINE
     )
     assert told == [("finetune", "1"), ("sample", "2")]
 
