@@ -55,7 +55,7 @@ def celeba(entry: DatasetEntry) -> Source:
     missing = sorted(set(used) - set(present.names))
     if missing:
         raise UserError(str(images), f"no {missing[0]}", f"lacks {len(missing)} image(s): {AGAIN}")
-    return files_source(images, used, np.array(list(labels.values()), np.int64)[kept], splits, entry, on_white=False)
+    return files_source(images, used, np.array(list(labels.values()), np.int64)[kept], splits, entry)
 
 
 def _images(folder: Path) -> tuple[Path, str]:

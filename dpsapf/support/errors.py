@@ -39,11 +39,11 @@ class UserErrors(UserError):
 
 
 def _of_every_kind(errors: Sequence[UserError], most: int) -> list[UserError]:
-    """Choose so many mistakes: the first of every remedy, then the second of each, and so on; in the order that they have."""
-    seen, ranks = Counter(), []
+    """Choose so many mistakes: the first of every remedy, then all of the rarest remedies; in the order that they have."""
+    sizes, seen, ranks = Counter(error.remedy for error in errors), set(), []
     for error in errors:
-        ranks.append(seen[error.remedy])
-        seen[error.remedy] += 1
+        ranks.append((error.remedy in seen, sizes[error.remedy]))
+        seen.add(error.remedy)
     chosen = sorted(range(len(errors)), key=ranks.__getitem__)[:most]
     return [errors[place] for place in sorted(chosen)]
 

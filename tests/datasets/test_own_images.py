@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from dpsapf.cli.main import main
-from dpsapf.datasets import loaders
+from dpsapf.datasets import image_files, loaders
 from dpsapf.datasets.images import Source
 from dpsapf.support.files import sha256
 from dpsapf.support.records import as_json
@@ -96,6 +96,11 @@ def test_equal_images_are_no_fault_where_there_are_none_or_they_are_one_user_s(t
     assert "show only" not in prepare(source)[1]
 
 
+def test_an_image_that_is_equal_to_a_held_out_one_is_trained_on_once(plant, prepare, picture, split):
+    files = split(**{"cat/0.png": picture(1), "dog/0.png": picture(3)})
+    assert "show only" not in prepare(plant(files | {"test/cat/1.png": picture(1)}))[1]
+
+
 def test_equal_images_of_no_files_are_named_by_their_place(prepare, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (9, SIDE, SIDE, 3), np.uint8)
     images[6:] = images[2]
@@ -122,7 +127,10 @@ def test_nothing_is_held_out_for_somebody_who_evaluates_nothing(plant, prepare, 
     assert set(arrays["split"].tolist()) == {0} and len(arrays["images"]) == len(pool)
 
 
-def test_all_faulty_files_are_told_at_once_and_nothing_is_written(plant, prepare, picture, pool):
+@pytest.mark.parametrize("batch", [2, 256])
+def test_all_faulty_files_are_told_at_once_and_nothing_is_written(plant, prepare, picture, pool, monkeypatch, batch):
+    """Those of later batches, too."""
+    monkeypatch.setattr(image_files, "BATCH", batch)
     faulty = {
         "cat/broken.png": b"no image",
         "cat/cut.jpg": picture(kind="JPEG")[:-300],
