@@ -47,7 +47,7 @@ def planted(root, number, case, orientation, place, named_otherwise, form):
     )
     folder, name = unicodedata.normalize(form, "café"), f"{number:02}{suffix}"
     data = contents(number, kind, mode, orientation)
-    where = {"too deep": f"{folder}/deep{number}", "top": "", "other class": f"strange{number}"}.get(place, folder)
+    where = {"too deep": f"{folder}/deep{number}", "top": "", "other class": f"strange{number:02}"}.get(place, folder)
     if place == "link to a folder":
         folder = f"{folder}-{number}"
         where = folder
