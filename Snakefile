@@ -54,5 +54,6 @@ rule all:
     default_target: True
     input:
         [LAYOUT.run(run, "metrics.json") for run in RUNS],
+        [LAYOUT.run(run, "ledger.json") for run in RUNS if re.fullmatch(OWN, run)],
         LAYOUT.figures,
         LAYOUT.report,

@@ -4,7 +4,7 @@ import pandas as pd
 
 from dpsapf.experiment.columns import INTERVAL, MEAN, SEEDS
 from dpsapf.experiment.runs import number
-from paper_figures.results import GROUP, Results, at_headline, with_labels
+from paper_figures.results import GROUP, Results, at_headline, spent_note_of, with_labels, with_spent_note
 from paper_figures.tables import MISSING, Cell, Table, amount, decimals, plain
 
 NAMES = {  # for a reader, and what is better; a metric that is not named here has the name of its column
@@ -36,7 +36,8 @@ def prepare(results: Results) -> pd.DataFrame:
     metrics = [name for name in NAMES if name in measured] + [name for name in measured if name not in NAMES]
     columns = [name + end for name in metrics for end in (MEAN, INTERVAL)]
     kept = rows[[*GROUP, "epsilon", "series", "label", SEEDS, *columns]]
-    return kept.assign(protocol=results.protocol, missing_note=results.missing_note).reset_index(drop=True)
+    told = kept.assign(protocol=results.protocol, missing_note=results.missing_note)
+    return with_spent_note(told, results).reset_index(drop=True)
 
 
 def draw(data: pd.DataFrame) -> Table:
@@ -48,8 +49,12 @@ def draw(data: pd.DataFrame) -> Table:
         names = (*(row[key] for key in GROUP), row["label"], plain(row["epsilon"]), number(row[SEEDS]))
         rows.append((*map(Cell, names), *(Cell(_text(row, name, places[row["dataset"], name])) for name in metrics)))
     header = ("dataset", "public model", "method", "target ε", "seeds", *(NAMES.get(name, name) for name in metrics))
-    note = f"Protocol {data['protocol'].iloc[0]}. ↑: more is better, ↓: less is better. {data['missing_note'].iloc[0]}".strip()
-    return Table(header, tuple(rows), names=3, note=note)
+    notes = (
+        f"Protocol {data['protocol'].iloc[0]}. ↑: more is better, ↓: less is better.",
+        spent_note_of(data),
+        data["missing_note"].iloc[0],
+    )
+    return Table(header, tuple(rows), names=3, note=" ".join(filter(None, notes)))
 
 
 def _text(row: dict, metric: str, places: int) -> str:

@@ -15,7 +15,9 @@ from paper_figures.results import (
     name_of,
     rows_of,
     scores,
+    spent_note_of,
     with_labels,
+    with_spent_note,
 )
 from paper_figures.style import LOOKS, PUBLISHED
 from paper_figures.variants import VARIANTS
@@ -39,7 +41,7 @@ def prepare(results: Results) -> pd.DataFrame:
     panels = [_panel(rows_of(table, *key), results, *key) for key in swept]
     data = pd.concat(panels, ignore_index=True).assign(protocol=results.protocol)
     names = data.groupby("series", sort=False)["series"].transform(lambda rows: _name(data.loc[rows.index], results))
-    return data.assign(label=names)
+    return with_spent_note(data.assign(label=names), results)
 
 
 def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: str) -> pd.DataFrame:
@@ -70,4 +72,5 @@ def draw(data: pd.DataFrame) -> Figure:
     """Draw the rows of `prepare` on a logarithmic axis with the epsilons that were run."""
     figure = curve_figure(data, LOOKS | {"published": PUBLISHED}, "target ε", data["protocol"].iloc[0])
     log_axis(figure, data["x"])
+    figure.suptitle(spent_note_of(data) or None, fontsize="medium")
     return figure

@@ -3,7 +3,16 @@
 import pandas as pd
 
 from dpsapf.experiment.columns import INTERVAL, SEEDS
-from paper_figures.results import GROUP, Results, at_headline, floor_and_ceiling, scores, with_labels
+from paper_figures.results import (
+    GROUP,
+    Results,
+    at_headline,
+    floor_and_ceiling,
+    scores,
+    spent_note_of,
+    with_labels,
+    with_spent_note,
+)
 from paper_figures.tables import MISSING, NOTHING, Cell, Table, amount, decimals, plain
 
 BEST = "Bold: the best method under differential privacy, per dataset, public model and ε; the floor may be better."
@@ -36,7 +45,7 @@ def prepare(results: Results) -> pd.DataFrame:
     models = list(results.runs["public_model"].unique())
     rows = pd.concat([*bounds, rows]).sort_values("public_model", key=lambda names: names.map(models.index), kind="stable")
     notes = {name: getattr(results, name) for name in ("release_note", "claim_note", "missing_note")}
-    return rows.assign(protocol=results.protocol, **notes).reset_index(drop=True)
+    return with_spent_note(rows.assign(protocol=results.protocol, **notes), results).reset_index(drop=True)
 
 
 def draw(data: pd.DataFrame) -> Table:
@@ -52,7 +61,7 @@ def draw(data: pd.DataFrame) -> Table:
     header = [f"{dataset} {METRICS[metric][0]}" for dataset, metric in columns]
     names = ("public model", "method", "target ε", "seeds", "trainable parameters")
     release, claim, missing = (data[name].iloc[0] for name in ("release_note", "claim_note", "missing_note"))
-    notes = (BEST, claim and UNRANKED, release, claim, missing)
+    notes = (BEST, claim and UNRANKED, spent_note_of(data), release, claim, missing)
     return Table((*names, *header), tuple(rows), names=2, note=" ".join(filter(None, notes)))
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 from dpsapf.aggregation.aggregate import SELECTION_COLUMNS
 from dpsapf.aggregation.schema import check_runs, check_summary
 from dpsapf.experiment import records
-from dpsapf.experiment.columns import INTERVAL, MEAN, MISSING, SEEDS, STATUS
+from dpsapf.experiment.columns import CERTIFIERS, INTERVAL, MEAN, MISSING, NEARLY, SEEDS, SPENT_PREFIX, STATUS
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES
 from dpsapf.experiment.runs import RunSpec, Study, number
@@ -89,6 +89,17 @@ class Results:
     def expected(self) -> pd.DataFrame:
         """The runs that are there, and those that are missing."""
         return pd.concat([self.runs, self.missing.dropna(axis="columns", how="all")])
+
+    @property
+    def spent_note(self) -> str:
+        """Say which target epsilons clearly less was spent of, and how much; empty if nearly all of each was."""
+        certified = self.runs.reindex(columns=[SPENT_PREFIX + name for name in CERTIFIERS]).max(axis=1)
+        less = certified[certified < NEARLY * self.runs["epsilon"]].groupby(self.runs["epsilon"]).agg(["min", "max"])
+        told = [
+            f"{' to '.join(dict.fromkeys(f'{value:.4g}' for value in spent))} of target ε {number(target)}"
+            for target, spent in zip(less.index, less.to_numpy(), strict=True)
+        ]
+        return f"Spent: {', '.join(told)}; docs/privacy.md says why." if told else ""
 
     @property
     def missing_note(self) -> str:
@@ -217,6 +228,16 @@ def hold(table: pd.DataFrame, results: Results, choices: Sequence[str], training
 def rows_of(table: pd.DataFrame, dataset: str, public_model: str) -> pd.DataFrame:
     """Keep the rows of one dataset and public model."""
     return table[(table["dataset"] == dataset) & (table["public_model"] == public_model)]
+
+
+def with_spent_note(rows: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Add ``spent_note`` to what a table or figure shows, if there is something to say."""
+    return rows.assign(spent_note=results.spent_note) if results.spent_note else rows
+
+
+def spent_note_of(data: pd.DataFrame) -> str:
+    """Return what `with_spent_note` added; empty if nothing."""
+    return data["spent_note"].iloc[0] if "spent_note" in data else ""
 
 
 def with_labels(table: pd.DataFrame, results: Results) -> pd.DataFrame:

@@ -30,6 +30,8 @@ FRAGILITY_SHRUNK = "fragility_shrunk"  # h moved towards the model's mean by as 
 # runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:
 CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>
 SPENT_PREFIX = "spent_epsilon_"  # spent_epsilon_<accountant>
+CERTIFIERS = ("pld", "prv")  # accountants that must both be within the target; rdp is looser, gdp no bound: reported only
+NEARLY = 0.95  # of a target epsilon: where less of it is spent, plans and tables say so
 STATUS = "status"  # of a run: COMPLETE, or MISSING: the config has it, and it has no metrics; all but its axes is empty then
 COMPLETE, MISSING = "complete", "missing"
 USED_RATE = "used_learning_rate"  # peak learning rate that was used; the axis learning_rate is empty where it is the config's

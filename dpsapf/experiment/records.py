@@ -94,6 +94,7 @@ class Plan(Checked):
     releases: tuple[Release, ...]
     reserved: tuple[Release, ...] = ()  # what evaluation may release after the audit, which holds it already
     planned_epsilon: dict[str, float]  # accountant -> epsilon
+    spends_less: str | None = None  # why clearly less than the target is planned; null: it is nearly all
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
     dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection; null: nothing is trained
     dataset_id: str

@@ -8,6 +8,7 @@ PLD and RDP are dp-accounting's, PRV and GDP are Opacus'. A release that is (e, 
 takes its d from the target delta (basic composition), under every accountant.
 """
 
+import decimal
 import logging
 import math
 import typing
@@ -20,12 +21,18 @@ from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     from dp_accounting import DpEvent
+    from dp_accounting.mechanism_calibration import LowerEndpointAndGuess
 
-PRV_ERROR = 0.005  # eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
-MARGIN = 2 * PRV_ERROR  # what calibration leaves to the target, so that PRV's upper bound certifies the plan too
+PRV_ERROR = 0.005  # least eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
+PRV_SHARE = 2.5e-4  # its eps_error as a share of epsilon, where that is more: time and memory grow with epsilon / eps_error
+MARGIN = 2 * PRV_ERROR  # least that calibration leaves to the target, so that PRV's upper bound certifies the plan too
+MARGIN_SHARE = 2 * PRV_SHARE  # what it leaves as a share of the target, where that is more
+CARRIED = 600.0  # largest epsilon that noise is looked for at; Opacus' PRV works with e^epsilon, and floats end at e^709
 PLD_INTERVAL = 1e-3  # pessimistic discretisation of the privacy loss: 6e-6 above 1e-4's epsilon at epsilon 10
-SIGMA_RANGE = (0.4, 2000.0)  # below 0.4 a step is hardly private and its PLD large
+USUAL_SIGMA = 0.4  # noise multiplier from which the search goes up, or down where the target is loose
+LARGEST_SIGMA = 2000.0
 SIGMA_TOLERANCE = 1e-3
+DIGITS = 6  # of a recorded epsilon, rounded up: PRV's FFT differs by the machine in later ones
 CALIBRATED = {"dp-sgd": "DP-SGD", "pe-histogram": "a histogram of votes in each round"}  # releases whose noise is found
 
 
@@ -64,18 +71,28 @@ def prv_epsilon(gaussians: Sequence[Release], delta: float) -> float:
     accountant.history = [(r.noise_multiplier, r.sampling_rate, r.steps) for r in gaussians]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its RDP bound on the domain warns of low orders: harmless
-        return float(accountant.get_epsilon(delta, eps_error=PRV_ERROR))
+        return float(accountant.get_epsilon(delta, eps_error=prv_error(gaussians, delta)))
+
+
+def prv_error(gaussians: Sequence[Release], delta: float) -> float:
+    """Return the eps_error of the PRV accountant: `PRV_ERROR`, or more where epsilon is large."""
+    if PRV_SHARE * rdp_epsilon(gaussians, delta) <= PRV_ERROR:  # PLD's epsilon is less, and takes longer
+        return PRV_ERROR
+    return max(PRV_ERROR, PRV_SHARE * pld_epsilon(gaussians, delta))
 
 
 def gdp_epsilon(gaussians: Sequence[Release], delta: float) -> float:
     """Compose by Gaussian DP's central limit theorem (Dong, Roth, Su 2022) with Opacus' formulas; imports torch.
 
-    An approximation, not an upper bound: it is reported and certifies nothing.
+    An approximation, not an upper bound: it is reported and certifies nothing. Infinite above 500, where Opacus ends.
     """
     from opacus.accountants.analysis import gdp
 
     squares = sum(_gdp_mu(release) ** 2 for release in gaussians)
-    return float(gdp.eps_from_mu(mu=math.sqrt(squares), delta=delta))
+    try:
+        return float(gdp.eps_from_mu(mu=math.sqrt(squares), delta=delta))
+    except ValueError:  # no root in its bracket
+        return math.inf
 
 
 def _gdp_mu(release: Release) -> float:
@@ -121,6 +138,32 @@ def epsilon(accountant: str, releases: Sequence[Release], delta: float) -> float
     return composed + sum(release.epsilon for release in whole)
 
 
+def spent_epsilon(releases: Sequence[Release], delta: float) -> dict[str, float]:
+    """Compose releases under every accountant, as records keep it: rounded up to `DIGITS` digits, so still upper bounds.
+
+    Args:
+        releases: what was released.
+        delta: target delta in (0, 1).
+
+    Returns:
+        Accountant -> epsilon, possibly infinite.
+    """
+    return {name: rounded_up(epsilon(name, releases, delta), DIGITS) for name in ACCOUNTANTS}
+
+
+def finite(spent: dict[str, float]) -> dict[str, float]:
+    """Leave out accountants whose epsilon is not finite: records have numbers only."""
+    return {name: value for name, value in spent.items() if math.isfinite(value)}
+
+
+def rounded_up(value: float, digits: int) -> float:
+    """Round a number up to so many significant digits; what is not finite stays."""
+    if not math.isfinite(value):
+        return value
+    context = decimal.Context(prec=digits, rounding=decimal.ROUND_CEILING)
+    return float(context.create_decimal(decimal.Decimal(value)))
+
+
 def event(release: Release) -> "DpEvent":
     """Describe a Gaussian release to dp-accounting: Poisson-subsampled if its rate is below 1, repeated."""
     from dp_accounting import GaussianDpEvent, PoissonSampledDpEvent, SelfComposedDpEvent
@@ -137,6 +180,16 @@ def _composed(accountant: typing.Any, gaussians: Sequence[Release], delta: float
     return float(accountant.get_epsilon(delta))
 
 
+def margin(target: float) -> float:
+    """Return what calibration leaves to a target: PLD's and PRV's errors at it, so that no upper bound exceeds it."""
+    return max(MARGIN, MARGIN_SHARE * target)
+
+
+def _goal(target: float, releases: Sequence[Release]) -> float:
+    """Return what PLD may compose releases to, so that PRV meets the target and carries its part of them."""
+    return min(target - margin(target), CARRIED + sum(release.epsilon or 0 for release in releases))
+
+
 def surely_meets(target: float, delta: float, releases: Sequence[Release]) -> bool:
     """Say, in no time, that releases meet a target; False where only an accountant can tell.
 
@@ -145,7 +198,7 @@ def surely_meets(target: float, delta: float, releases: Sequence[Release]) -> bo
     """
     if any(release.mechanism != "gaussian" for release in releases) or target <= MARGIN:
         return False
-    goal, m = target - MARGIN, math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in releases))
+    goal, m = _goal(target, releases), math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in releases))
     return math.erfc((goal / m - m / 2) / math.sqrt(2)) / 2 <= delta
 
 
@@ -156,16 +209,18 @@ def check_target(target: float, delta: float, build: Callable[[float], Sequence[
         UserError: no noise is enough: what is released besides the last exceeds the target alone, or the last does with the
             largest noise multiplier tried, 2000.
     """
-    goal, highest = target - MARGIN, build(SIGMA_RANGE[1])
+    highest = build(LARGEST_SIGMA)
+    goal = _goal(target, highest)
     if goal <= 0 or epsilon("pld", highest, delta) > goal:
-        raise UserError("epsilon", target, _infeasible(goal, highest, delta))
+        raise UserError("epsilon", target, _infeasible(target, goal, highest, delta))
 
 
 def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Release]]) -> float:
     """Find the smallest noise multiplier whose composition meets the target under PLD.
 
-    The search (dp-accounting's, by Brent's method) aims at ``target - MARGIN`` so that Opacus' PRV
-    upper bound certifies the plan too, and returns a value on the safe side.
+    The search (dp-accounting's, by Brent's method) aims at ``target - margin(target)`` so that Opacus' PRV
+    upper bound certifies the plan too, and returns a value on the safe side. It aims at an epsilon of `CARRIED` at most,
+    beside releases that are private as a whole: PRV carries no further. A looser target is then not used up.
 
     Args:
         target: target epsilon > 0.
@@ -173,39 +228,56 @@ def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Rel
         build: noise multiplier of DP-SGD, or of votes -> every release that the target has to hold, that one the last.
 
     Returns:
-        A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one, and never below 0.4.
+        A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one; below 0.4 within that share of it.
 
     Raises:
         UserError: no noise is enough; see `check_target`.
     """
-    from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism, mechanism_calibration
+    from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
     check_target(target, delta, build)
-    goal = target - MARGIN
-    if epsilon("pld", build(SIGMA_RANGE[0]), delta) <= goal:
-        return SIGMA_RANGE[0]
-    whole = [release for release in build(SIGMA_RANGE[1]) if release.mechanism != "gaussian"]
+    whole = [release for release in build(LARGEST_SIGMA) if release.mechanism != "gaussian"]
+    goal = _goal(target, whole)
+    bracket = _bracket(lambda sigma: epsilon("pld", build(sigma), delta) <= goal)
     return calibrate_dp_mechanism(
         lambda: PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL),
         lambda sigma: ComposedDpEvent([event(release) for release in build(sigma) if release.mechanism == "gaussian"]),
         goal - sum(release.epsilon for release in whole),
         delta - sum(release.delta for release in whole),
-        bracket_interval=mechanism_calibration.LowerEndpointAndGuess(SIGMA_RANGE[0], 1.0),
-        tol=SIGMA_TOLERANCE,
+        bracket_interval=bracket,
+        tol=SIGMA_TOLERANCE * (1 if bracket.lower_endpoint == USUAL_SIGMA else bracket.lower_endpoint),
     )
 
 
-def _infeasible(goal: float, releases: Sequence[Release], delta: float) -> str:
+def _bracket(enough: Callable[[float], bool]) -> "LowerEndpointAndGuess":
+    """Find noise multipliers between which the search starts: the lower one is not enough.
+
+    Args:
+        enough: whether a noise multiplier meets the target.
+    """
+    from dp_accounting.mechanism_calibration import LowerEndpointAndGuess
+
+    lower, upper = USUAL_SIGMA, 1.0
+    while enough(lower):  # the loss of a step grows without end as its noise shrinks
+        lower, upper = 0.8 * lower, lower
+    return LowerEndpointAndGuess(lower, upper)
+
+
+def _infeasible(target: float, goal: float, releases: Sequence[Release], delta: float) -> str:
     fixed = list(releases[:-1])
-    spent = epsilon("pld", fixed or releases, delta) + MARGIN
-    most = f"{CALIBRATED[releases[-1].name]} with noise multiplier {SIGMA_RANGE[1]:g} costs"
+    spent = epsilon("pld", fixed or releases, delta)
+    needed = max(spent + MARGIN, spent / (1 - MARGIN_SHARE))
+    most = f"{CALIBRATED[releases[-1].name]} with noise multiplier {LARGEST_SIGMA:g} costs"
     scored = len(fixed) == 1 and fixed[0].name == "saliency"
     reserved = "reserved and " if any(release.name == "validation" for release in fixed) else ""
     what = "the saliency release alone costs" if scored else f"the {reserved}earlier releases alone cost" if fixed else most
-    remedy = f"cannot be met: {what} {spent:.3f} at delta {delta:.2e}; raise epsilon above {spent:.3f}"
+    told = f"cannot be met: {what} {needed:.3f} at delta {delta:.2e}"
+    if goal < target - margin(target):
+        return f"{told}, and accountants carry {CARRIED:g}: leave earlier releases out, or use other images"
+    remedy = f"{told}; raise epsilon above {needed:.3f}"
     if not scored or fixed[0].mechanism != "gaussian" or goal <= 0:
         return remedy
 
-    alone = calibrate(goal + MARGIN, delta, lambda sigma: [replace(fixed[0], noise_multiplier=sigma)])
+    alone = calibrate(target, delta, lambda sigma: [replace(fixed[0], noise_multiplier=sigma)])
     return f"{remedy}, or sigma_s from {fixed[0].noise_multiplier:g} above {alone:.2f}"

@@ -7,9 +7,11 @@ import logging
 import math
 from pathlib import Path
 
+from dpsapf.experiment.columns import CERTIFIERS
+from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.records import DatasetRecord, Ledger, Measured, Plan, Release, Selection, Spend, ValidationLedger
 from dpsapf.experiment.stages import AuditPrivacy, AuditValidation
-from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
+from dpsapf.privacy.accounting import finite, spent_epsilon
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -17,13 +19,18 @@ from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
-CERTIFIERS = ("pld", "prv")  # both must be within the target; rdp is looser, gdp no bound: reported only
+KEPT = "ledgers"  # folder beside ledger.json: of each passed audit its ledger, by what was released
 
 
 def audit_privacy(options: AuditPrivacy) -> None:
-    """Write ledger.json if and only if what was released is what was planned, within the target (see `verdict`)."""
+    """Write ledger.json if and only if what was released is what was planned, within the target (see `verdict`).
+
+    What was spent stays on record: a copy for each digest that was released, which no later audit removes.
+    """
     ledger = verdict(options)
     LOG.info("%s: spent %s of epsilon %s", ledger.run.id, ledger.spent_epsilon, ledger.target_epsilon)
+    if ledger.released_digest:
+        write_record(options.out.parent / KEPT / f"{ledger.released_digest[:12]}.json", ledger)
     write_record(options.out, ledger)
 
 
@@ -44,7 +51,7 @@ def verdict(options: AuditPrivacy) -> Ledger:
     releases = tuple(spend.release for spend in spends)
     spent = {}
     if plan.target_epsilon is not None:
-        spent = {name: epsilon(name, (*plan.prior, *releases, *plan.reserved), plan.delta) for name in ACCOUNTANTS}
+        spent = spent_epsilon((*plan.prior, *releases, *plan.reserved), plan.delta)
         check_target(plan, spent)
     return _ledger(plan, spends, spent)
 
@@ -69,7 +76,7 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
         prior_keys=plan.prior_keys,
         releases=tuple(spend.release for spend in spends),
         reserved=plan.reserved,
-        spent_epsilon=spent,
+        spent_epsilon=finite(spent),
         digests=digests,
         weights_digest=by_name["dp-sgd"].digest if "dp-sgd" in by_name else None,
         provenance=provenance(),
@@ -121,16 +128,16 @@ def check_chain(plan: Plan, spends: list[Spend], options: AuditPrivacy) -> None:
     if len(options.privates) != len(spends):
         raise UserError("--privates", len(options.privates), f"must be one for each of the {len(spends)} spend records")
     for spend, private in zip(spends, options.privates, strict=True):
-        _same(f"{private}", sha256(private), spend.private)
+        _unchanged("--privates", private, spend.private, plan.noise)
     by_name = {spend.release.name: spend for spend in spends}
     scores, trained = by_name.get("saliency"), by_name.get("dp-sgd")
     if scores:
-        _same("--scores", _digest(options.scores), scores.digest)
+        _unchanged("--scores", options.scores, scores.digest, plan.noise)
     if trained:
         _check_trained(plan, scores, trained, options)
     if "pe-histogram" in by_name:
         _same("--plan", sha256(options.plan), by_name["pe-histogram"].made_from["plan"])
-        _same("--population", _digest(options.population), by_name["pe-histogram"].digest)
+        _unchanged("--population", options.population, by_name["pe-histogram"].digest, plan.noise)
 
 
 def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: AuditPrivacy) -> None:
@@ -140,17 +147,37 @@ def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: Au
     if selection.run != plan.run:
         raise UserError("--selection-record", selection.run.id, f"is of another run than the plan's {plan.run.id}")
     _same("--selection-record: scores", selection.scores, scores and scores.digest)
-    _same("--selection", _digest(options.selection), selection.digest)
+    _unchanged("--selection", options.selection, selection.digest, plan.noise)
     _same("--selection", selection.digest, trained.made_from["selection"])
     _same("--plan", sha256(options.plan), trained.made_from["plan"])
-    _same("--weights", _digest(options.weights), trained.digest)
+    _unchanged("--weights", options.weights, trained.digest, plan.noise)
     if scores:
         for name in ("latents", "model"):
             _same(f"{name} of the scores", scores.made_from[name], trained.made_from[name])
 
 
-def _digest(path: Path | None) -> str | None:
-    return path and sha256(path)
+def _unchanged(option: str, path: Path | None, recorded: str, noise: NoiseMode) -> None:
+    """Check that a file is still the one that the record of its stage names.
+
+    Raises:
+        UserError: it is missing among the options, or it is another; says how to mend it, and what that costs.
+    """
+    if path is None:
+        raise UserError(option, None, f"give the file whose digest is {recorded[:12]}")
+    found = sha256(path)
+    if found == recorded:
+        return
+    again = {
+        "seed": "noise from a seed comes out the same",
+        "system": f"that is another release, and what the last one spent stays spent: see {KEPT}/ beside ledger.json, and name "
+        "its file in privacy.prior",
+    }[noise]
+    raise UserError(
+        str(path),
+        found[:12],
+        f"is not the file that was recorded, {recorded[:12]}: it was changed or cut off after it was written. Put it back from a "
+        f"copy; or delete it and run the same command again, which makes it and what follows anew ({again})",
+    )
 
 
 def _same(what: str, found: str | None, recorded: str | None) -> None:
@@ -194,13 +221,13 @@ def audit_validation(options: AuditValidation) -> None:
     for key, (found, expected) in compared.items():
         if found != expected:
             raise UserError(f"{options.spend}: {key}", found, f"the run has {expected}: evaluate it again")
-    _same("--counts", sha256(options.counts), spend.digest)
-    _same("--private", sha256(options.private), spend.private)
+    _unchanged("--counts", options.counts, spend.digest, ledger.noise)
+    _unchanged("--private", options.private, spend.private, ledger.noise)
     check_measures(spend, read_record(options.private, Measured), options.private)
     spent = {}
     if ledger.target_epsilon is not None:
         releases = (*ledger.prior, *ledger.releases, spend.release)
-        spent = {name: epsilon(name, releases, ledger.delta) for name in ACCOUNTANTS}
+        spent = spent_epsilon(releases, ledger.delta)
         check_target(ledger, spent)
     record = ValidationLedger(
         run=ledger.run,
@@ -211,7 +238,7 @@ def audit_validation(options: AuditValidation) -> None:
         dataset_id=ledger.dataset_id,
         target_epsilon=ledger.target_epsilon,
         delta=ledger.delta,
-        spent_epsilon=spent,
+        spent_epsilon=finite(spent),
         not_for_release=ledger.not_for_release,
         provenance=provenance(),
     )

@@ -2,14 +2,13 @@
 
 import json
 import logging
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpsapf.experiment.methods import Unit
 from dpsapf.experiment.records import Composition, Ledger, Release, Spend
 from dpsapf.experiment.stages import ComposeReleases
-from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
+from dpsapf.privacy.accounting import finite, spent_epsilon
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
@@ -27,7 +26,7 @@ def compose_releases(options: ComposeReleases) -> None:
     """
     first = read_spent(options.records[0])
     releases = prior_releases(options.records, first.dataset_id, first.unit)
-    spent = {name: epsilon(name, releases, options.delta) for name in ACCOUNTANTS}
+    spent = spent_epsilon(releases, options.delta)
     LOG.info(
         "%d releases at delta %g: %s", len(releases), options.delta, {name: round(value, 4) for name, value in spent.items()}
     )
@@ -39,7 +38,7 @@ def compose_releases(options: ComposeReleases) -> None:
             delta=options.delta,
             records=tuple(str(path) for path in options.records),
             releases=tuple(releases),
-            spent_epsilon={name: value for name, value in spent.items() if math.isfinite(value)},
+            spent_epsilon=finite(spent),
             provenance=provenance(),
         ),
     )

@@ -4,12 +4,13 @@ import logging
 import math
 from collections.abc import Sequence
 
+from dpsapf.experiment.columns import NEARLY
 from dpsapf.experiment.methods import AXES, TRAINING_AXES, Method, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import MARGIN, SIGMA_RANGE, calibrate, check_target, epsilon, surely_meets
+from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, MARGIN, calibrate, check_target, epsilon, margin, surely_meets
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 
@@ -24,6 +25,7 @@ PUBLIC = (
     "hyperparameters, chosen without the images that the run trains on",
     "the public model",
 )
+LARGE_DELTA = 1e-3  # the field takes 1e-5 or less, far below 1/N
 PUBLIC_VALIDATION = "the number of validation images, of which right predictions are counted"
 
 
@@ -58,6 +60,10 @@ def make_plan(
     releases = [*saliency, *([own_release(row, sigma, count, options)] if row.spends else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
+    planned = {name: epsilon(name, [*others, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {}
+    less = spends_less(run.epsilon, planned["pld"]) if guaranteed else None
+    for caution in [*([f"epsilon = {run.epsilon:g}: {less}"] if less else []), *cautions(releases, delta, count, options)]:
+        LOG.warning("%s: %s", run.id, caution)
     return Plan(
         run=run,
         unit=options.unit,
@@ -73,7 +79,8 @@ def make_plan(
         prior_keys=tuple(prior_keys),
         releases=tuple(releases),
         reserved=tuple(reserved),
-        planned_epsilon={name: epsilon(name, [*others, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {},
+        planned_epsilon=planned,
+        spends_less=less,
         selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,
         dp_sgd_noise_alone=alone if row.trains else None,
         dataset_id=dataset.id,
@@ -99,8 +106,37 @@ def check_possible(run: RunSpec, dataset: DatasetRecord, before: Sequence[Releas
     def build(sigma: float) -> list[Release]:
         return [*before, own_release(row, sigma, count, options)]
 
-    if run.epsilon is not None and not surely_meets(run.epsilon, delta, build(SIGMA_RANGE[1])):
+    if run.epsilon is not None and not surely_meets(run.epsilon, delta, build(LARGEST_SIGMA)):
         check_target(run.epsilon, delta, build)
+
+
+def spends_less(target: float, planned: float) -> str | None:
+    """Say what a plan spends and why, if that is clearly less than its target; else None."""
+    if planned >= NEARLY * target:
+        return None
+    error = f"calibration leaves {margin(target):g} to the target, the accountants' error"
+    end = f"accountants carry Gaussian noise up to an epsilon of {CARRIED:g}; a larger target changes nothing"
+    return f"the run spends {planned:.4g} of it, {planned / target:.0%}: {end if target - margin(target) > CARRIED else error}"
+
+
+def cautions(releases: Sequence[Release], delta: float, population: int, options: PlanPrivacy) -> list[str]:
+    """Say what weakens the promise or wastes noise where there are few units, each with its remedy.
+
+    Args:
+        releases: what the run releases.
+        delta: of the plan.
+        population: N.
+        options: say what the unit is, and the expected batch.
+    """
+    found = []
+    if delta >= LARGE_DELTA and any(release.mechanism != "none" for release in releases):
+        told = f"delta = {delta:.2g} at N = {population} is large: once in {1 / delta:,.0f} times the promise may fail, and"
+        found.append(f"{told} one {options.unit} be seen in full; use more {options.unit}s, or set privacy.delta, say to 1e-05")
+    batch = options.batch_size or options.expected_batch_size
+    if any(release.name == "dp-sgd" and release.noise_multiplier and release.sampling_rate == 1 for release in releases):
+        told = f"expected_batch_size = {batch} at N = {population}: the sampling rate is 1, each {options.unit} is in each step,"
+        found.append(f"{told} and no chance helps to hide it; set a batch well below N: the same epsilon then needs less noise")
+    return found
 
 
 def population(dataset: DatasetRecord, unit: Unit) -> int:

@@ -5,10 +5,11 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import metadata
 
+from dpsapf.experiment.columns import CERTIFIERS
 from dpsapf.experiment.methods import Unit, method
 from dpsapf.experiment.records import Release
-from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
-from dpsapf.privacy.audit import CERTIFIERS
+from dpsapf.privacy.accounting import finite, spent_epsilon
+from dpsapf.privacy.plan import LARGE_DELTA
 from dpsapf.release.attacks import METHOD, attack_bounds
 from dpsapf.release.found import Found
 from dpsapf.release.records import Declared, Guarantee, PrivacyRecord, Together
@@ -96,14 +97,13 @@ def privacy_record(
 
 
 def _guarantee(releases: Sequence[Release], delta: float) -> Guarantee:
-    spent = {name: epsilon(name, releases, delta) for name in ACCOUNTANTS}
+    spent = spent_epsilon(releases, delta)
     for name in CERTIFIERS:
         if not math.isfinite(spent[name]):
             used = sum(release.delta or 0 for release in releases)
             remedy = f"is not finite at delta {delta:.3g}: what is counted uses {used:.3g} by itself; publish fewer runs"
             raise UserError(f"{name} epsilon", spent[name], remedy)
-    finite = {name: value for name, value in spent.items() if math.isfinite(value)}
-    return Guarantee(epsilon=finite, releases=tuple(releases), attack_bounds=attack_bounds(releases))
+    return Guarantee(epsilon=finite(spent), releases=tuple(releases), attack_bounds=attack_bounds(releases))
 
 
 def _software(provenance: dict) -> dict[str, str]:
@@ -130,7 +130,8 @@ def percent(share: float) -> str:
 
 def promise(record: PrivacyRecord) -> str:
     """Write the promise in a line: of everything that is counted."""
-    return f"epsilon = {up(certified(record.together))}, delta = {up(record.delta)}, for {ONE[record.unit]}"
+    large = f" (large: 1 in {1 / record.delta:,.0f})" if record.delta >= LARGE_DELTA else ""
+    return f"epsilon = {up(certified(record.together))}, delta = {up(record.delta)}{large}, for {ONE[record.unit]}"
 
 
 def statement(record: PrivacyRecord, made_by: str) -> str:
@@ -181,8 +182,15 @@ What other releases tell of {private} is counted with it. Together they keep"""
 - Leave {one} out, that is {WHOLE[record.unit]}. Everything in this folder could have come out nearly the same.
 - Epsilon says how nearly. Whatever you look for in this folder, {one} makes it at most e^epsilon times as likely, or as
   unlikely: here {_factor(certified(record.together))} times. At epsilon 0, {one} would make no difference at all.
-- Delta is a small probability on top of that: at most {up(record.delta)}.
+{_delta(record)}
 - The promise holds whatever an attacker knows or does, now and later."""
+
+
+def _delta(record: PrivacyRecord) -> str:
+    if record.delta < LARGE_DELTA:
+        return f"- Delta is a small probability on top of that: at most {up(record.delta)}."
+    return f"""- Delta is a probability on top of that: at most {up(record.delta)}. That is large: there are few to hide among.
+  Once in {1 / record.delta:,.0f} times the promise may fail, and {ONE[record.unit]} be seen in full."""
 
 
 def _factor(exponent: float) -> str:
@@ -227,7 +235,7 @@ Epsilon was computed in several ways, by accountants, at delta = {up(record.delt
 
 {table(["accountant", *columns, "what it is"], rows)}
 
-The promise has the larger one of {" and ".join(CERTIFIERS)}. Numbers are rounded up; `privacy.json` has all digits.
+The promise has the larger one of {" and ".join(CERTIFIERS)}. Numbers are rounded up; `privacy.json` has more digits.
 
 - Unit, what is protected: {ONE[record.unit]}, that is {WHOLE[record.unit]}.
 - Relation, what is compared: {record.relation}.
@@ -246,7 +254,7 @@ def _mechanism(release: Release) -> str:
     times = "once" if release.steps == 1 else f"{release.steps:,} times"
     told = f"{times}, with Gaussian noise of {release.noise_multiplier:.4g} times the most that one can add"
     if release.sampling_rate == 1:
-        return told
+        return f"{told}; each time from all of them, so that no chance helps to hide one" if release.steps > 1 else told
     return f"{told}; each time from a random sample, which one is in with probability {release.sampling_rate:.3g}"
 
 

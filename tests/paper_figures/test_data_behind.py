@@ -5,10 +5,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from dpsapf.experiment.columns import NEARLY
 from dpsapf.experiment.methods import METHODS, TRAINING_AXES, Level
-from paper_figures import epsilon_curves, main_table, paper_reference, privacy_cost, ratio_curves, resources, selection_map
+from paper_figures import (
+    all_metrics,
+    epsilon_curves,
+    main_table,
+    paper_reference,
+    privacy_cost,
+    ratio_curves,
+    resources,
+    selection_map,
+)
 from paper_figures.results import at_headline, label, series, strictly
 from paper_figures.style import EXTERNAL, LOOKS
+from paper_figures.tables import Table
 
 
 def only(table, **values):
@@ -89,6 +100,26 @@ def test_best_is_sought_among_methods_that_train_per_dataset_and_epsilon(results
     assert [text.split(" ± ")[0] for text in bold["DP-LoRA"]] == ["70.0"]
     assert [text.split(" ± ")[0] for text in bold["DP-Finetune (full UNet)"]] == ["10.0"]
     assert not any(cell.bold for row in table.rows[:2] for cell in row)  # ceiling and floor
+
+
+@pytest.mark.parametrize("figure", [main_table, all_metrics, epsilon_curves])
+def test_a_target_that_was_not_nearly_spent_is_told_with_what_was(results, figure):
+    """And only then; the larger certifier counts."""
+
+    def told(**spent):
+        runs = results.runs.assign(**{f"spent_epsilon_{name}": share * results.runs["epsilon"] for name, share in spent.items()})
+        data = figure.prepare(changed(results, runs=runs))
+        drawn = figure.draw(data)
+        return drawn.note if isinstance(drawn, Table) else drawn.get_suptitle()
+
+    note = "Spent: {0:g} of target ε 1, {1:g} of target ε 10; docs/privacy.md says why."
+    assert note.format(0.5, 5) in told(pld=0.4, prv=0.5)
+    assert note.format(0.9, 9) in told(pld=0.9, prv=0.3)
+    assert "Spent" not in told(pld=0.1, prv=NEARLY) and "Spent" not in told(pld=0.99, prv=0.99)
+
+
+def test_what_other_groups_and_the_floor_spent_is_not_told(results):
+    assert results.spent_note == "" and results.runs["epsilon"].isna().any()
 
 
 def test_ratio_curves_have_the_sweep_and_its_references(results):

@@ -1,10 +1,22 @@
 import math
+from pathlib import Path
 
 import pytest
 
+from dpsapf.experiment.columns import CERTIFIERS
 from dpsapf.experiment.records import Release
 from dpsapf.privacy import accounting
-from dpsapf.privacy.accounting import ACCOUNTANTS, calibrate, epsilon
+from dpsapf.privacy.accounting import (
+    ACCOUNTANTS,
+    CARRIED,
+    USUAL_SIGMA,
+    calibrate,
+    epsilon,
+    finite,
+    margin,
+    rounded_up,
+    spent_epsilon,
+)
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
@@ -167,8 +179,100 @@ def test_noise_is_calibrated_at_the_interval_at_which_it_is_checked(monkeypatch)
     assert coarse > 1.01 * fine and epsilon("pld", [dp_sgd(coarse)], DELTA) <= 1.0
 
 
-def test_noise_is_never_below_0_4_however_loose_the_target():
-    assert calibrate(1e4, DELTA, lambda sigma: [dp_sgd(sigma, steps=1)]) == 0.4
+SETTINGS = {  # N, sampling rate, steps, sigma_s
+    "the demo's": (3500, 0.1, 30, 10.0),
+    "few images, large batches": (1200, 350 / 1200, 30, 30.0),
+    "every image in every step": (105, 1.0, 15, None),
+    "the paper's": (45_000, 4096 / 45_000, 1000, 5.0),
+    "ten images": (10, 0.5, 40, None),
+    "many images": (160_000, 0.0256, 2000, None),
+    "one step": (3500, 0.1, 1, None),
+    "one step of all": (1000, 1.0, 1, None),
+}
+FEASIBLE = {"the demo's": 1, "few images, large batches": 1, "the paper's": 1}  # least target; elsewhere any
+
+
+def composed(setting, target):
+    """Noise of DP-SGD at a target in a setting, and what it then spends, as a ledger has it."""
+    images, rate, steps, sigma_s = SETTINGS[setting]
+    delta, fixed = 1 / (images * math.log(images)), [replace(SALIENCY, noise_multiplier=sigma_s)] if sigma_s else []
+    sigma = calibrate(target, delta, lambda value: [*fixed, dp_sgd(value, rate, steps)])
+    return sigma, spent_epsilon([*fixed, dp_sgd(sigma, rate, steps)], delta)
+
+
+def check_within(setting, target):
+    """No certifier exceeds the target; the target is used up as far as calibration's margin and the end allow."""
+    _, spent = composed(setting, target)
+    assert max(spent[name] for name in CERTIFIERS) <= target, spent
+    assert spent["prv"] - spent["pld"] < margin(target), "what the search leaves by its tolerance is not counted on"
+    assert spent["pld"] >= 0.99 * min(target - margin(target), CARRIED), spent
+
+
+@pytest.mark.parametrize(
+    ("setting", "target"),
+    [("the demo's", 50.0), ("ten images", 50.0), ("every image in every step", 10.0), ("one step of all", 20.0)],
+)
+def test_no_certifier_exceeds_a_target_and_the_target_is_used_up(setting, target):
+    check_within(setting, target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("target", [0.1, 0.3, 1.0, 3.0, 10.0, 20.0, 21.0, 30.0, 50.0, 100.0, 300.0, 1000.0])
+def test_no_certifier_exceeds_any_target_in_any_setting(setting, target):
+    if target >= FEASIBLE.get(setting, 0):
+        check_within(setting, target)
+
+
+def test_the_docs_say_where_targets_end():
+    text = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
+    assert f"until epsilon is {CARRIED:g}. Above, nothing changes: the run spends {CARRIED:g}" in text
+    assert f"or 1 part in {1000 / margin(1000.0):,.0f} of it above 20" in text and margin(20.0) == margin(1.0) < margin(20.1)
+
+
+def test_loose_targets_are_different_runs_up_to_what_accountants_carry(monkeypatch):
+    """Noise goes on shrinking below 0.4; beyond the end the target changes nothing."""
+    monkeypatch.setattr(accounting, "CARRIED", 25.0)
+    (first, spent), (second, more), (third, most) = (composed("one step of all", target) for target in (15.0, 40.0, 1000.0))
+    assert USUAL_SIGMA > first > second == third
+    assert spent["pld"] < 15 < 24 < more["pld"] <= 25 and more == most
+
+
+def test_releases_that_are_private_as_a_whole_do_not_count_towards_the_end(monkeypatch):
+    """The end is of what PRV composes, which they are not."""
+    monkeypatch.setattr(accounting, "CARRIED", 20.0)
+    whole = Release(name="saliency", mechanism="ptr", sensitivity=1.0, sampling_rate=1.0, steps=1, epsilon=30.0, delta=DELTA / 10)
+    sigma = calibrate(1000.0, DELTA, lambda value: [whole, dp_sgd(value, 1.0, 1)])
+    assert 49 < epsilon("pld", [whole, dp_sgd(sigma, 1.0, 1)], DELTA) <= 50
+
+
+def test_earlier_releases_beyond_what_accountants_carry_are_refused(monkeypatch):
+    monkeypatch.setattr(accounting, "CARRIED", 0.5)
+    with pytest.raises(UserError, match=r"alone costs 0\.8\d\d at .*, and accountants carry 0\.5: leave earlier releases out"):
+        calibrate(1000.0, DELTA, lambda sigma: [SALIENCY, dp_sgd(sigma)])
+
+
+def test_an_approximation_that_ends_is_infinite_and_stays_out_of_records():
+    """Gaussian DP's formulas end at 500, where those of bounds go on."""
+    loose = [dp_sgd(0.25, rate=0.1, steps=30)]
+    spent = spent_epsilon(loose, DELTA)
+    assert math.isinf(spent["gdp"]) and set(finite(spent)) == {"pld", "rdp", "prv"}
+
+
+def test_recorded_epsilons_are_rounded_up_to_six_digits():
+    """What differs by the machine, PRV's last bits, is gone; an upper bound stays one."""
+    releases = [SALIENCY, dp_sgd(1.8, steps=200)]
+    for name, told in spent_epsilon(releases, DELTA).items():
+        exact = epsilon(name, releases, DELTA)
+        assert exact <= told < exact * (1 + 1e-5) and told == float(f"{told:.6g}"), name
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [(9.98950000001, 9.98951), (0.25, 0.25), (123.4567, 123.457), (0.0, 0.0), (math.inf, math.inf)],
+)
+def test_rounding_up(value, told):
+    assert rounded_up(value, 6) == told
 
 
 @pytest.mark.parametrize("target", [0.05, 1.0, 10.0, 1000.0])

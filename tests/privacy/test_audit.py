@@ -1,13 +1,13 @@
 import pytest
 
 from dpsapf.experiment.records import Ledger, Measured, Release, Selection
-from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
+from dpsapf.privacy.accounting import ACCOUNTANTS, spent_epsilon
 from dpsapf.privacy.audit import check_target
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.privacy.conftest import Run
+from tests.privacy.conftest import RELEASED, Run
 
 
 def ledger(run):
@@ -78,9 +78,9 @@ TAMPERINGS = {
     "other N": (lambda run: run.change("dp-sgd", population=100), "made on other data"),
     "other unit": (lambda run: run.change("dp-sgd", unit="user"), "made on other data"),
     # files: what stands there is not what was made
-    "weights": (write("weights.safetensors", "other"), "--weights"),
-    "scores": (write("scores.csv", "other"), "--scores"),
-    "selection": (write("selection.csv", "other"), "--selection"),
+    "weights": (write("weights.safetensors", "other"), r"weights\.safetensors = .*is not the file that was recorded"),
+    "scores": (write("scores.csv", "other"), r"scores\.csv = .*is not the file"),
+    "selection": (write("selection.csv", "other"), r"selection\.csv = .*is not the file"),
     "scores and their spend": (other_scores_with_their_record, "--selection-record: scores"),
     "selection and its record": (other_selection_with_its_record, "--selection ="),
     "selection of another run": (selected_for, "is of another run"),
@@ -97,7 +97,7 @@ TAMPERINGS = {
         lambda run: write_record(run.path("plan.json"), replace(run.plan, delta=3.6e-5)),
         "--plan",
     ),
-    "measures after the fact": (other_measures, r"dp-sgd\.private\.json = .*the records say"),
+    "measures after the fact": (other_measures, r"dp-sgd\.private\.json = .*is not the file"),
     "measures that are none": (write("dp-sgd.private.json", "{}"), r"dp-sgd\.private\.json"),
     # measures: what was done is not what the record says
     "noise of a third": (lambda run: run.change_measures("dp-sgd", squares=3600 / 9), r"the noise was 0\.333 times"),
@@ -145,7 +145,7 @@ def test_audit_passes_votes_and_names_their_population(evolved):
 
 
 TAMPERED_VOTES = {
-    "population": (write("population.safetensors", "other"), "--population"),
+    "population": (write("population.safetensors", "other"), r"population\.safetensors = .*is not the file"),
     "plan": (lambda run: write_record(run.path("plan.json"), replace(run.plan, delta=3.6e-5)), "--plan"),
     "votes of another run": (lambda run: run.change("pe-histogram", subject="x"), r"pe-histogram\.json: subject"),
     "a round less": (lambda run: run.change_release("pe-histogram", steps=2), "steps = 2: the plan has 3"),
@@ -165,12 +165,14 @@ def test_audit_refuses_tampered_votes_by_name(evolved, name):
     assert not evolved.path("ledger.json").exists()
 
 
-@pytest.mark.parametrize(("name", "option"), [("plan.json", "--plan"), ("population.safetensors", "--population")])
-def test_audit_tells_which_file_stands_there_and_which_was_recorded(evolved, name, option):
+@pytest.mark.parametrize(
+    ("name", "told"), [("plan.json", "the records say"), ("population.safetensors", "is not the file that was recorded,")]
+)
+def test_audit_tells_which_file_stands_there_and_which_was_recorded(evolved, name, told):
     path = evolved.path(name)
     recorded = sha256(path)
     path.write_text(path.read_text() + " ")
-    with pytest.raises(UserError, match=f"{option} = '{sha256(path)[:12]}': the records say {recorded[:12]}"):
+    with pytest.raises(UserError, match=f"{path.stem}.* = '{sha256(path)[:12]}': {told} {recorded[:12]}"):
         evolved.audit()
 
 
@@ -184,17 +186,13 @@ def sha(run, name):
 
 
 DISAGREEING = {  # tampering -> what is named, what is there, what the records say
-    "measures after the fact": lambda run: ("dp-sgd.private.json", sha(run, "dp-sgd.private.json"), run.spent("dp-sgd").private),
-    "scores": lambda run: ("--scores", sha(run, "scores.csv"), run.spent("saliency").digest),
     "scores and their spend": lambda run: ("--selection-record: scores", run.selection().scores, sha(run, "scores.csv")),
-    "selection": lambda run: ("--selection", sha(run, "selection.csv"), run.selection().digest),
     "selection and its record": lambda run: (
         "--selection",
         run.selection().digest,
         run.spent("dp-sgd").made_from["selection"],
     ),
     "plan after training": lambda run: ("--plan", sha(run, "plan.json"), run.spent("dp-sgd").made_from["plan"]),
-    "weights": lambda run: ("--weights", sha(run, "weights.safetensors"), run.spent("dp-sgd").digest),
     "model between scores and training": lambda run: ("model of the scores", "n", "m"),
 }
 
@@ -206,6 +204,97 @@ def test_a_refusal_says_what_is_there_and_what_the_records_say(audited, name):
     with pytest.raises(UserError) as refusal:
         audited.audit()
     assert f"{named} = {found[:12]!r}: the records say {recorded[:12]}: run the stages after it again" in str(refusal.value)
+
+
+def release_again(name):
+    """Delete nothing more: the stage makes the release, its measures and its record again."""
+
+    def stage(run):
+        run.path(RELEASED[name]).write_text(RELEASED[name].split(".")[0])
+        run.spend({release.name: release for release in run.plan.releases}[name])
+
+    return stage
+
+
+def select_again(run):
+    run.path("selection.csv").write_text("selection")
+    write_record(run.path("selection.json"), replace(run.record, digest=sha(run, "selection.csv")))
+
+
+TRAINED = {  # each file of the chain that an audit reads -> what makes it, and what else it makes
+    "plan.json": lambda run: write_record(run.path("plan.json"), run.plan),
+    "scores.csv": release_again("saliency"),
+    "saliency.json": release_again("saliency"),
+    "saliency.private.json": release_again("saliency"),
+    "selection.csv": select_again,
+    "selection.json": select_again,
+    "weights.safetensors": release_again("dp-sgd"),
+    "dp-sgd.json": release_again("dp-sgd"),
+    "dp-sgd.private.json": release_again("dp-sgd"),
+}
+EVOLVED = {
+    "plan.json": lambda run: write_record(run.path("plan.json"), run.plan),
+    "population.safetensors": release_again("pe-histogram"),
+    "pe-histogram.json": release_again("pe-histogram"),
+    "pe-histogram.private.json": release_again("pe-histogram"),
+}
+
+
+def read_by(options):
+    values = [value for key, value in dict(options).items() if key != "out" and value is not None]
+    return {path.name for value in values for path in (value if isinstance(value, tuple) else [value])}
+
+
+def test_every_file_that_an_audit_reads_is_cut_below(audited, evolved):
+    assert (read_by(audited.options()), read_by(evolved.options())) == (TRAINED.keys(), EVOLVED.keys())
+
+
+@pytest.mark.parametrize(("kind", "name"), [*(("audited", name) for name in TRAINED), *(("evolved", name) for name in EVOLVED)])
+@pytest.mark.parametrize("share", [0.5, 0.0])
+def test_a_file_that_was_cut_off_is_named_and_the_remedy_works(kind, name, share, request):
+    """Deleting it and running its stage again, as the line says, or putting it back."""
+    run = request.getfixturevalue(kind)
+    run.record = run.selection()
+    run.audit()
+    path, before = run.path(name), ledger(run)
+    whole, stage = path.read_bytes(), (TRAINED | EVOLVED)[name]
+    for mend in (lambda: path.write_bytes(whole), lambda: stage(run)):
+        path.write_bytes(whole[: int(share * len(whole))])
+        run.path("ledger.json").unlink()  # as Snakemake does before a job
+        with pytest.raises(UserError) as refusal:
+            run.audit()
+        assert refusal.value.key == str(path) and "delete it and run" in str(refusal.value)
+        assert not run.path("ledger.json").exists()
+        assert read_record(run.path("ledgers") / f"{before.released_digest[:12]}.json", Ledger) == before
+        path.unlink()
+        mend()
+        run.audit()
+        assert ledger(run) == before
+
+
+@pytest.mark.parametrize(
+    ("noise", "told"), [("seed", "noise from a seed comes out the same"), ("system", "what the last one spent stays spent")]
+)
+def test_a_changed_file_says_what_making_it_again_costs(audited, noise, told):
+    recorded = audited.spent("dp-sgd").digest
+    audited.change_plan(noise=noise)
+    audited.path("weights.safetensors").write_text("wei")
+    with pytest.raises(UserError) as refusal:
+        audited.audit()
+    found = sha(audited, "weights.safetensors")
+    line = f"weights.safetensors = {found[:12]!r}: is not the file that was recorded, {recorded[:12]}: it was changed or cut off"
+    assert line in str(refusal.value) and told in str(refusal.value)
+
+
+def test_what_was_spent_on_other_weights_stays_on_record(audited):
+    """Weights that are made again are another release: a ledger for each."""
+    audited.audit()
+    first = ledger(audited)
+    audited.path("weights.safetensors").write_text("made again")
+    audited.spend(audited.plan.releases[1], seed=1)
+    audited.audit()
+    kept = [read_record(path, Ledger) for path in audited.path("ledgers").iterdir()]
+    assert len(kept) == 2 and first in kept and ledger(audited) in kept
 
 
 @pytest.mark.parametrize(
@@ -258,7 +347,7 @@ def test_earlier_releases_are_composed(audited):
     audited.audit()
     twice = ledger(audited).spent_epsilon["pld"]
     assert once < twice < 2 * once
-    assert twice == pytest.approx(epsilon("pld", audited.plan.releases * 2, audited.plan.delta))
+    assert twice == spent_epsilon(audited.plan.releases * 2, audited.plan.delta)["pld"]
     audited.change_plan(target_epsilon=(once + twice) / 2)
     with pytest.raises(UserError, match="exceeds the target"):
         audited.audit()
@@ -273,8 +362,7 @@ def test_the_ledger_says_what_was_promised_and_what_was_spent(audited):
     for key in ("run", "target_epsilon", "delta", "relation", "unit", "noise", "dataset_id", "prior", "prior_keys"):
         assert getattr(found, key) == getattr(plan, key), key
     assert set(found.releases) == set(plan.releases) and found.weights_digest == sha256(audited.path("weights.safetensors"))
-    assert set(found.spent_epsilon) == set(ACCOUNTANTS)
-    assert found.spent_epsilon["pld"] == pytest.approx(epsilon("pld", (*plan.prior, *plan.releases), plan.delta))
+    assert found.spent_epsilon == spent_epsilon((*plan.prior, *plan.releases), plan.delta)
 
 
 def test_a_seeded_ledger_is_not_for_release(audited):

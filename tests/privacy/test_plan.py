@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from dpsapf.experiment.columns import NEARLY
 from dpsapf.experiment.methods import AXES, METHODS
 from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
@@ -168,6 +169,58 @@ def test_a_target_below_the_selections_cost_is_refused(dataset_record):
         UserError, match=r"epsilon = 1\.0: cannot be met: the saliency release alone costs .* sigma_s from 1 above"
     ):
         make_plan(spec(epsilon=1.0), dataset_record, [costly], settings())
+
+
+def warned(caplog, run, record, options, saliency=()):
+    plan = make_plan(run, record, list(saliency), options)
+    return plan, [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+
+
+def test_a_plan_that_spends_clearly_less_than_its_target_says_both_numbers_and_why(dataset_record, caplog, monkeypatch):
+    monkeypatch.setattr("dpsapf.privacy.accounting.CARRIED", 8.0)
+    monkeypatch.setattr("dpsapf.privacy.plan.CARRIED", 8.0)
+    for target, why in ((100.0, "accountants carry Gaussian noise up to an epsilon of 8"), (0.1, "calibration leaves 0.01")):
+        caplog.clear()
+        plan, told = warned(caplog, spec("dp-lora", epsilon=target), dataset_record, settings())
+        spent = plan.planned_epsilon["pld"]
+        assert spent < NEARLY * target and why in plan.spends_less
+        assert [line for line in told if f"epsilon = {target:g}: the run spends {spent:.4g} of it" in line and why in line]
+
+
+@pytest.mark.parametrize("target", [1.0, 8.0])
+def test_a_plan_that_spends_nearly_its_target_says_nothing(dataset_record, caplog, target):
+    plan, told = warned(caplog, spec("dp-lora", epsilon=target), dataset_record, settings())
+    assert plan.spends_less is None and told == [] and plan.planned_epsilon["pld"] >= NEARLY * target
+
+
+@pytest.mark.parametrize(("images", "batch", "delta", "told"), [
+    (105, 350, None, ["delta", "rate"]),
+    (105, 10, None, ["delta"]),
+    (105, 10, 1e-5, []),
+    (105, 105, 1e-5, ["rate"]),
+    (105, 104, 1e-5, []),
+    (3500, 350, None, []),
+    (3500, 350, 2.8e-4, []),
+    (400, 350, 1e-3, ["delta"]),
+])  # fmt: skip
+def test_few_images_are_warned_of_with_a_remedy(dataset_record, caplog, images, batch, delta, told):
+    record, options = replace(dataset_record, train=images), settings(expected_batch_size=batch, delta=delta)
+    plan, lines = warned(caplog, spec("dp-lora", epsilon=2.0), record, options)
+    expected = {
+        "delta": f"delta = {plan.delta:.2g} at N = {images} is large: once in {1 / plan.delta:,.0f} times the promise may fail",
+        "rate": f"expected_batch_size = {batch} at N = {images}: the sampling rate is 1, each image is in each step",
+    }
+    assert len(lines) == len(told) and all(expected[name] in line for name, line in zip(told, lines, strict=True)), lines
+    assert all("set privacy.delta" in line or "set a batch well below N" in line for line in lines)
+
+
+@pytest.mark.parametrize("method", ["no-dp", "no-finetune", "clip-only"])
+def test_what_promises_nothing_is_not_warned_of(dataset_record, caplog, method):
+    exact = [Release(name="saliency", mechanism="none", sensitivity=None, sampling_rate=1.0, steps=1)]
+    _, told = warned(
+        caplog, spec(method), replace(dataset_record, train=105), settings(), exact if METHODS[method].selects else ()
+    )
+    assert told == []
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -11,7 +11,7 @@ from dpsapf.experiment.records import Ledger, Plan, Release, Utility, Validation
 from dpsapf.experiment.registries import Recipe, load_yaml
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import parse_config
-from dpsapf.privacy.accounting import ACCOUNTANTS, epsilon
+from dpsapf.privacy.accounting import epsilon, spent_epsilon
 from dpsapf.privacy.audit import not_for_release
 from dpsapf.privacy.compose import prior_releases
 from dpsapf.privacy.plan import PUBLIC_VALIDATION, make_plan, validation_release
@@ -122,7 +122,7 @@ def test_the_audit_of_training_counts_what_is_reserved(audited):
     ledger = read_record(audited.path("ledger.json"), Ledger)
     whole = (*audited.plan.releases, COUNTS)
     assert ledger.reserved == (COUNTS,) and ledger.releases == audited.plan.releases
-    assert ledger.spent_epsilon == pytest.approx({name: epsilon(name, whole, ledger.delta) for name in ACCOUNTANTS})
+    assert ledger.spent_epsilon == spent_epsilon(whole, ledger.delta)
 
 
 def test_a_reservation_beyond_the_target_stops_the_audit(audited):

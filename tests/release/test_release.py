@@ -12,7 +12,7 @@ from PIL import Image
 from dpsapf.cli.main import main
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Spend
-from dpsapf.privacy.accounting import epsilon
+from dpsapf.privacy.accounting import spent_epsilon
 from dpsapf.release.records import PrivacyRecord
 from dpsapf.release.statement import certified, up
 from dpsapf.support.checked import replace
@@ -104,9 +104,8 @@ def test_two_releases_of_one_dataset_compose_and_shared_scores_count_once(folder
     out = publish(second, "second", hyperparameters="accounted")
     record = told(out)
     assert record.together.earlier_releases == 1 and record.together.unregistered == 0
-    expected = epsilon("pld", [SALIENCY, DP_SGD, DP_SGD], record.delta)
-    assert record.together.epsilon["pld"] == pytest.approx(expected)
-    assert record.this_release.epsilon["pld"] < expected
+    assert record.together.epsilon == spent_epsilon([SALIENCY, DP_SGD, DP_SGD], record.delta)
+    assert record.this_release.epsilon["pld"] < record.together.epsilon["pld"]
     assert record.together.attack_bounds.advantage > record.this_release.attack_bounds.advantage
     assert "Together with 1 earlier release of this dataset: epsilon" in (out / "STATEMENT.md").read_text()
 
@@ -268,10 +267,22 @@ REFUSALS = {
     ),
     "a smaller epsilon in the ledger": (ledger_of_less, {}, "spent_epsilon.pld = 1.0: the releases compose to"),
     "a release left out of the ledger": (ledger_without_scores, {}, "ledger.json: releases = .*: is not what the records say"),
-    "weights changed": (lambda folder: flip(folder / "weights.safetensors"), {}, "--weights = .*: the records say"),
-    "selection changed": (lambda folder: flip(folder / "selection.csv"), {}, "--selection = .*: the records say"),
-    "scores changed": (lambda folder: flip(scores_of(folder)), {}, "--scores = .*: the records say"),
-    "measures changed": (lambda folder: flip(folder / "private.json"), {}, "private.json = .*: the records say"),
+    "weights changed": (
+        lambda folder: flip(folder / "weights.safetensors"),
+        {},
+        "weights.safetensors = .*: is not the file that was recorded",
+    ),
+    "selection changed": (
+        lambda folder: flip(folder / "selection.csv"),
+        {},
+        "selection.csv = .*: is not the file that was recorded",
+    ),
+    "scores changed": (lambda folder: flip(scores_of(folder)), {}, "scores.csv = .*: is not the file that was recorded"),
+    "measures changed": (
+        lambda folder: flip(folder / "private.json"),
+        {},
+        "private.json = .*: is not the file that was recorded",
+    ),
     "measures removed": (lambda folder: (folder / "private.json").unlink(), {}, "private.json = None: is missing"),
     "dataset prepared again": (lambda folder: of_dataset(folder, id="0" * 64), {}, "before the dataset was prepared again"),
     "classes changed": (lambda folder: of_dataset(folder, classes=("ring",)), {}, "samples.npz = '6 images': .*of 1 classes"),

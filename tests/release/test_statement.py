@@ -65,6 +65,27 @@ def test_a_large_epsilon_is_told_without_a_long_number(record):
     assert f"here {up(math.e)} times" in statement(replace(record, together=small), "dp-sapf")
 
 
+def test_a_large_delta_is_told_as_large_wherever_the_promise_is(folder, publish, record):
+    """With 105 images the default is 1 in 489; a small one is told as before."""
+    from dpsapf.experiment.stages import Release
+
+    few, found = replace(record, delta=1 / 488.66), find(Release(run=str(folder), hyperparameters="paper", out="x"))
+    text, sheet = (re.sub(r"\s+", " ", told) for told in (statement(few, "dp-sapf"), datasheet(found, [], few, None)))
+    for told in (text, sheet):
+        assert "delta = 0.00205 (large: 1 in 489), for one private image" in told
+    assert "at most 0.00205. That is large" in text and "Once in 489 times the promise may fail" in text
+    assert "small probability" not in text
+    usual = statement(record, "dp-sapf")
+    assert "small probability" in usual and "large: 1 in" not in usual and "there are few" not in usual
+
+
+def test_steps_on_all_images_are_told_as_such(record):
+    steps = replace(record.this_release.releases[0], name="dp-sgd", sampling_rate=1.0, steps=15)
+    for release, expected in ((steps, True), (replace(steps, steps=1), False), (replace(steps, sampling_rate=0.5), False)):
+        alone = replace(record.this_release, releases=(release,))
+        assert ("each time from all of them" in statement(replace(record, this_release=alone), "dp-sapf")) == expected
+
+
 def test_a_plan_names_hyperparameters_as_public_once():
     """The statement puts the owner's declaration in its place."""
     assert sum(item.startswith("hyperparameters") for item in PUBLIC) == 1
