@@ -63,6 +63,8 @@ def findings(root: Path, config: Config | None) -> list[UserError]:
     runs = [RunFiles.read(folder, layout, joined=bool(joined)) for folder in folders]
     for run in track(runs, "check", "run"):
         wrong += run.findings(digests)
+    if plain := [run.folder.name for run in runs if run.run and not run.evaluated]:
+        LOG.info("not evaluated, which a release does not need: %s", ", ".join(plain))
     wrong += [*_shared(layout, digests), *_joined(root, joined.get("merged.json"), digests)]
     wrong += [*_missing(layout, config), *_other_protocols(runs, config), *_other_versions(runs)]
     return [*wrong, *_other_table(layout, runs), *_left_over(root), *_locked(root)]

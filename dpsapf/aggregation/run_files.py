@@ -59,21 +59,22 @@ Named = tuple[Path, str, str]
 """A file, the SHA-256 that it must have, and the record that says so."""
 
 
-def needed(run: RunSpec, *, counted: bool, joined: bool) -> list[str]:
+def needed(run: RunSpec, *, evaluated: bool, counted: bool, joined: bool) -> list[str]:
     """List the files that a finished run has in its folder.
 
     Args:
         run: what was run.
+        evaluated: it was meant to be; what is sampled and released needs no evaluation.
         counted: its classifiers were chosen by noisy counts.
         joined: in a folder of joined results, which has neither images nor weights nor anything private.
     """
     row = method(run.method)
     if row.made_elsewhere:
-        files = ["external.json", *EVALUATED, "samples.npz"]
+        files = ["external.json", "samples.npz"]
     else:
-        files = ["plan.json", "ledger.json", "timing.json", *EVALUATED, "samples.npz"]
+        files = ["plan.json", "ledger.json", "timing.json", "samples.npz"]
         files += [file for file, left_if in OWN.values() if getattr(row, left_if)]
-    files += COUNTED if counted else ()
+    files += [*(EVALUATED if evaluated else ()), *(COUNTED if counted else ())]
     return [file for file in files if not (joined and file in (*HEAVY, *PRIVATE))]
 
 
@@ -150,7 +151,13 @@ class RunFiles:
     def needed(self, *, joined: bool) -> list[str]:
         """List the files that the run has if it is whole (see `needed`)."""
         utility = self.records.get("utility.json")
-        return needed(self.run, counted=bool(utility and utility.selection == COUNTS), joined=joined)
+        evaluated = joined or self.evaluated
+        return needed(self.run, evaluated=evaluated, counted=bool(utility and utility.selection == COUNTS), joined=joined)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether an evaluation left a record, or the run is for nothing else."""
+        return method(self.run.method).made_elsewhere or any((self.folder / name).exists() for name in EVALUATED)
 
     def findings(self, digests: Digests) -> list[UserError]:
         """List what is wrong: an unreadable, missing or foreign record, another file than the records name, another number."""

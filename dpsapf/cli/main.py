@@ -9,13 +9,13 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, MissingArgumentError, Parameter
 from pydantic import ValidationError
 
 import dpsapf
 from dpsapf.cli.commands import COMMANDS, Command
 from dpsapf.cli.nodes import check_device, leads, run
-from dpsapf.experiment.fields import READS, WRITES, paths
+from dpsapf.experiment.fields import READS, WRITES, paths, wrong_paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text
@@ -24,6 +24,7 @@ from dpsapf.support.provenance import provenance
 from dpsapf.support.records import as_json
 
 LOG = logging.getLogger("dpsapf")
+MOST_FILES = 8  # of one option that are named in a log
 Flag = typing.Annotated[bool, Parameter(negative=())]
 
 
@@ -73,14 +74,17 @@ def _entry(command: Command) -> Callable[..., int]:
             quiet: warnings and errors only
         """
         _start_log(None if dry_run else log, quiet)
-        _check_inputs(options)
+        _check_paths(options)
         if dry_run:
             print(_describe(command, options))
             return 0
         check_device(options)
+        start = time.monotonic()
         run(getattr(importlib.import_module(command.module), command.name.replace("-", "_")), options)
         if leads() and command.keeps_options:
             _save_options(command, options)
+        read, written = (_named_files(paths(options, role)) for role in (READS, WRITES))
+        LOG.info("%s: read %s; wrote %s; %.1f s", command.name, read, written, time.monotonic() - start)
         return 0
 
     entry.__annotations__["options"] = typing.Annotated[command.options, Parameter(name="*")]
@@ -92,10 +96,19 @@ def _named(words: list[str]) -> list[str]:
 
 
 def _told(words: list[str], error: CycloptsError) -> UserError | CycloptsError:
-    """Return every mistake in the values, or cyclopts' line on an unknown option or command."""
+    """Return every mistake in the values, every option that is missing, or cyclopts' line on an unknown option or command."""
     if isinstance(error.__cause__, ValidationError):
         return UserErrors(mistakes(COMMANDS[words[0]].options, error.__cause__, _option))
+    if isinstance(error, MissingArgumentError) and (missing := _missing(words)):
+        return UserErrors(missing)
     return error
+
+
+def _missing(words: list[str]) -> list[UserError]:
+    """List the options that a command needs and that were not given."""
+    given = {word.split("=")[0] for word in COMMANDS[words[0]].named(words[1:])}
+    needed = {_option((name,)): field for name, field in COMMANDS[words[0]].options.model_fields.items() if field.is_required()}
+    return [UserError(name, None, f"is required: {field.description}") for name, field in needed.items() if name not in given]
 
 
 def _option(loc: tuple[int | str, ...]) -> str:
@@ -107,11 +120,19 @@ def _prefixed(words: list[str], lines: str) -> str:
     return "\n".join(f"{name}: {line}" for line in lines.splitlines())
 
 
-def _check_inputs(options: Checked) -> None:
-    absent = [(name, path) for name, files in paths(options, READS).items() for path in files if not path.exists()]
-    if absent:
-        remedy = "does not exist; run the stage that writes it first"
-        raise UserErrors([UserError("--" + name.replace("_", "-"), str(path), remedy) for name, path in absent])
+def _check_paths(options: Checked) -> None:
+    if wrong := list(wrong_paths(options)):
+        raise UserErrors(wrong)
+
+
+def _named_files(files: dict[str, list[Path]]) -> str:
+    """Name files, those of one option by their number where they are many."""
+    told = [
+        f"{len(group)} {name}" if len(group) > MOST_FILES else ", ".join(map(str, group))
+        for name, group in files.items()
+        if group
+    ]
+    return ", ".join(told) or "nothing"
 
 
 def _describe(command: Command, options: Checked) -> str:

@@ -1,27 +1,55 @@
 """Fields of a stage's options: files that it reads or writes; and what its result depends on."""
 
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field
 
 from dpsapf.experiment.settings import ComputeConfig
 from dpsapf.support.checked import Checked
+from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import as_json
 
 READS, WRITES = {"role": "reads"}, {"role": "writes"}
+GIVEN = ("configfile", "registry", "captions", "images", "prior")  # what no stage writes
 ROUNDING = {*ComputeConfig.model_fields, "checkpoint_every", "gradient_checkpointing"}
 
 
-def source(help: str, default: object = ...) -> typing.Any:  # noqa: ANN401 - a field takes the type of its annotation
-    """Declare a file or folder that a stage reads; it must exist when given."""
-    return Field(default, description=help, json_schema_extra=READS)
+Kind = typing.Literal["file", "folder", "file or folder"]
 
 
-def target(help: str, default: object = ...) -> typing.Any:  # noqa: ANN401
-    """Declare a file or folder that a stage writes."""
-    return Field(default, description=help, json_schema_extra=WRITES)
+def source(help: str, default: object = ..., *, kind: Kind = "file") -> typing.Any:  # noqa: ANN401 - a field takes the type of its annotation
+    """Declare what a stage reads; it must exist when given, and be of its kind."""
+    return Field(default, description=help, json_schema_extra=READS, title=kind)
+
+
+def target(help: str, default: object = ..., *, kind: Kind = "file") -> typing.Any:  # noqa: ANN401
+    """Declare what a stage writes; what is there must be of its kind."""
+    return Field(default, description=help, json_schema_extra=WRITES, title=kind)
+
+
+def wrong_paths(options: Checked) -> Iterator[UserError]:
+    """Find what a stage reads and is not there, and folders in the place of files or the other way round."""
+    reads = paths(options, READS)
+    for name, files in (reads | paths(options, WRITES)).items():
+        field, option = type(options).model_fields[name], "--" + name.replace("_", "-")
+        for path in files:
+            kind = field.title or "file"
+            if path.exists() and kind in ("file", "folder") and path.is_dir() != (kind == "folder"):
+                found, due = ("folder", "file") if path.is_dir() else ("file", "folder")
+                yield UserError(option, str(path), f"is a {found}, and a {due} is due: {field.description}")
+            elif name in reads and not path.exists():
+                yield UserError(option, str(path), _remedy(name, path, field.default))
+
+
+def _remedy(name: str, path: Path, default: object) -> str:
+    if path == default:
+        return "does not exist here: give its path, or run the command in the folder of the checkout, which has it"
+    if name in GIVEN:
+        return "does not exist: give the path of a file or folder that is there"
+    return "does not exist; run the stage that writes it first"
 
 
 def paths(options: Checked, role: dict[str, str]) -> dict[str, list[Path]]:

@@ -72,7 +72,7 @@ class PreparePublicModel(Checked):
 class PretrainPublicModel(Checked):
     """Train public-mini on public images."""
 
-    out: Path = target("folder of the public model, in diffusers layout; must not exist")
+    out: Path = target("folder of the public model, in diffusers layout; must not exist", kind="folder")
     feature_network: Path = target("weights of the demo protocol's feature network (.safetensors)")
     images: int = Field(150000, description="public images drawn [images]", ge=64)
     autoencoder_steps: int = Field(5000, description="steps of the VAE [steps]", ge=1)
@@ -296,7 +296,7 @@ class FetchEvaluationWeights(Checked):
 class ImportImages(Checked):
     """Take in images that another group made; nothing of them is audited."""
 
-    images: Path = source("folder of class folders, .zip of it, or .npz; see docs/sharing.md")
+    images: Path = source("folder of class folders, .zip of it, or .npz; see docs/sharing.md", kind="file or folder")
     dataset: Path = source("dataset.json")
     external: Name = Field(description="name of the method, as in the config")
     label: str = Field(description="what tables and figures call it, in one line", pattern=r"^\S.*$")
@@ -328,7 +328,7 @@ class Evaluate(Checked):
     """Fidelity and utility of synthetic images (outside the guarantee)."""
 
     what: tuple[typing.Literal["fidelity", "utility"], ...] = Field(("fidelity", "utility"), description="what to compute")
-    synthetic: Path = source("synthetic images: .npz, or a folder of class folders, or a .zip of it")
+    synthetic: Path = source("synthetic images: .npz, or a folder of class folders, or a .zip of it", kind="file or folder")
     archive: Path = source("dataset.safetensors")
     dataset: Path = source("dataset.json")
     features: Path = source("features of real images, their moments and radii (.safetensors)")
@@ -416,28 +416,28 @@ class Aggregate(Checked):
 class Merge(Checked):
     """Join results of several machines: one protocol, every run once."""
 
-    results: tuple[Path, ...] = source("folders of results, with runs/ in them; two or more")
-    out: Path = target("folder for the joined results; must not exist")
+    results: tuple[Path, ...] = source("folders of results, with runs/ in them; two or more", kind="folder")
+    out: Path = target("folder for the joined results; must not exist", kind="folder")
 
 
 class Check(Checked):
     """Verify a folder of results; a line for each finding, and nothing is changed."""
 
-    results: Path = source("folder of one config's results, or of merged ones")
+    results: Path = source("folder of one config's results, or of merged ones", kind="folder")
     configfile: Path | None = source("the config, to find runs that are missing", None)
 
 
 class DrawFigures(Checked):
     """Tables and figures from the tidy tables."""
 
-    results: Path = source("folder of one config's results, with tables/ in it")
-    figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from")
+    results: Path = source("folder of one config's results, with tables/ in it", kind="folder")
+    figures: Path = target("folder for figures; each as .pdf, .png and the .csv it was drawn from", kind="folder")
 
 
 class WriteReport(Checked):
     """One HTML page of a results folder, which works offline."""
 
-    results: Path = source("folder of one config's results, with tables/ in it")
+    results: Path = source("folder of one config's results, with tables/ in it", kind="folder")
     configfile: Path | None = source("the config, for its studies; omitted: a section per dataset", None)
     captions: Path = source("captions of figures (.rst, a template)", Path("workflow/report/figure.rst"))
     report: Path = target("the page (.html)")
@@ -452,7 +452,7 @@ class Release(Checked):
     run: str = Field(
         description="id of the run in --results, or the path of its folder, results/NAME/runs/RUN; --run may be left out"
     )
-    results: Path | None = source("results folder of the run's config; omitted: RUN is a path", None)
+    results: Path | None = source("results folder of the run's config; omitted: RUN is a path", None, kind="folder")
     hyperparameters: typing.Literal["public", "paper", "accounted"] = Field(
         description="how they were chosen; public: on other, public images; paper: as published, before the private images were "
         "seen; accounted: by what other runs on them released, all of which are counted, never by metrics computed on them"
@@ -462,13 +462,13 @@ class Release(Checked):
         "what was published of these images so far (.jsonl); omitted: results/NAME/DATASET.releases.jsonl", None
     )
     weights: bool = Field(False, description="publish the trained parameters, too")
-    out: Path = target("folder to publish; must not exist")
+    out: Path = target("folder to publish; must not exist", kind="folder")
 
 
 class CompareWithPaper(Checked):
     """Verdicts: which of the paper's claims some results reproduce."""
 
-    results: tuple[Path, ...] = source("results folders, each of one config, with tables/ in it")
+    results: tuple[Path, ...] = source("results folders, each of one config, with tables/ in it", kind="folder")
     out: Path = target("verdicts, claim by claim (.csv); for a reader the same as .md beside it")
 
 
@@ -480,7 +480,7 @@ class Estimate(Checked):
         None, description="what one GPU does in practice; omitted: the config's resources.tflops [TFLOP/s]", gt=0
     )
     price: float | None = Field(None, description="of an hour of a GPU, in any currency", ge=0)
-    records: Path | None = source("results folder whose measured seconds a job count instead of operations", None)
+    records: Path | None = source("results folder whose measured seconds a job count instead of operations", None, kind="folder")
     out: Path | None = target("table (.csv)", None)
 
 

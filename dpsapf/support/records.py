@@ -1,11 +1,13 @@
 """JSON records: written atomically, read back only if they fit their model."""
 
 import json
+import re
+import sys
 import typing
 from pathlib import Path
 
 from dpsapf.support.checked import Checked, parse
-from dpsapf.support.errors import UserError
+from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text
 
 Record = typing.TypeVar("Record", bound=Checked)
@@ -25,10 +27,33 @@ def read_record(path: Path | str, cls: type[Record]) -> Record:
     """Read a JSON record of ``cls``.
 
     Raises:
-        UserError: the file is not JSON, or does not fit: a line for every key that does not.
+        UserError: the file is not JSON, or another kind of record.
+        UserErrors: it does not fit: a line for every key that does not.
     """
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise UserError(str(path), "not JSON", f"delete it and run its stage again ({error})") from error
-    return parse(cls, data, str(path))
+    try:
+        return parse(cls, data, str(path))
+    except UserErrors:
+        if kind := _other_kind(data, cls):
+            raise UserError(str(path), kind, f"a {_name(cls)} is due: give that") from None
+        raise
+
+
+def _other_kind(data: object, cls: type[Checked]) -> str | None:
+    """Name the record, of those declared beside ``cls``, whose fields some data has; None if it may well be ``cls``."""
+    keys = set(data) if isinstance(data, dict) else set()
+    if keys <= set(cls.model_fields):
+        return None
+    for other in vars(sys.modules[cls.__module__]).values():
+        if isinstance(other, type) and issubclass(other, Checked) and other.model_fields:
+            needed = {name for name, field in other.model_fields.items() if field.is_required()}
+            if needed <= keys <= set(other.model_fields):
+                return _name(other)
+    return None
+
+
+def _name(cls: type[Checked]) -> str:
+    return re.sub(r"(?<!^)(?=[A-Z])", " ", cls.__name__).lower()

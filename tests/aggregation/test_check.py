@@ -319,3 +319,23 @@ def test_the_command_ends_with_0_or_another_code(sound, folder, config, capsys):
 
 def test_runs_are_those_of_the_study(sound):
     assert {path.name for path in (sound / "runs").iterdir()} == {run.id for run in [*runs_of(), theirs()]}
+
+
+def test_a_run_that_was_sampled_and_not_evaluated_lacks_nothing(folder, caplog):
+    """A release needs no evaluation; what was begun of one must be whole, and other groups' images are there for nothing else."""
+    shutil.rmtree(folder / "tables")
+    for name in ("fidelity.json", "utility.json", "metrics.json"):
+        (folder / LORA / name).unlink()
+    caplog.set_level("INFO")
+    check(Check(results=folder))
+    assert f"not evaluated, which a release does not need: {LORA.removeprefix('runs/')}" in caplog.text
+    (folder / SAPF / "fidelity.json").unlink()
+    for name in ("fidelity.json", "utility.json", "metrics.json"):
+        (folder / THEIRS / name).unlink()
+    with pytest.raises(UserErrors) as caught:
+        check(Check(results=folder))
+    missing = {error.key for error in caught.value.errors if error.value == "missing"}
+    assert missing == {
+        str(folder / SAPF / "fidelity.json"),
+        *(str(folder / THEIRS / name) for name in ("fidelity.json", "utility.json", "metrics.json")),
+    }

@@ -100,7 +100,9 @@ def test_a_second_try_is_told_after_the_first(tmp_path, monkeypatch):
     main(words(tmp_path))
     monkeypatch.setattr(prepare, "prepare_dataset", lambda options: None)
     assert main(words(tmp_path)) == 0
-    assert re.search(r"does not fit.*\n--- again, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\n$", (tmp_path / "log").read_text())
+    assert re.search(
+        r"does not fit.*\n--- again, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\nprepare-dataset: read ", (tmp_path / "log").read_text()
+    )
 
 
 def test_a_file_that_may_not_grow_leaves_nothing_half_written(tmp_path):
