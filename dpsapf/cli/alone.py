@@ -1,5 +1,6 @@
 """One Snakemake on one config's results: held by the operating system, and so gone with its process, however that ends."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -13,6 +14,7 @@ from dpsapf.support.files import CANNOT_LOCK
 
 LOG = logging.getLogger(__name__)
 FILE = ".one-snakemake"
+UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
 def user() -> str:
@@ -32,8 +34,10 @@ def hold(results: Path) -> typing.TextIO:
     try:
         results.mkdir(parents=True, exist_ok=True)
         file = (results / FILE).open("a+")
-    except PermissionError:
-        remedy = f"user {user()} may not write there: its owner gives the right, or take another name in the config"
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        remedy = f"user {user()} cannot write there ({error.strerror}): ask its owner, or take another name in the config"
         raise UserError("results", str(results), remedy) from None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import shutil
+import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,9 +19,11 @@ from dpsapf.support.errors import UserError, out_of_memory
 
 LOG = logging.getLogger("dpsapf")
 FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "a file may not grow so large"}
-REFUSED = {errno.EACCES, errno.EPERM, errno.EROFS}
+REFUSED = {errno.EACCES, errno.EPERM}
 BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.EREMOTEIO}
 NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT}
+PATIENCE = 300.0  # seconds for which a file system may be read-only while a stage writes to it
+LOOK = 5.0  # seconds between two looks at it
 
 
 def leads() -> bool:
@@ -65,6 +68,8 @@ def run(stage: Callable[[Checked], None], options: Checked) -> None:
         except UserError:
             raise
         except Exception as error:
+            if _number(error) == errno.EROFS and _writable_again(options):
+                continue
             smaller = _smaller(options) if out_of_memory(error) else None
             if smaller is None:
                 told = _told(error, options)
@@ -80,6 +85,31 @@ def _smaller(options: Checked) -> Checked | None:
     """Halve the micro-batch; None if it is 1, or processes beside this one would wait for a batch that never comes."""
     size = getattr(options, "micro_batch", 1)
     return replace(options, micro_batch=size // 2) if size > 1 and os.environ.get("WORLD_SIZE", "1") == "1" else None
+
+
+def _writable_again(options: Checked) -> bool:
+    """Wait while a file system that a stage writes to is read-only; say whether it was, and is no more.
+
+    Processes beside this one would wait for what it has to say: then it does not wait.
+    """
+    end, told = time.monotonic() + PATIENCE, False
+    while os.environ.get("WORLD_SIZE", "1") == "1" and (file := _read_only(options)):
+        if not told:
+            LOG.warning("%s: its file system is read-only: waiting, for %g minutes at most", file, PATIENCE / 60)
+        told = True
+        if time.monotonic() >= end:
+            return False
+        time.sleep(LOOK)
+    return told
+
+
+def _read_only(options: Checked) -> Path | None:
+    """Find the first file that a stage writes and whose file system is read-only."""
+    for file in (file for files in paths(options, WRITES).values() for file in files):
+        folder = next(folder for folder in file.absolute().parents if folder.exists())
+        if os.statvfs(folder).f_flag & os.ST_RDONLY:
+            return file
+    return None
 
 
 def _free() -> None:
@@ -122,6 +152,9 @@ def _told_system(error: Exception, number: int, options: Checked) -> UserError |
     if number in FULL:
         remedy = f"{FULL[number]}: make room, then run the same command; nothing half-written is left"
         return UserError("folder", str(file), remedy)
+    if number == errno.EROFS:
+        remedy = "its file system is read-only: run the same command when it can be written again, or take another folder"
+        return UserError("file", str(file), remedy)
     if number in REFUSED:
         return UserError("file", str(file), "may not be read or written here: give this user the right, or take another folder")
     if number in BROKEN:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dpsapf.cli import alone
-from dpsapf.cli.alone import hold
+from dpsapf.cli.alone import hold, user
 from dpsapf.support.errors import UserError
 
 CODE = (
@@ -18,7 +18,8 @@ CODE = (
 
 
 def test_a_second_process_is_told_who_is_there(tmp_path):
-    with hold(tmp_path / "results"), pytest.raises(UserError, match=f"process {os.getpid()} of .* works on it: wait for its end"):
+    who = f"process {os.getpid()} of .*, started by {user()}, works on it: wait for its end"
+    with hold(tmp_path / "results"), pytest.raises(UserError, match=who):
         hold(tmp_path / "results")
     hold(tmp_path / "results").close()
     with hold(tmp_path / "other"), hold(tmp_path / "results"):
@@ -42,3 +43,13 @@ def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, cap
     monkeypatch.setattr(alone.fcntl, "flock", refuse)
     hold(tmp_path).close()
     assert "its file system has no locks (No locks available): start one Snakemake only on it" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS])
+def test_a_folder_that_cannot_be_written_is_told_in_one_line(tmp_path, monkeypatch, number):
+    def refuse(*_, **__):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(UserError, match=rf"user {user()} cannot write there \({os.strerror(number)}\): ask its owner"):
+        hold(tmp_path / "results")

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -50,7 +51,7 @@ SITUATIONS = {
     "disk full, by safetensors": (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full"),
     "quota": (OSError(errno.EDQUOT, "Disk quota exceeded", "/x"), "the disk quota is used up: make room"),
     "no right": (PermissionError(errno.EACCES, "Permission denied", "/x"), "file = '/x': may not be read or written here"),
-    "read-only": (OSError(errno.EROFS, "Read-only file system", "/x"), "file = '/x': may not be read or written here"),
+    "read-only": (OSError(errno.EROFS, "Read-only file system", "/x"), "file = '/x': its file system is read-only: run the same"),
     "broken disk": (OSError(errno.EIO, "Input/output error", "/x"), "its file system fails (Input/output error): run the same"),
     "stale handle": (OSError(errno.ESTALE, "Stale file handle", "/x"), "its file system fails (Stale file handle): run the same"),
     "no network": (OSError(errno.ENETUNREACH, "Network is unreachable"), "this node has no network"),
@@ -103,6 +104,52 @@ def test_a_second_try_is_told_after_the_first(tmp_path, monkeypatch):
     assert re.search(
         r"does not fit.*\n--- again, \d{4}-\d\d-\d\d \d\d:\d\d:\d\d\nprepare-dataset: read ", (tmp_path / "log").read_text()
     )
+
+
+@pytest.fixture
+def mounted(tmp_path):
+    """A small file system of its own."""
+    folder = tmp_path / "mounted"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=9m", "tmpfs", folder], capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder, how):
+    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+
+
+def on_a_disk(folder, log, written):
+    """Run a stage that notes each of its tries, and writes into a folder."""
+
+    def stage(options):
+        written.append(options.archive)
+        options.archive.write_bytes(b"done")
+
+    files = [f"--{what}={folder / what}" for what in ("archive", "record", "preview")]
+    command = ["prepare-dataset", "--name=digits", *files, f"--registry={ROOT}/config/datasets.yaml", f"--log={log}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "prepare_dataset", stage)
+        return main(command)
+
+
+def test_a_disk_that_is_read_only_for_a_while_is_waited_for(mounted, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "LOOK", 0.05)
+    remount(mounted, "ro")
+    threading.Timer(0.5, remount, (mounted, "rw")).start()
+    assert on_a_disk(mounted, tmp_path / "log", written := []) == 0
+    assert (mounted / "archive").read_bytes() == b"done" and len(written) == 2, "waited once, not in a loop"
+    assert "its file system is read-only: waiting, for 5 minutes at most" in (tmp_path / "log").read_text()
+
+
+def test_a_disk_that_stays_read_only_is_told_in_one_line(mounted, tmp_path, monkeypatch):
+    monkeypatch.setattr(nodes, "PATIENCE", 0.0)
+    remount(mounted, "ro")
+    assert on_a_disk(mounted, tmp_path / "log", []) == 2
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert f"file = '{mounted}/archive': its file system is read-only: run the same command when it can be written again" in last
 
 
 def test_a_file_that_may_not_grow_leaves_nothing_half_written(tmp_path):

@@ -20,6 +20,8 @@ import yaml
 
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.support.files import sha256
+from tests.workflow import test_gpus
+from tests.workflow.conftest import checkout
 
 pytestmark = [
     pytest.mark.slurm,
@@ -248,6 +250,57 @@ def test_a_full_disk_and_the_same_command_again(work, slurm, calm):
         subprocess.run(["umount", folder], check=False)
 
 
+@pytest.fixture
+def disk(work):
+    """The run's folder, on a file system of its own."""
+    folder, kept = work / RUN, work / "kept"
+    shutil.move(folder, kept)
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100m", "tmpfs", folder], check=True)
+    shutil.copytree(kept, folder, dirs_exist_ok=True)
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def remount(folder, how):
+    subprocess.run(["mount", "-o", f"remount,{how}", folder], check=True)
+
+
+def evaluating():
+    """Wait until the evaluation has begun."""
+    end = time.monotonic() + PATIENCE
+    while subprocess.run(
+        ["pgrep", "-f", "dpsapf evaluate --synthetic results/slurm"], capture_output=True, check=False
+    ).returncode:
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def test_a_run_cannot_be_written_while_its_evaluation_ends(work, slurm, calm, disk):
+    process = start(work, slurm)
+    evaluating()
+    remount(disk, "ro")
+    time.sleep(30)
+    remount(disk, "rw")
+    finished(process, work, calm)
+    said = (work / "snakemake.log").read_text()
+    assert "Traceback" not in said and "Trying to restart" not in said
+
+
+def test_a_run_cannot_be_written_for_longer_than_a_stage_waits(work, slurm, calm, disk):
+    """Snakemake itself cannot remove what the failed job left, and ends; the same command goes on."""
+    stage = work / "dpsapf" / "cli" / "nodes.py"
+    stage.write_text(re.sub(r"^PATIENCE = [\d.]+", "PATIENCE = 1.0", stage.read_text(), flags=re.MULTILINE))
+    process = start(work, slurm)
+    evaluating()
+    remount(disk, "ro")
+    assert process.wait(PATIENCE) != 0
+    said = (work / "snakemake.log").read_text()
+    assert "Traceback" not in said and f"Read-only file system: '{RUN}/samples.npz'" in said
+    remount(disk, "rw")
+    finished(start(work, slurm), work, calm)
+
+
 def test_a_second_snakemake_is_refused(work, slurm, calm):
     process = start(work, slurm)
     training(work, slurm)
@@ -353,3 +406,11 @@ def test_a_second_working_copy_whose_first_is_killed(work, slurm, calm, tmp_path
     first.wait()
     finished(second, copy, calm)
     finished(start(work, slurm), work, calm)
+
+
+def test_jobs_on_a_gpu_each_run_beside_each_other(slurm, tmp_path):
+    """The limit of one machine's GPUs is not a cluster's: this node has two, the submitting host one."""
+    folder = checkout(tmp_path)
+    ran = test_gpus.start(folder, 1, "--profile", "slurm", environment=slurm | {"STUB_SECONDS": "20"}, gpus=1)
+    assert ran.returncode == 0, ran.stderr
+    assert test_gpus.overlap(folder)

@@ -22,16 +22,20 @@ with open("jobs.jsonl", "a") as file:
 """
 
 
-@pytest.fixture
-def work(tmp_path):
-    """A checkout whose stages only take their time."""
+def checkout(folder):
+    """Make a checkout whose stages only take their time."""
     for name in PARTS:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
-        copy(ROOT / name, tmp_path / name)
-    (tmp_path / "dpsapf").mkdir()
+        copy(ROOT / name, folder / name)
+    (folder / "dpsapf").mkdir()
     for part in (ROOT / "dpsapf").iterdir():
-        (tmp_path / "dpsapf" / part.name).symlink_to(part)
-    (tmp_path / "dpsapf" / "__main__.py").unlink()
-    (tmp_path / "dpsapf" / "__main__.py").write_text(STAGE)
-    (tmp_path / "bin").mkdir()
-    return tmp_path
+        (folder / "dpsapf" / part.name).symlink_to(part)
+    (folder / "dpsapf" / "__main__.py").unlink()
+    (folder / "dpsapf" / "__main__.py").write_text(STAGE)
+    (folder / "bin").mkdir()
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path):
+    return checkout(tmp_path)

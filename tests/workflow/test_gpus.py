@@ -14,7 +14,7 @@ from dpsapf.experiment.registries import load_yaml
 ROOT = Path(__file__).parents[2]
 
 
-def start(work, gpus_here, *words, **resources):
+def start(work, gpus_here, *words, environment=os.environ, **resources):
     """Encode two datasets on a machine with so many GPUs."""
     driver = work / "bin" / "nvidia-smi"
     driver.write_text("#!/bin/sh\n" + "".join(f"echo 'GPU {number}: a card'\n" for number in range(gpus_here)))
@@ -25,8 +25,8 @@ def start(work, gpus_here, *words, **resources):
     (work / "test.yaml").write_text(yaml.safe_dump(config))
     targets = [f"results/gpus/cache/latents/{name}--public-mini/latents.safetensors" for name in ("digits", "mnist5k")]
     command = [Path(sys.executable).with_name("snakemake"), "--cores", "8", "--configfile", "test.yaml", *words, "--", *targets]
-    environment = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
-    environment |= {"PATH": f"{work / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    environment = {name: value for name, value in environment.items() if name != "CUDA_VISIBLE_DEVICES"}
+    environment |= {"PATH": f"{work / 'bin'}:{environment['PATH']}", "PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True, check=False)
 
 
