@@ -1,4 +1,5 @@
 import math
+import warnings
 from pathlib import Path
 
 import pytest
@@ -257,6 +258,9 @@ def test_an_approximation_that_ends_is_infinite_and_stays_out_of_records():
     loose = [dp_sgd(0.25, rate=0.1, steps=30)]
     spent = spent_epsilon(loose, DELTA)
     assert math.isinf(spent["gdp"]) and set(finite(spent)) == {"pld", "rdp", "prv"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert math.isinf(epsilon("gdp", [dp_sgd(0.03, rate=0.1, steps=1)], DELTA))
 
 
 def test_recorded_epsilons_are_rounded_up_to_six_digits():
