@@ -1,11 +1,13 @@
 """Every file of a folder is in the prepared dataset with the right pixels, or named with what to do about it."""
 
+import itertools
 import os
 import unicodedata
 import zipfile
 from collections import Counter
 from pathlib import Path
 
+import pytest
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -128,6 +130,22 @@ def test_every_file_is_prepared_or_named(tmp_path_factory, make_entry, capsys, f
         assert status == 0, told
         found = zip(arrays["labels"], arrays["images"], strict=True)
         assert Counter((int(label), image.tobytes()) for label, image in found) == right
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_mode_is_right_in_every_orientation(tmp_path, make_entry, capsys, channels):
+    """All that can be converted, at once: what the folders above draw by chance."""
+    right = Counter()
+    plain(tmp_path, "dog", channels, right, 1)
+    cases = [case for case in CASES if belongs(*case, "class folder", channels, True)]
+    for number, (case, orientation) in enumerate(itertools.product(cases, [None, *UPRIGHT])):
+        _, data = planted(tmp_path, number, case, orientation, "class folder", False, "NFC")
+        right[(0, expected(data, case[1], orientation, channels).tobytes())] += 1
+    keys = {"source": str(tmp_path / "source"), "classes": ("café", "dog"), "resolution": SIDE, "validation": 0, "test": 0}
+    status, told, arrays = told_by(make_entry(**keys, channels=channels, convert=True), tmp_path, capsys)
+    assert status == 0, told
+    found = zip(arrays["labels"], arrays["images"], strict=True)
+    assert Counter((int(label), image.tobytes()) for label, image in found) == right
 
 
 def told_by(entry: DatasetEntry, root, capsys):
