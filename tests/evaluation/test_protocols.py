@@ -136,7 +136,7 @@ def test_nothing_depends_on_the_threads(folder, digits):
 def test_the_real_side_is_not_computed_again(folder, digits, monkeypatch):
     """Evaluating opens none of the private images."""
     make_reference(folder)
-    monkeypatch.setattr("dpsapf.evaluation.evaluate.read_part", None)
+    monkeypatch.setattr("dpsapf.evaluation.evaluate.read_held_out", None)
     (folder / "dataset.safetensors").write_bytes(b"")
     assert evaluated(folder, digits["fresh"][0]).reference == sha256(folder / "features.safetensors")
 
