@@ -343,7 +343,10 @@ TAMPERINGS = {
     "another number of images": (spent(population=11), "population = 11: the run has 10"),
     "after another ledger": (spent(made_from={"ledger": "0" * 64}), "ledger = "),
     "another dataset's record": (lambda folder: change(folder / "dataset.json", DatasetRecord, id="f" * 64), "--dataset"),
-    "other counts": (lambda folder: (folder / "validation.csv").write_text("x"), f"validation.csv = '{DIGEST}': is not the file that was recorded"),
+    "other counts": (
+        lambda folder: (folder / "validation.csv").write_text("x"),
+        f"validation.csv = '{DIGEST}': is not the file that was recorded",
+    ),
     "other measures": (
         lambda folder: (folder / "private_validation.json").write_text("x"),
         f"private_validation.json = '{DIGEST}': is not the file that was recorded",
