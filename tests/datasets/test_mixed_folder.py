@@ -85,7 +85,7 @@ def plain(root, folder, channels, right, label):
     right[(label, stored(path.read_bytes()).tobytes())] += 1
 
 
-@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     files=st.lists(FILES, min_size=1, max_size=12),
     channels=st.sampled_from([1, 3]),
