@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dpsapf.experiment.cost import HEAVY, LEFT_OUT, SLOWER, Job, gpu_seconds, jobs, overlong
+from dpsapf.experiment.cost import GROUPED, HEAVY, LEFT_OUT, SLOWER, Job, gpu_seconds, jobs, overlong
 from dpsapf.experiment.runs import expand
 from dpsapf.experiment.settings import Config, parse_config
 from dpsapf.experiment.stages import Estimate
@@ -18,8 +18,6 @@ from dpsapf.support.yaml_files import load_yaml
 LOG = logging.getLogger(__name__)
 LOCAL = ("plan_privacy", "select_matrices", "audit_privacy", "publish_population", "collect_metrics", "collect_external")
 """Rules that run on the submitting host."""
-GROUPED = "evaluate"
-"""A rule whose jobs join those of ``sample``, of the same run."""
 
 
 def estimate(options: Estimate) -> None:
@@ -83,8 +81,8 @@ def _row(name: str, runs: int, jobs: list[Job], time: Callable[[Job], float | No
     count, heavy = Counter(job.rule for job in jobs), [job for job in jobs if job.rule in HEAVY]
     taken = [time(job) for job in heavy]
     hours, unknown = sum(seconds or 0.0 for seconds in taken) / 3600, taken.count(None)
-    sampled = {job.run.id for job in jobs if job.rule == "sample"}
-    joined = sum(job.rule == GROUPED and job.run.id in sampled for job in jobs)
+    sampled = {job.run.id for job in jobs if job.rule == GROUPED[0]}
+    joined = sum(job.rule == GROUPED[1] and job.run.id in sampled for job in jobs)
     return {
         "study": name,
         "runs": runs,

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from dpsapf.cli.slurm import Site
-from dpsapf.experiment.cost import FEATURES, SHARED, Job, Sizes, jobs, minutes_asked, overlong
+from dpsapf.experiment.cost import FEATURES, GROUPED, SHARED, Job, Sizes, jobs, minutes_asked, overlong
 from dpsapf.experiment.settings import Config
 from dpsapf.support.errors import UserError
 
@@ -95,7 +95,17 @@ class Needs:
         """Estimate the time of a job; all that is allowed, where its work is not known."""
         asked, job = self.config.resources, self.jobs.get((rule, subject))
         first = job and minutes_asked(self.config, job, asked.tflops)
-        return asked.runtime_min if first is None else min(asked.runtime_min, math.ceil(attempt * first))
+        limit = self._limit(rule, subject)
+        return limit if first is None else min(limit, math.ceil(attempt * first))
+
+    def _limit(self, rule: str, subject: str) -> int:
+        """Return the longest time of a job, or this rule's part where it shares a cluster's job with another [minutes]."""
+        asked, pair = self.config.resources, [self.jobs.get((other, subject)) for other in GROUPED]
+        if rule not in GROUPED or None in pair:
+            return asked.runtime_min
+        first = {job.rule: minutes_asked(self.config, job, asked.tflops) for job in pair}
+        share = 1 / len(pair) if None in first.values() else first[rule] / sum(first.values())
+        return max(1, math.floor(share * asked.runtime_min))
 
     def _memory(self, rule: str, subject: str, attempt: int) -> int:
         """Estimate a GPU job's memory on its node: the process, the weights twice while they are read, what is held of images.

@@ -17,6 +17,8 @@ from dpsapf.experiment.work import CLASSIFIERS_SIDE, Work, architectures, classi
 HEAVY = ("encode_dataset", "reference_features", "score_saliency", "finetune", "evolve", "sample", "evaluate")
 SHARED = ("score_saliency", "finetune", "sample")
 """Rules whose work is shared by as many processes as there are GPUs."""
+GROUPED = ("sample", "evaluate")
+"""Rules of which a cluster gets one job for both, whose times add up."""
 FP32 = ("reference_features", "evaluate")
 """Rules whose networks compute in fp32, whatever the config's precision is."""
 SLOWER = (
@@ -231,16 +233,26 @@ class Overlong:
 def overlong(config: Config, tflops: float | None) -> list[Overlong]:
     """List the rules whose jobs do not fit into the time that one try may take."""
     limit, by_rule = config.resources.runtime_min, {}
-    for job in jobs(config):
-        asked = minutes_asked(config, job, tflops)
-        if asked is not None and asked > limit:
-            by_rule.setdefault(job.rule, []).append(asked - START)
+    for rule, needed in _submitted(config, tflops).items():
+        if START + needed > limit:
+            by_rule.setdefault(rule[0], []).append(needed)
     found = []
     for rule, needed in by_rule.items():
         hours = min(needed) / SPARE / 60, max(needed) / SPARE / 60
         tries, enough = math.ceil(max(needed) / max(1, limit - START)), math.ceil(START + max(needed) / TRIES)
         found.append(Overlong(rule, len(needed), hours, limit, tries, enough))
     return found
+
+
+def _submitted(config: Config, tflops: float | None) -> dict[tuple[str, str], float]:
+    """Map rule and subject of each job that a cluster gets to the time that it needs but for its start [minutes]."""
+    needed = {(job.rule, job.subject): minutes_asked(config, job, tflops) for job in jobs(config)}
+    needed = {key: minutes - START for key, minutes in needed.items() if minutes is not None}
+    first, second = GROUPED
+    both = [subject for rule, subject in needed if rule == first and (second, subject) in needed]
+    for subject in both:
+        needed[f"{first}+{second}", subject] = needed.pop((first, subject)) + needed.pop((second, subject))
+    return needed
 
 
 def _drawn(config: Config, work: Work, degree: float = 1.0) -> float:

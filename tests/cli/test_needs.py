@@ -144,6 +144,16 @@ def test_no_shipped_config_has_jobs_that_cannot_end(name):
     assert all(found.ends for found in overlong(config, config.resources.tflops))
 
 
+@pytest.mark.parametrize("tflops", [None, 1.0, 27.0, 1e6])
+def test_the_two_rules_of_one_job_together_ask_for_no_more_than_a_job_may_take(tflops):
+    made, evolved = needs(tflops=tflops), RUN.replace("dp-lora", "pe")
+    for attempt in (1, 2, 3):
+        both = [asked(made, rule, RUN, attempt=attempt)["runtime"] for rule in ("sample", "evaluate")]
+        assert sum(both) <= made.config.resources.runtime_min and min(both) >= 1
+    alone = asked(made, "evaluate", evolved)["runtime"]
+    assert alone == made.config.resources.runtime_min or tflops, "evolved images are evaluated by a job of their own"
+
+
 def test_as_many_tries_are_made_as_are_counted_on():
     assert load_yaml("slurm/config.yaml")["retries"] + 1 == TRIES
 

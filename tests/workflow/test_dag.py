@@ -119,9 +119,9 @@ def test_a_dry_run_says_which_jobs_their_limit_of_time_ends(tmp_path):
     result = dry_run("--configfile", str(tmp_path / "config.yaml"))
     assert result.returncode == 0, result.stderr
     told = re.findall(
-        r"^(\w+): (\d+) jobs take .* hours by estimate.*Set runtime_min to \d+ or more", result.stdout, re.MULTILINE
+        r"^([\w+]+): (\d+) jobs take .* hours by estimate.*Set runtime_min to \d+ or more", result.stdout, re.MULTILINE
     )
-    assert told == [("finetune", "1"), ("sample", "2")]
+    assert told == [("finetune", "1"), ("sample+evaluate", "2")]
 
 
 def test_a_bad_config_ends_in_one_line_before_any_rule(tmp_path):
