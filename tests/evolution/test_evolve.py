@@ -209,7 +209,7 @@ def change(folder, name, alter):
 @pytest.mark.parametrize("name", ["votes", "images", "labels"])
 def test_changed_votes_or_images_pass_no_audit(evolved, name):
     change(evolved, name, lambda array: array.__setitem__((0,) * array.ndim, 1 + array[(0,) * array.ndim] % 2))
-    with pytest.raises(UserError, match="--population.*run the stages after it again"):
+    with pytest.raises(UserError, match="population.safetensors = .*is not the file that was recorded"):
         audit_privacy(auditing(evolved))
     assert not (evolved / "ledger.json").exists()
 
