@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from dpsapf.bench import work
+from dpsapf.evaluation.classifiers import CLASSIFIERS
 from dpsapf.experiment import cost
 from dpsapf.experiment.work import architectures, classifiers
 
@@ -29,6 +30,10 @@ def test_inception_is_counted_as_the_costs_say():
 
 def test_stable_diffusion_has_the_published_number_of_parameters():
     assert architectures()["sd-1"].parameters == 859_520_964 and architectures()["sd-2"].parameters == 865_910_724
+
+
+def test_no_classifier_is_left_out():
+    assert set(classifiers()) == set(CLASSIFIERS)
 
 
 @pytest.mark.slow
