@@ -228,6 +228,8 @@ def _mend_submission(executor: type, site: Site) -> None:
 
     def run_job(self: typing.Any, job: typing.Any) -> None:  # noqa: ANN401
         with one:
+            if not self.watch.ends.is_set() and not wait_for_slurm(site.away_min, self.watch.ends):
+                self.watch.ends.set()  # so that nothing else waits as long once more
             submits(self, job)
 
     def noted(self: typing.Any, job_info: typing.Any) -> None:  # noqa: ANN401
@@ -240,7 +242,7 @@ def _mend_submission(executor: type, site: Site) -> None:
             watch.cancel_unknown()
             return run_job(self, job_info.job)
         if away:
-            watch.ends.set()  # so that the other tries do not wait as long once more
+            watch.ends.set()
         fails(self, job_info, msg)
 
     executor.run_job, executor._report_job_submission_threadsafe, executor._report_job_error_threadsafe = run_job, noted, failed

@@ -1,5 +1,7 @@
 """What becomes of a job whose submission Slurm does not answer, by the plugin's own code."""
 
+import threading
+import time
 import types
 
 import pytest
@@ -64,6 +66,14 @@ def test_no_job_waits_longer_than_the_site_says_and_only_once(submit, cluster, m
     monkeypatch.setattr("dpsapf.cli.slurm.wait_for_slurm", lambda minutes, ends: minutes != 120)
     became, calls, made = submit(DOWN)
     assert (became, calls) == ([(None, "failed")], 1) and made.watch.ends.is_set()
+
+
+def test_nothing_is_submitted_before_slurm_answers(submit, cluster, tmp_path):
+    cluster("squeue", "", 1)
+    threading.Timer(0.3, lambda: cluster("squeue", "")).start()
+    before = time.monotonic()
+    assert submit()[:2] == ([("7", "submitted")], 1)
+    assert time.monotonic() - before >= 0.3
 
 
 def test_no_job_is_waited_for_when_the_start_ends(submit, cluster):
