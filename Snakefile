@@ -38,8 +38,6 @@ include: "workflow/rules/paper_figures.smk"
 
 onstart:
     try:
-        if LOCAL and CONFIG.compute.device == "cuda":
-            NEEDS.check_gpus(GPUS)
         if not workflow.local_exec:
             slurm.mend(LAYOUT.root, SITE)
         HELD.append(alone.hold(LAYOUT.root))

@@ -71,7 +71,11 @@ if workflow.is_main_process:
 # this machine's GPUs, for which its jobs wait; --resources gpu=N says another number
 if LOCAL and CONFIG.compute.device == "cuda":
     GPUS = workflow.global_resources.get("gpu").value or gpus_here()
-    workflow.register_resource("gpu", max(GPUS, NEEDS.gpus))
+    workflow.register_resource("gpu", GPUS)
+    try:
+        NEEDS.check_gpus(GPUS)
+    except UserError as error:
+        raise WorkflowError(str(error)) from None
 # one process per GPU, which share a job's work
 LAUNCH = (
     f"torchrun --standalone --nproc-per-node {CONFIG.resources.gpus} -m"
