@@ -390,6 +390,8 @@ def test_a_stage_that_is_killed(work, slurm, calm):
 def test_a_checkpoint_that_is_deleted_before_the_job_is_put_back_into_the_queue(work, slurm, calm):
     process, job = start(work, slurm), training(work, slurm)
     run(slurm, "scontrol", "requeuehold", job)
+    while run(slurm, "squeue", "--noheader", f"--jobs={job}", "--format=%T").strip() != "PENDING":
+        time.sleep(0.5)  # it keeps what it has when it is asked to end
     for path in (work / RUN).glob("private.checkpoint*"):
         path.unlink()
     run(slurm, "scontrol", "release", job)
