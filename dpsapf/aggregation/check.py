@@ -116,8 +116,10 @@ def _joined(root: Path, merged: Merged | None, digests: Digests) -> Iterator[Use
 
 def _missing(layout: Layout, config: Config | None) -> Iterator[UserError]:
     for run in config.runs if config else ():
-        if not Path(layout.run(run.id, "")).is_dir():
-            yield UserError(layout.run(run.id, ""), "missing run", f"the config {config.name} has it: run the workflow again")
+        for path, what in ((layout.run(run.id, ""), "missing run"), (layout.run(run.id, "metrics.json"), "not evaluated")):
+            if not Path(path).exists():
+                yield UserError(path, what, f"the config {config.name} has it: run the workflow again")
+                break
 
 
 def _other_protocols(runs: Sequence[RunFiles], config: Config | None) -> Iterator[UserError]:

@@ -1,12 +1,12 @@
 """What can be known before the first job: `CHECKS` look at config, registries and this machine, and at nothing else.
 
-A dry run makes all of them, and tells every mistake at once. What only a dataset's images, a download or another node can tell
-is left to the stages.
+A dry run makes all of them, and tells every mistake at once. Runs that nobody asks for are left out. What only a dataset's
+images, a download or another node can tell is left to the stages.
 """
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +23,8 @@ from dpsapf.support.checked import replace
 from dpsapf.support.download import by_hand
 from dpsapf.support.errors import UserError, UserErrors
 
+JUDGED = ("fidelity.json", "utility.json", "metrics.json", "validation_ledger.json")  # a run's files that come of evaluation
+
 
 @dataclass(frozen=True)
 class Start:
@@ -32,6 +34,8 @@ class Start:
         config: the whole experiment.
         layout: where its results lie, or will.
         local: whether jobs run on this machine.
+        runs: those that are asked for.
+        judged: whether their images are to be evaluated.
         datasets: entries that its runs use.
         models: likewise; none for images of other groups.
         protocol: the entry.
@@ -41,30 +45,35 @@ class Start:
     config: Config
     layout: Layout
     local: bool
+    runs: list[RunSpec]
+    judged: bool
     datasets: dict[str, DatasetEntry]
     models: dict[str, ModelEntry]
     protocol: ProtocolEntry
     counted: list[RunSpec]
 
     @classmethod
-    def of(cls, config: Config, layout: Layout, *, local: bool) -> "Start":
-        """Look up what a config's runs use."""
-        own = [run for run in config.runs if run.id not in config.made_elsewhere]
+    def of(cls, config: Config, layout: Layout, words: Sequence[str] = (), *, local: bool) -> "Start":
+        """Look up what the runs use that a command line asks for, see `asked`."""
+        runs, judged = asked(config, layout, words)
+        own = [run for run in runs if run.id not in config.made_elsewhere]
         datasets, models = load_registry(config.datasets_file, DatasetEntry), load_registry(config.public_models_file, ModelEntry)
         return cls(
             config,
             layout,
             local,
-            {run.dataset: datasets[run.dataset] for run in config.runs},
+            runs,
+            judged,
+            {run.dataset: datasets[run.dataset] for run in runs},
             {run.public_model: models[run.public_model] for run in own},
             load_registry(config.protocols_file, ProtocolEntry)[config.evaluation.protocol],
-            _counted(config),
+            [run for run in _counted(config) if run in runs],
         )
 
     @property
     def own(self) -> list[RunSpec]:
         """The runs whose images this suite makes."""
-        return [run for run in self.config.runs if run.id not in self.config.made_elsewhere]
+        return [run for run in self.runs if run.id not in self.config.made_elsewhere]
 
     @property
     def unprepared(self) -> dict[str, DatasetEntry]:
@@ -74,8 +83,9 @@ class Start:
 
     @property
     def unfinished(self) -> list[RunSpec]:
-        """Runs of this suite whose images are not there yet."""
-        return [run for run in self.own if not Path(self.layout.run(run.id, "samples.npz")).exists()]
+        """Runs of this suite that torch has still work for."""
+        last = "metrics.json" if self.judged else "samples.npz"
+        return [run for run in self.own if not Path(self.layout.run(run.id, last)).exists()]
 
 
 def _counted(config: Config) -> list[RunSpec]:
@@ -85,21 +95,37 @@ def _counted(config: Config) -> list[RunSpec]:
         return []
 
 
+def asked(config: Config, layout: Layout, words: Sequence[str]) -> tuple[list[RunSpec], bool]:
+    """Find the runs of which a command line names files, and whether evaluation is among them; all runs if it names none.
+
+    Args:
+        config: whose runs they are.
+        layout: where their files lie.
+        words: of the command line.
+    """
+    named = {run.id: [word for word in words if word.startswith(layout.run(run.id, ""))] for run in config.runs}
+    files = [Path(word).name for found in named.values() for word in found]
+    if not files:
+        return list(config.runs), True
+    return [run for run in config.runs if named[run.id]], any(name in JUDGED for name in files)
+
+
 Found = Iterator[UserError]
 
 
-def check_beforehand(config: Config, layout: Layout, *, local: bool) -> None:
+def check_beforehand(config: Config, layout: Layout, words: Sequence[str] = (), *, local: bool) -> None:
     """Make every check of `CHECKS`.
 
     Args:
         config: what is about to be started.
         layout: where its results lie, or will.
+        words: of the command line, see `asked`.
         local: whether jobs run on this machine.
 
     Raises:
         UserErrors: a line for every mistake.
     """
-    start = Start.of(config, layout, local=local)
+    start = Start.of(config, layout, words, local=local)
     found = {str(error): error for check in CHECKS for error in check(start)}
     if found:
         raise UserErrors(list(found.values()))
@@ -172,7 +198,7 @@ def sources_are_there(start: Start) -> Found:
 
 def images_of_others_are_there(start: Start) -> Found:
     """Images that another group made are there."""
-    for run, _, images in start.config.made_elsewhere.values():
+    for run, _, images in (start.config.made_elsewhere[run.id] for run in start.runs if run not in start.own):
         taken_in = Path(start.layout.run(run.id, "samples.npz")).exists()
         if not taken_in and not Path(images.images).exists():
             yield UserError(f"external.{run.external}: images", images.images, "does not exist: put the images there")
@@ -209,16 +235,21 @@ def every_class_gets_an_image(start: Start) -> Found:
 
 
 def the_protocol_can_judge(start: Start) -> Found:
-    """The protocol's network is known, it has classifiers for images of each size, and enough synthetic images."""
+    """The protocol's network is known, it has classifiers for images of each size, and enough images, held out and synthetic."""
+    from dpsapf.datasets.held_out import check_held_out
     from dpsapf.evaluation.weights import check_network
 
+    if not start.judged:
+        return
     config, where = start.config, f"{start.config.protocols_file}: {start.config.evaluation.protocol}: "
     yield from _told(check_network, start.protocol, where=where)
     least = start.protocol.fewest_synthetic
     if config.sampling.count < least:
         yield UserError("sampling.count", config.sampling.count, f"{config.evaluation.protocol} needs at least {least}")
-    for item in start.datasets.values():
+    for name, item in start.datasets.items():
         yield from _told(start.protocol.recipe, item.resolution, where=where)
+        place = f"{config.datasets_file}: {name}"
+        yield from _told(check_held_out, place, item, config.evaluation.protocol, start.protocol)
 
 
 def counts_fit_the_settings(start: Start) -> Found:
@@ -254,17 +285,22 @@ def targets_can_be_told(start: Start) -> Found:
 
 
 def earlier_ledgers_are_there(start: Start) -> Found:
-    """Records of earlier releases are there."""
+    """Records of earlier releases are there, and are what they should be."""
+    from dpsapf.privacy.compose import read_spent
+
     for path in start.config.privacy.prior:
         if not path.is_file():
             yield UserError("privacy.prior", str(path), "is no file: name the ledger.json or spend.json of the earlier release")
+        else:
+            yield from _told(read_spent, path, where="privacy.prior: ")
 
 
 def plans_can_be_made(start: Start) -> Found:
     """Where N and the model's matrices are known already, each run's target holds what it releases, and delta is below 1/N."""
     from dpsapf.saliency.plan import check_plan
 
-    for run in _unlike(start.own):
+    unnamed = start.config.privacy.unit == "user"
+    for run in _unlike([run for run in start.own if not (unnamed and start.datasets[run.dataset].users is None)]):
         options = plan_options(start, run)
         if all(path.is_file() for files in paths(options, READS).values() for path in files):
             yield from _told(check_plan, options, where=f"{run.dataset}, {run.method}: ")

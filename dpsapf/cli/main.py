@@ -15,7 +15,7 @@ from pydantic import ValidationError
 import dpsapf
 from dpsapf.cli.commands import COMMANDS, Command
 from dpsapf.cli.nodes import check_device, leads, run
-from dpsapf.experiment.fields import READS, WRITES, paths, wrong_paths
+from dpsapf.experiment.fields import READS, WRITES, below_a_file, paths, wrong_paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text
@@ -73,6 +73,8 @@ def _entry(command: Command) -> Callable[..., int]:
             log: also write the log to this file
             quiet: warnings and errors only
         """
+        _start_log(None, quiet)
+        _check_log(log)
         _start_log(None if dry_run else log, quiet)
         _check_paths(options)
         if dry_run:
@@ -118,6 +120,13 @@ def _option(loc: tuple[int | str, ...]) -> str:
 def _prefixed(words: list[str], lines: str) -> str:
     name = " ".join(["dpsapf", *(word for word in words[:1] if word in COMMANDS)])
     return "\n".join(f"{name}: {line}" for line in lines.splitlines())
+
+
+def _check_log(log: Path | None) -> None:
+    if log is not None and log.is_dir():
+        raise UserError("--log", str(log), "is a folder, and a file is due: also write the log to this file")
+    if log is not None and (wrong := list(below_a_file("--log", log))):
+        raise UserErrors(wrong)
 
 
 def _check_paths(options: Checked) -> None:

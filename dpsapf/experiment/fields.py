@@ -13,7 +13,7 @@ from dpsapf.support.files import sha256
 from dpsapf.support.records import as_json
 
 READS, WRITES = {"role": "reads"}, {"role": "writes"}
-GIVEN = ("configfile", "registry", "captions", "images", "prior")  # what no stage writes
+GIVEN = ("configfile", "registry", "captions", "images", "prior", "results")  # what no stage writes
 ROUNDING = {*ComputeConfig.model_fields, "checkpoint_every", "gradient_checkpointing"}
 
 
@@ -31,10 +31,11 @@ def target(help: str, default: object = ..., *, kind: Kind = "file") -> typing.A
 
 
 def wrong_paths(options: Checked) -> Iterator[UserError]:
-    """Find what a stage reads and is not there, and folders in the place of files or the other way round."""
+    """Find what a stage reads and is not there, folders in the place of files or the other way round, and equal paths."""
     reads = paths(options, READS)
+    yield from _equal_paths(reads, paths(options, WRITES))
     for name, files in (reads | paths(options, WRITES)).items():
-        field, option = type(options).model_fields[name], "--" + name.replace("_", "-")
+        field, option = type(options).model_fields[name], _option(name)
         for path in files:
             kind = field.title or "file"
             if path.exists() and kind in ("file", "folder") and path.is_dir() != (kind == "folder"):
@@ -42,6 +43,28 @@ def wrong_paths(options: Checked) -> Iterator[UserError]:
                 yield UserError(option, str(path), f"is a {found}, and a {due} is due: {field.description}")
             elif name in reads and not path.exists():
                 yield UserError(option, str(path), _remedy(name, path, field.default))
+            elif name not in reads:
+                yield from below_a_file(option, path)
+
+
+def below_a_file(option: str, path: Path) -> Iterator[UserError]:
+    """Find a path that cannot be written since one of its folders is a file."""
+    yield from (
+        UserError(option, str(path), f"{above} is a file: name a path in a folder") for above in path.parents if above.is_file()
+    )
+
+
+def _equal_paths(reads: dict[str, list[Path]], writes: dict[str, list[Path]]) -> Iterator[UserError]:
+    known = {path.resolve(): name for name, files in reads.items() for path in files}
+    for name, files in writes.items():
+        for path in files:
+            other = known.setdefault(path.resolve(), name)
+            if other != name:
+                yield UserError(_option(name), str(path), f"is the path of {_option(other)}, too: give it one of its own")
+
+
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
 
 
 def _remedy(name: str, path: Path, default: object) -> str:

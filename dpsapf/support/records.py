@@ -33,7 +33,8 @@ def read_record(path: Path | str, cls: type[Record]) -> Record:
     try:
         data = json.loads(Path(path).read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(str(path), "not JSON", f"delete it and run its stage again ({error})") from error
+        remedy = f"give the record that a stage wrote; if it is one and was damaged, delete it and run its stage again ({error})"
+        raise UserError(str(path), "not JSON", remedy) from error
     try:
         return parse(cls, data, str(path))
     except UserErrors:

@@ -63,11 +63,11 @@ def _twice(node: yaml.Node, place: tuple[str, ...], loader: yaml.SafeLoader, see
         for index, value in enumerate(node.value):
             yield from _twice(value, (*place, str(index)), loader, seen)
         return
-    lines: dict[str, int] = {}
+    lines: dict[object, int] = {}
     for key, value in node.value:
         name, line = str(key.value), key.start_mark.line + 1
         if isinstance(key, yaml.ScalarNode) and key.tag != MERGE:
-            means = str(loader.construct_object(key))
+            means = loader.construct_object(key)  # as Python compares keys: 1, 1.0 and yes are one
             if means in lines:
                 yield line, ".".join((*place, name)), f"stands in line {lines[means]} already: leave one of the two out"
             lines.setdefault(means, line)

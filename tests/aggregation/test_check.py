@@ -321,7 +321,7 @@ def test_runs_are_those_of_the_study(sound):
     assert {path.name for path in (sound / "runs").iterdir()} == {run.id for run in [*runs_of(), theirs()]}
 
 
-def test_a_run_that_was_sampled_and_not_evaluated_lacks_nothing(folder, caplog):
+def test_a_run_that_was_sampled_and_not_evaluated_lacks_nothing(folder, config, caplog):
     """A release needs no evaluation; what was begun of one must be whole, and other groups' images are there for nothing else."""
     shutil.rmtree(folder / "tables")
     for name in ("fidelity.json", "utility.json", "metrics.json"):
@@ -329,6 +329,10 @@ def test_a_run_that_was_sampled_and_not_evaluated_lacks_nothing(folder, caplog):
     caplog.set_level("INFO")
     check(Check(results=folder))
     assert f"not evaluated, which a release does not need: {LORA.removeprefix('runs/')}" in caplog.text
+    with pytest.raises(UserErrors) as caught:
+        check(Check(results=folder, configfile=config))
+    asked = [error.key for error in caught.value.errors if error.value == "not evaluated"]
+    assert asked == [str(folder / LORA / "metrics.json")], "the config has it"
     (folder / SAPF / "fidelity.json").unlink()
     for name in ("fidelity.json", "utility.json", "metrics.json"):
         (folder / THEIRS / name).unlink()

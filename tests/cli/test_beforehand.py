@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dpsapf.cli.beforehand import CHECKS, Start, check_beforehand
+from dpsapf.cli.beforehand import CHECKS, Start, asked, check_beforehand
 from dpsapf.experiment.settings import parse_config
 from dpsapf.support.errors import UserErrors
 from dpsapf.support.yaml_files import load_yaml
@@ -68,10 +68,45 @@ def test_what_is_made_already_is_not_asked_for_again(work):
         check_beforehand(config, work.layout, local=True)
     assert len(caught.value.errors) == 3
     work.prepared("digits")
-    for file in (work.layout.model("public-mini", "model.json"), work.layout.run(config.runs[0].id, "samples.npz")):
+    for file in (work.layout.model("public-mini", "model.json"), work.layout.run(config.runs[0].id, "metrics.json")):
         (work.folder / file).parent.mkdir(parents=True, exist_ok=True)
         (work.folder / file).touch()
     check_beforehand(config, work.layout, local=True)
+
+
+def test_runs_that_nobody_asks_for_are_not_checked(work):
+    """Of two datasets one is not there; the files of the other's runs can be made all the same."""
+    work.uses(source="gone")
+    config = read(work)
+    (mine,) = (name for name in work.datasets if name.startswith("mine"))
+    ours = [run for run in config.runs if run.dataset != mine]
+    with pytest.raises(UserErrors, match=mine):
+        check_beforehand(config, work.layout, local=True)
+    named = [work.layout.run(run.id, "samples.npz") for run in ours]
+    assert asked(config, work.layout, ["-n", *named]) == (ours, False)
+    check_beforehand(config, work.layout, ["-n", *named], local=True)
+    assert asked(config, work.layout, ["-n", named[0].replace("samples.npz", "metrics.json")]) == (ours[:1], True)
+
+
+def test_what_is_not_evaluated_needs_no_protocol(work):
+    """As docs/release.md says: a few images, and none held out."""
+    work.config["sampling"]["count"] = 10
+    work.datasets["digits"] |= {"test": 0}
+    work.protocols[work.config["evaluation"]["protocol"]] |= {"least_images": 11}
+    config = read(work)
+    samples = [work.layout.run(run.id, "samples.npz") for run in config.runs]
+    with pytest.raises(UserErrors) as caught:
+        check_beforehand(config, work.layout, local=True)
+    assert len(caught.value.errors) == 2
+    check_beforehand(config, work.layout, samples, local=True)
+
+
+def test_calls_that_start_nothing_are_not_refused(work):
+    work.config["compute"]["device"] = "cuda"
+    work.write()
+    for word in ("--unlock", "--list-rules"):
+        assert snakemake(work, word).returncode == 0
+    assert snakemake(work, "-n").returncode
 
 
 def test_a_dry_run_makes_every_check_and_tells_all_at_once(tmp_path):
@@ -87,10 +122,13 @@ def test_a_dry_run_makes_every_check_and_tells_all_at_once(tmp_path):
         assert "Traceback" not in said
 
 
-def dry_run(work):
-    command = [sys.executable, "-m", "snakemake", "-n", "-s", str(ROOT / "Snakefile"), "--cores", "1"]
+def snakemake(work, *words):
+    command = [sys.executable, "-m", "snakemake", "-s", str(ROOT / "Snakefile"), "--cores", "1", "--configfile", "config.yaml"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin:/bin"}
-    words = [*command, "--configfile", "config.yaml"]
-    result = subprocess.run(words, cwd=work.folder, env=environment, capture_output=True, text=True, check=False)
+    return subprocess.run([*command, *words], cwd=work.folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def dry_run(work):
+    result = snakemake(work, "-n")
     assert result.returncode
     return result.stdout + result.stderr

@@ -144,7 +144,7 @@ def test_all_mistakes_of_a_command_line_come_at_once(tmp_path, capsys):
 def test_a_corrupt_record_names_the_file(tmp_path, capsys):
     (tmp_path / "dataset.json").write_text("{")
     assert plan(tmp_path, "--method", "dp-lora", "--epsilon", "1") == 2
-    assert "dataset.json = 'not JSON': delete it" in capsys.readouterr().err
+    assert "dataset.json = 'not JSON': give the record that a stage wrote" in capsys.readouterr().err
     (tmp_path / "dataset.json").write_text('{"name": "x", "nam": 1}')
     assert plan(tmp_path, "--method", "dp-lora", "--epsilon", "1") == 2
 

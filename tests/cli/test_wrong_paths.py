@@ -105,3 +105,33 @@ def test_the_log_of_a_job_that_succeeds_says_what_was_read_and_written_and_how_l
     assert main([*words, "--quiet", "--log", str(tmp_path / "quiet")]) == 0
     assert (tmp_path / "quiet").read_text() == ""
     logging.getLogger().handlers.clear()
+
+
+def test_a_log_that_cannot_be_written_is_told_by_its_option(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    for log, remedy in (
+        (tmp_path, "is a folder, and a file is due"),
+        (tmp_path / "file" / "x.log", "file is a file: name a path in"),
+    ):
+        assert main([*words_of(COMMANDS["check"], tmp_path), "--log", str(log)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert f"--log = '{log}': " in line and remedy in line
+
+
+WRITERS = [command for command in COMMANDS.values() if any(f.json_schema_extra == WRITES for f in path_fields(command).values())]
+
+
+@pytest.mark.parametrize("command", WRITERS, ids=lambda command: command.name)
+def test_an_output_below_a_file_or_at_another_ones_path_is_told(command, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    name = next(name for name, field in path_fields(command).items() if field.json_schema_extra == WRITES)
+    option = "--" + name.replace("_", "-")
+    for path, remedy in ((tmp_path / "file" / "x", "is a file: name a path in a folder"), (None, "give it one of its own")):
+        words = words_of(command, tmp_path)
+        other = next((word for word in words if word.startswith(str(tmp_path)) and Path(word).is_file()), None)
+        if (path or other) is None:
+            continue
+        place = words.index(option) + 1 if option in words else None
+        words = [*words[:place], str(path or other), *words[place + 1 :]] if place else [*words, option, str(path or other)]
+        assert main(words) == 2
+        assert any(f"{option} = '{path or other}': " in line and remedy in line for line in capsys.readouterr().err.splitlines())

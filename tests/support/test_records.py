@@ -36,7 +36,9 @@ def test_unknown_missing_and_wrong_keys_are_refused(tmp_path, plan, old, new, me
 
 def test_a_file_that_is_no_json_is_named(tmp_path):
     (tmp_path / "bad.json").write_bytes(b"\xff{")
-    with pytest.raises(UserError, match="bad.json = 'not JSON': delete it and run its stage again"):
+    with pytest.raises(
+        UserError, match="bad.json = 'not JSON': give the record that a stage wrote; if it is one and was damaged, delete it"
+    ):
         read_record(tmp_path / "bad.json", Plan)
 
 

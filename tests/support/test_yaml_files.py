@@ -34,13 +34,18 @@ def told(tmp_path):
         ("privacy: {steps: 15, steps: 30}", 1, "privacy.steps", 1),
         ("studies:\n  main: {seed: [0]}\n  other: {}\n  main:\n    seed: [1]\n", 4, "studies.main", 2),
         ("a:\n- b: 1\n  c:\n    d: 1\n    'd': 2\n", 5, "a.0.c.d", 4),
-        ("1: a\n'1': b\n", 2, "1", 1),
+        ("1: a\n1.0: b\n", 2, "1.0", 1),
+        ("1: a\nyes: b\n", 2, "yes", 1),
         ("yes: a\ntrue: b\n", 2, "true", 1),
         ('{"name": "a",\n"name": "b"}', 2, "name", 1),
     ],
 )
 def test_a_key_that_stands_twice_is_refused_with_both_lines(told, text, line, key, first):
     assert told(text) == f"it: line {line} = '{key}': stands in line {first} already: leave one of the two out"
+
+
+def test_keys_that_only_look_alike_are_two(told):
+    assert told("1: a\n'1': b\n") == {1: "a", "1": "b"}
 
 
 def test_all_keys_that_stand_twice_are_told_at_once(told):

@@ -10,10 +10,9 @@ from pathlib import Path
 import yaml
 
 from dpsapf.cli import alone, slurm, slurm_queue, warm
-from dpsapf.cli.beforehand import check_beforehand
+from dpsapf.cli.beforehand import asked, check_beforehand
 from dpsapf.cli.needs import Needs, gpus_here
 from dpsapf.cli.slurm import Site
-from dpsapf.datasets.held_out import check_held_out
 from dpsapf.experiment.registries import (
     PACKAGED,
     DatasetEntry,
@@ -39,14 +38,30 @@ from dpsapf.cli.rules import (
     selection_files,
 )
 
+# calls that start nothing: they work where a start would be refused
+LOOKS = {"--unlock", "--lint", "--list-rules", "--list", "-l", "--report", "--archive"}
+LOOKS |= {
+    "--dag",
+    "--rulegraph",
+    "--filegraph",
+    "--summary",
+    "-S",
+    "--cleanup-metadata",
+}
+
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
     SITE = Site.load(Path(workflow.basedir) / "slurm" / "site.yaml")
     LAYOUT = Layout(Path("results") / CONFIG.name)
     # whether jobs run on this machine: every other executor must be told how many jobs it may submit
     LOCAL = workflow.is_main_process and workflow.resource_settings.nodes is None
-    if workflow.is_main_process:
-        check_beforehand(CONFIG, LAYOUT, local=LOCAL)
+    # whether this call starts jobs, or says which it would start
+    STARTS = workflow.is_main_process and not LOOKS & {
+        word.split("=")[0] for word in sys.argv
+    }
+    ASKED, _ = asked(CONFIG, LAYOUT, sys.argv)
+    if STARTS:
+        check_beforehand(CONFIG, LAYOUT, sys.argv, local=LOCAL)
     # runs whose evaluation releases noisy counts of validation images
     COUNTED = counted_runs(CONFIG)
 except UserError as error:
@@ -66,10 +81,10 @@ EXTERNAL = run_pattern(run for run, _, _ in CONFIG.made_elsewhere.values())
 OWN = run_pattern(run for run in CONFIG.runs if run.id not in CONFIG.made_elsewhere)
 # what jobs ask a cluster for, or this machine
 NEEDS = Needs(CONFIG, SITE, LOCAL)
-if workflow.is_main_process:
+if STARTS:
     NEEDS.tell_overlong()
 # this machine's GPUs, for which its jobs wait; --resources gpu=N says another number
-if LOCAL and CONFIG.compute.device == "cuda":
+if STARTS and LOCAL and CONFIG.compute.device == "cuda":
     GPUS = workflow.global_resources.get("gpu").value or gpus_here()
     workflow.register_resource("gpu", GPUS)
     try:
@@ -168,7 +183,11 @@ COMPUTED = [
 COMPUTED += [
     LAYOUT.run(run.id, PLANNED) for run in RUNS.values() if method(run.method).evolves
 ]
-NEW = {str(Path(file).parent) for file in COMPUTED if not Path(file).exists()}
+NEW = {
+    str(Path(file).parent.relative_to(LAYOUT.root))
+    for file in COMPUTED
+    if not Path(file).exists()
+}
 UNPLANNED = "|".join(map(re.escape, sorted(NEW))) or "(?!)"
 
 
@@ -180,22 +199,6 @@ def dataset_inputs(wildcards):
     return (
         {"fetched": LAYOUT.dataset(wildcards.dataset, "fetched.txt")} if fetched else {}
     )
-
-
-def held_out_images(wildcards):
-    """No file: what is evaluated needs images that are held out, and that is said before the first job."""
-    item = entry(CONFIG.datasets_file, wildcards.dataset, DatasetEntry)
-    where = f"{CONFIG.datasets_file}: {wildcards.dataset}"
-    try:
-        check_held_out(
-            where,
-            item,
-            PROTOCOL,
-            entry(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
-        )
-    except UserError as error:
-        raise WorkflowError(str(error)) from None
-    return {}
 
 
 def model_inputs(wildcards):

@@ -25,7 +25,6 @@ rule fetch_evaluation_weights:
 
 rule reference_features:
     input:
-        unpack(held_out_images),
         **NETWORK,
         archive=LAYOUT.dataset("{dataset}", "dataset.safetensors"),
         dataset=LAYOUT.dataset("{dataset}", "dataset.json"),

@@ -37,25 +37,25 @@ rule plan_privacy:
 rule plans_made:
     input:
         [
-            LAYOUT.run(run, "plan.json")
-            for run in RUNS
-            if run not in CONFIG.made_elsewhere
+            LAYOUT.run(run.id, "plan.json")
+            for run in ASKED
+            if run.id not in CONFIG.made_elsewhere
         ],
     output:
-        f"{{folder}}/{PLANNED}",
+        f"{LAYOUT.root}/{{place}}/{PLANNED}",
     log:
-        LAYOUT.log("plans_made", "{folder}"),
+        LAYOUT.log("plans_made", "{place}"),
     benchmark:
-        LAYOUT.benchmark("plans_made", "{folder}")
+        LAYOUT.benchmark("plans_made", "{place}")
     wildcard_constraints:
-        folder=UNPLANNED,
+        place=UNPLANNED,
     conda:
         ENVIRONMENT
     threads: 1
     resources:
         mem_mb=500,
     shell:
-        "echo every plan of the config was made > {output}"
+        "echo every plan that was asked for is made | tee {output} > {log}"
 
 
 rule audit_privacy:
