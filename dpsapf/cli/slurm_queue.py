@@ -40,9 +40,8 @@ def wait_for_slurm(minutes: float, ends: threading.Event | None = None) -> bool:
     told = False
     while asked("squeue", "--noheader", "--name=none") is None:
         if not told:
-            LOG.warning(
-                f"Slurm does not answer: waiting for it, for {minutes:g} minutes at most (slurm/site.yaml: away_min); squeue says why"
-            )
+            limit = f"for {minutes:g} minutes at most (slurm/site.yaml: away_min)"
+            LOG.warning(f"Slurm does not answer: waiting for it, {limit}; squeue says why")
         told = True
         if time.monotonic() >= end or ends.wait(EVERY):
             return False
