@@ -253,12 +253,13 @@ def test_another_seed_draws_another_batch_and_other_noise(stage, tmp_path):
 
 
 def test_only_system_mode_draws_secret_batches(stage, tmp_path):
-    for mode, different in (("seed", 1), ("system", 2)):
+    """Two batches of about 700 have one size once in 80 times, five once in 4e7."""
+    for mode in ("seed", "system"):
         batches = set()
-        for _ in range(2):
+        for _ in range(5):
             stage("gaussian", "matrix", 0.3, 700, noise=mode)
             batches.add(read_record(tmp_path / "private.json", Measured).batches)
-        assert len(batches) == different
+        assert (len(batches) > 1) == (mode == "system")
 
 
 def test_the_stage_releases_the_scores_of_its_batch(stage, monkeypatch):
