@@ -198,7 +198,8 @@ def sources_are_there(start: Start) -> Found:
 
 def images_of_others_are_there(start: Start) -> Found:
     """Images that another group made are there."""
-    for run, _, images in (start.config.made_elsewhere[run.id] for run in start.runs if run not in start.own):
+    wanted = {run.id for run in start.runs}
+    for run, _, images in (made for name, made in start.config.made_elsewhere.items() if name in wanted):
         taken_in = Path(start.layout.run(run.id, "samples.npz")).exists()
         if not taken_in and not Path(images.images).exists():
             yield UserError(f"external.{run.external}: images", images.images, "does not exist: put the images there")
