@@ -39,15 +39,10 @@ from dpsapf.cli.rules import (
 )
 
 # calls that start nothing: they work where a start would be refused
-LOOKS = {"--unlock", "--lint", "--list-rules", "--list", "-l", "--report", "--archive"}
-LOOKS |= {
-    "--dag",
-    "--rulegraph",
-    "--filegraph",
-    "--summary",
-    "-S",
-    "--cleanup-metadata",
-}
+LOOKS = set(
+    "--unlock --lint --list-rules --list -l --report --archive --dag --rulegraph --filegraph --summary -S --detailed-summary -D"
+    " --cleanup-metadata".split()
+)
 
 try:
     CONFIG = parse_config(config, ", ".join(map(str, workflow.configfiles)))
@@ -173,7 +168,7 @@ wildcard_constraints:
     candidates="|".join(map(re.escape, MEMBERS)),
 
 
-# Where images are first computed with: nothing starts there before every plan of the config is made, if the folder is new. Later
+# Where images are first computed with: nothing starts there before every plan that is asked for is made, if the folder is new. Later
 # planned.txt is a plain file, which no job makes. Else a new run would join other runs' jobs to its own, and Snakemake would pass
 # over those of them that have changed, or make them again.
 PLANNED = "planned.txt"
