@@ -18,6 +18,7 @@ from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise, SystemNoise
+from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
@@ -129,13 +130,13 @@ def metered(release):
     for step in range(release.steps):
         meter.batch(release.sampling_rate, torch_generator(SEED, release.name, step))
         if release.mechanism == "none":
-            meter.exact(release.sensitivity)
+            meter.exact(Private([torch.zeros(1)]), release.sensitivity)
             continue
         meter.contribution(release.sensitivity)
         seeded = release.noise == "seed"
         source = SeededNoise(torch_generator(SEED, "noise", release.name, step)) if seeded else SystemNoise()
         sums = [torch.zeros(NUMBERS[release.name])]
-        meter.gaussian(sums, release.noise_multiplier, release.sensitivity, source)
+        meter.gaussian(Private(sums), release.noise_multiplier, release.sensitivity, source)
     return meter
 
 

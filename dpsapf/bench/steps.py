@@ -243,7 +243,6 @@ def training(
             values,
             built.pairs,
             release,
-            expected_batch=len(built.pairs),
             noise=noise,
             meter=meter,
             replay=replay,

@@ -14,13 +14,13 @@ from dpsapf.experiment.records import Ledger, Release, Spend
 from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.stages import Evaluate
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import noise_source, secret_generator
+from dpsapf.privacy.noise import Draws
+from dpsapf.privacy.values import Private
 from dpsapf.support.checkpoint import State
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.provenance import provenance
-from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 
 
@@ -53,13 +53,12 @@ class PrivateCounts:
 
         def count(model: torch.nn.Module) -> float:
             step = len(self.rows)
-            generator = secret_generator(self.noise, self.seed, "validation", "batch", step)
-            who = self.meter.batch(self.release.sampling_rate, generator)
+            draws = Draws(self.noise, self.seed, "validation")
+            who = self.meter.batch(self.release.sampling_rate, draws.secret("batch", step))
             added = torch.from_numpy(right(model, self.images)).double()[who]
-            self.meter.contribution(float(added.max()))
-            source = noise_source(self.noise, torch_generator(self.seed, "validation", "privacy noise", step))
-            sums = [added.sum()[None]]
-            (noisy,) = self.meter.gaussian(sums, self.release.noise_multiplier, self.release.sensitivity, source)
+            counts = Private([self.meter.rows(added[:, None], self.release.sensitivity)])
+            source = draws.noise("privacy noise", step)
+            (noisy,) = self.meter.gaussian(counts, self.release.noise_multiplier, self.release.sensitivity, source).values
             self.rows.append({"classifier": classifier, "repeat": repeat, "noisy_count": float(noisy)})
             return float(noisy)
 

@@ -26,6 +26,7 @@ from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.settings import check_evolving
 from dpsapf.experiment.stages import Evolve
 from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.values import only_released
 from dpsapf.sampling.sample import fitted
 from dpsapf.support.arrays import Partial
 from dpsapf.support.checkpoint import Checkpoint, State
@@ -156,7 +157,7 @@ def _next_drawn(contest: Contest, images: np.ndarray, degree: float, step: int) 
         Images of the next round, uint8 [n, R, R, 3]; and noisy votes, float64 [n].
     """
     api, labels, release = contest.api, contest.labels, contest.electorate.release
-    votes = contest.electorate.vote(contest.seen(images, labels, degree, step), torch.from_numpy(labels), step)
+    votes = _voted(contest, images, labels, degree, step)
     threshold = api.options.threshold * release.noise_multiplier * release.sensitivity
     chosen = drawn(votes, labels, np.bincount(labels), threshold, numpy_generator(api.seed, "evolve", step, "draw"))
     return api.variations(images[chosen], labels, degree, step, "vary"), votes
@@ -171,8 +172,14 @@ def _next_first(contest: Contest, images: np.ndarray, degree: float, step: int) 
     api, labels, variants = contest.api, contest.labels, contest.api.options.variants
     more = [api.variations(images, labels, degree, step, "vary", place) for place in range(1, variants)]
     images, everyones = np.concatenate([images, *more]), np.tile(labels, variants)
-    votes = contest.electorate.vote(contest.seen(images, everyones, degree, step), torch.from_numpy(everyones), step)
+    votes = _voted(contest, images, everyones, degree, step)
     return images[first(votes, everyones, np.bincount(labels))], votes
+
+
+def _voted(contest: Contest, images: np.ndarray, labels: np.ndarray, degree: float, step: int) -> np.ndarray:
+    """Release a round's votes, float64 [n]."""
+    released = contest.electorate.vote(contest.seen(images, labels, degree, step), torch.from_numpy(labels), step)
+    return only_released(released).values[0].numpy()
 
 
 def copies(labels: np.ndarray, count: int) -> list[np.ndarray]:

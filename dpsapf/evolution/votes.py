@@ -11,9 +11,9 @@ import torch
 
 from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.records import Release
-from dpsapf.privacy.meter import Meter, first_alone
-from dpsapf.privacy.noise import noise_source, secret_generator
-from dpsapf.support.randomness import torch_generator
+from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.noise import Draws
+from dpsapf.privacy.values import Private, Released
 
 ENTRIES = 2**24  # of a distance matrix that is held at once
 
@@ -42,7 +42,7 @@ class Electorate:
     meter: Meter
     device: str
 
-    def vote(self, features: torch.Tensor, labels: torch.Tensor, step: int) -> np.ndarray:
+    def vote(self, features: torch.Tensor, labels: torch.Tensor, step: int) -> Released:
         """Release one round's histogram.
 
         Args:
@@ -51,20 +51,19 @@ class Electorate:
             step: number of the round, from 0.
 
         Returns:
-            Noisy counts, float64 [n].
+            Noisy counts, one tensor, float64 [n].
         """
-        secret = secret_generator(self.noise, self.seed, "evolve", step, "voters")
+        draws = Draws(self.noise, self.seed, "evolve")
+        secret = draws.secret(step, "voters")
         units = self.meter.batch(self.release.sampling_rate, secret)
         voters = units if self.users is None else one_image_each(self.users, secret)[units]
-        counts = self.histogram(voters, features, labels)
-        source = noise_source(self.noise, torch_generator(self.seed, "evolve", step, "privacy noise"))
-        (noisy,) = self.meter.gaussian([counts], self.release.noise_multiplier, self.release.sensitivity, source)
-        return noisy.numpy()
+        counts, source = self.histogram(voters, features, labels), draws.noise(step, "privacy noise")
+        return self.meter.gaussian(counts, self.release.noise_multiplier, self.release.sensitivity, source)
 
-    def histogram(self, voters: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Count the votes that each synthetic image gets: NOT private before noise.
+    def histogram(self, voters: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> Private:
+        """Count the votes that each synthetic image gets.
 
-        The first voter is counted alone, and what it adds is measured. An image is compared with those of all classes, so
+        An image is compared with those of all classes, so
         that no shape depends on anybody's label: then rounding cannot let one image sway another's vote.
 
         Args:
@@ -73,17 +72,14 @@ class Electorate:
             labels: their classes, int64 [n].
 
         Returns:
-            float64 [n], on the CPU; they sum to V.
+            One tensor, float64 [n], on the CPU, which sums to V.
         """
         features, labels = features.to(self.device), labels.to(self.device)
         counts = torch.zeros(len(labels), dtype=torch.float64)
-        for chunk in first_alone(voters, max(1, ENTRIES // len(labels))):
+        for chunk in voters.split(max(1, ENTRIES // len(labels))):
             found = nearest(self.features[chunk].to(self.device), self.labels[chunk].to(self.device), features, labels)
-            added = found.cpu().bincount(minlength=len(labels)).double()
-            if len(chunk) == 1:
-                self.meter.contribution(float(added.norm()))
-            counts += added
-        return counts
+            counts += self.meter.votes(found.cpu(), len(labels))
+        return Private([counts])
 
 
 def nearest(points: torch.Tensor, classes: torch.Tensor, centres: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

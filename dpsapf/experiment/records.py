@@ -110,10 +110,17 @@ class Measured(Checked):
     salt: str
     batches: tuple[int, ...]  # units drawn at each step
     participation: tuple[int, ...]  # entry t: units that took part in t steps
+    strangers: int  # images read, over all steps, of units that were not in the step's batch
+    secret: NoiseMode | None  # where batches and pairs were drawn from: seed if one of them was; null: none was drawn
     largest_contribution: float  # largest L2 norm that one unit was seen to add to a sum
-    numbers: int  # noise draws in all
-    squares: float  # sum of the squares of the standardised noise that was added
-    repetition: float  # smallest chance, over steps, of noise so like the step's before and the first's
+    not_additive: float  # largest difference of some units' sum from the sum of each alone, over the sum of their norms
+    sizes: tuple[int, ...]  # noise draws of a step, by tensor
+    squares: tuple[float, ...]  # of each step the sum of the squares of the standardised noise that was added
+    parts: tuple[float, ...]  # likewise of each tensor, over all steps
+    looked_at: int  # places of a step's noise that were looked at one by one
+    cells: tuple[int, ...]  # of these, over all steps: numbers in each interval of equal chance
+    sum_squares: float  # of these: squares of the sum of all steps' noise, over the number of steps
+    repetition: float  # smallest chance, over all pairs of steps, of noise so alike, or so like the sum of all before
     seconds: float
 
 

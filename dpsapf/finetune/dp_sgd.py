@@ -1,7 +1,7 @@
 """One step of DP-SGD (Abadi et al. 2016): per-image gradients, clipping, noise, update."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -9,8 +9,9 @@ import torch
 from dpsapf.experiment.records import Release
 from dpsapf.gradients.per_image import PerImageGradients
 from dpsapf.privacy.clipping import Clipping
-from dpsapf.privacy.meter import Meter, first_alone, joint_norm
+from dpsapf.privacy.meter import Meter, first_alone
 from dpsapf.privacy.noise import NoiseSource
+from dpsapf.privacy.values import Private, Released
 from dpsapf.public_models.latents import Batch, Pairs
 from dpsapf.support.ahead import ahead
 from dpsapf.support.parallel import ALONE, Processes
@@ -43,7 +44,6 @@ def private_gradient(
     *,
     multiplicity: int,
     clipping: Clipping,
-    expected_batch: float,
     micro_batch: int,
     device: str,
     noise: NoiseSource,
@@ -57,7 +57,7 @@ def private_gradient(
     The K losses of a unit, an image or a user, are averaged before clipping (noise multiplicity, Dockhorn et al. 2023), so
     one unit's contribution to the sum has a joint L2 norm of at most ``release.sensitivity``. Noise is added once
     per step, by the leading process and also to an empty batch; without a guarantee there is none. The sum is
-    divided by the *expected* batch size, which is data-free.
+    divided by the *expected* batch size, which is data-free (`dpsapf.privacy.values.Released.means`).
 
     Args:
         loss_function: pairs -> loss of each row [rows]; it calls ``gradients.model``.
@@ -67,11 +67,10 @@ def private_gradient(
         release: DP-SGD's planned release.
         multiplicity: K.
         clipping: kind of clipping.
-        expected_batch: sampling rate times N.
         micro_batch: rows are processed in chunks of this many units; it cannot change the result.
         device: where the chunks are processed.
         noise: source of this step's privacy noise.
-        meter: of the release; the step's first unit is processed alone, and what it adds is measured.
+        meter: of the release, which drew the batch; the step's first unit is processed alone, and what it adds is measured.
         processes: share the batch; each sums its units, one adds the noise.
         resting: positions of parameters that this step leaves alone: they count in no norm, and get noise like the others,
             which is thrown away with their ``grad``. So every step releases the same numbers.
@@ -84,26 +83,23 @@ def private_gradient(
         sums, norms = gradients.clipped_sum(losses, bound, clipping, multiplicity, resting)
         return torch.stack([losses.detach().sum() / multiplicity, norms.sum()]), *sums
 
+    def sums_of(chunks: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], torch.Tensor]]:
+        for chunk, rows in zip(chunks, _drawn(batch, chunks, multiplicity, micro_batch, replay), strict=True):
+            real = torch.arange(len(rows)) < len(chunk) * multiplicity
+            inputs = [part.to(device) for part in (real, *rows.tensors)]
+            seen, *added = replay(clipped, tuple(inputs), (bound, clipping, multiplicity, resting))
+            yield added, seen
+
     for parameter in parameters:
         parameter.grad = None
-    sums, totals = _zeros(parameters), torch.zeros(3, device=device)  # totals: units, losses, norms
-    units = processes.shard(len(batch) // multiplicity)
-    totals[0] = len(units)
-    chunks = first_alone(units, micro_batch)
-    for chunk, rows in zip(chunks, _drawn(batch, chunks, multiplicity, micro_batch, replay), strict=True):
-        real = torch.arange(len(rows)) < len(chunk) * multiplicity
-        inputs = [part.to(device) for part in (real, *rows.tensors)]
-        seen, *added = replay(clipped, tuple(inputs), (bound, clipping, multiplicity, resting))
-        if len(chunk) == 1:
-            meter.contribution(joint_norm(added))
-        torch._foreach_add_(sums, added)
-        totals[1:] += seen
-        del added
+    sums, units = _zeros(parameters), processes.shard(len(batch) // multiplicity)
+    facts = meter.add(sums, first_alone(units, micro_batch), sums_of)
+    totals = torch.zeros(3, dtype=torch.float64, device=device)  # units, losses, norms
+    totals[0], totals[1:] = len(units), facts
     processes.add([*sums, totals])
-    _release(sums, release, noise, meter, processes)
-    torch._foreach_div_(sums, expected_batch)
-    for position, (parameter, total) in enumerate(zip(parameters, sums, strict=True)):
-        parameter.grad = None if position in resting else total.to(parameter)
+    released = _released(Private(sums), release, noise, meter, processes)
+    for position, (parameter, mean) in enumerate(zip(parameters, released.means(), strict=True)):
+        parameter.grad = None if position in resting else mean.to(parameter)
     count, losses, norms = totals.tolist()
     return StepReport(int(count), losses / count if count else math.nan, norms / count if count else math.nan)
 
@@ -121,17 +117,15 @@ def _filled(chunk: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def _zeros(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
-    """Return zeros in the shape of each parameter, fp32, as views of one tensor."""
-    flat = torch.zeros(sum(parameter.numel() for parameter in parameters), device=parameters[0].device)
+    """Return zeros in the shape of each parameter, float64, as views of one tensor."""
+    numbers = sum(parameter.numel() for parameter in parameters)
+    flat = torch.zeros(numbers, dtype=torch.float64, device=parameters[0].device)
     parts = flat.split([parameter.numel() for parameter in parameters])
     return [part.view(parameter.shape) for part, parameter in zip(parts, parameters, strict=True)]
 
 
-def _release(sums: list[torch.Tensor], release: Release, noise: NoiseSource, meter: Meter, processes: Processes) -> None:
-    """Add the noise once, in place, in the leading process; exact without a guarantee."""
+def _released(sums: Private, release: Release, noise: NoiseSource, meter: Meter, processes: Processes) -> Released:
+    """Add the noise once, in the leading process; exact without a guarantee."""
     if release.mechanism != "gaussian":
-        meter.exact(release.sensitivity)
-    elif processes.leads:
-        for total, noisy in zip(sums, meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise), strict=True):
-            total.copy_(noisy)
-    processes.agree(sums)
+        return meter.exact(sums, release.sensitivity)
+    return meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise, processes)

@@ -1,5 +1,6 @@
 """finetune: train a run's parameters with DP-SGD, exactly as its plan says."""
 
+import dataclasses
 import logging
 import time
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from dpsapf.optimization.noise_walk import noise_deviation, noise_walk
 from dpsapf.optimization.optimizers import build_optimizer
 from dpsapf.optimization.schedule import average_weight, rate_factor
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import noise_source, secret_generator
+from dpsapf.privacy.noise import Draws
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, Origin, check_origin, draw_batch, origin
@@ -35,7 +36,6 @@ from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.parallel import Processes, processes
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
-from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 from dpsapf.support.replay import NO_REPLAY, Replay
 
@@ -73,7 +73,8 @@ def finetune(options: Finetune) -> None:
         raise UserError("--latents", len(latents), f"the plan is for {plan.population} {plan.unit}s: use the plan's dataset")
     with processes(options.device) as joined:
         gradients, objective, state = _build(options, plan, release)
-        _train(Training(options, plan, release, latents, objective, gradients, joined, Replay(options.device)), state)
+        watched = dataclasses.replace(latents, read=state.meter.watched(latents.users))
+        _train(Training(options, plan, release, watched, objective, gradients, joined, Replay(options.device)), state)
 
 
 def _train(training: Training, state: TrainingState) -> None:
@@ -128,7 +129,6 @@ def train_step(training: Training, state: TrainingState) -> None:
     """Do one step of DP-SGD and update the state; every random draw depends on the run's seed and the step alone."""
     start, step = time.monotonic(), state.step
     options, plan, release = training.options, training.plan, training.release
-    noise = torch_generator(plan.run.seed, "finetune", "privacy noise", step, device=options.device)
     report = private_gradient(
         lambda rows: training.objective.loss(training.gradients.model, rows),
         training.gradients,
@@ -137,10 +137,9 @@ def train_step(training: Training, state: TrainingState) -> None:
         release,
         multiplicity=options.noise_multiplicity,
         clipping=plan.clipping,
-        expected_batch=release.sampling_rate * plan.population,
         micro_batch=options.micro_batch,
         device=options.device,
-        noise=noise_source(plan.noise, noise),
+        noise=_draws(plan).noise("privacy noise", step, device=options.device),
         meter=state.meter,
         processes=training.processes,
         resting=resting(list(state.parameters), plan.run.adapter, step),
@@ -159,12 +158,16 @@ def _drawn(training: Training, meter: Meter, step: int) -> Batch:
     """Draw a step's Poisson batch with its timesteps and noise, the same in every process."""
     plan, device = training.plan, training.options.device
     who, draws = (
-        training.processes.agree_on_generator(secret_generator(plan.noise, plan.run.seed, "finetune", *names), device)
+        meter.secret(training.processes.agree_on_generator(_draws(plan).secret(*names), device))
         for names in ((step, "batch"), ("pairs", step))
     )
     batch = meter.batch(training.release.sampling_rate, who)
     timesteps = training.objective.timesteps
     return draw_batch(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
+
+
+def _draws(plan: Plan) -> Draws:
+    return Draws(plan.noise, plan.run.seed, "finetune")
 
 
 def _scheduled_rate(state: TrainingState, options: Finetune, step: int, steps: int) -> float:

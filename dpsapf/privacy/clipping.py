@@ -6,15 +6,16 @@ import torch
 
 Clipping = typing.Literal["flat", "automatic", "none"]
 AUTOMATIC_STABILITY = 0.01  # gamma of automatic clipping (Bu et al. 2023, arXiv 2206.07136)
-MARGIN = 128  # units of rounding (2^-16 in fp32, 2^-45 in fp64) that clipped norms stay below the bound
+MARGIN = 2.0**-10  # share of the bound that clipped norms stay below it
 
 
 def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) -> torch.Tensor:
     """Return the factor that brings each image's gradient to a norm of at most ``bound``.
 
-    C' = (1 - MARGIN eps) C takes the place of C, with eps of the norms' dtype: a norm from sums in fp32 may be too
-    small, and the product with the factor is rounded, so that min(1, C/||g||) can exceed C. Sums of squares of 3e7
-    numbers are off by some 10 eps.
+    C' = (1 - MARGIN) C takes the place of C. Half of the margin is for the grid that sums are rounded to
+    (`dpsapf.privacy.noise.grid`), half for fp32: a norm from sums in fp32 may be too small, the product with the factor is
+    rounded, and so is the sum over a micro-batch. Micro-batches are added in fp64. So two sums that differ by one image
+    differ, on the grid, by an L2 norm of at most C.
 
     Args:
         squared_norms: squared L2 norms over everything that is released jointly, [B], >= 0, fp32 or fp64.
@@ -27,7 +28,7 @@ def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) 
         that a broken image contributes nothing rather than something unbounded.
     """
     norms = squared_norms.sqrt()
-    bound *= 1 - MARGIN * torch.finfo(norms.dtype).eps
+    bound *= 1 - MARGIN
     if clipping == "none":
         factors = torch.ones_like(norms)
     elif clipping == "automatic":

@@ -3,6 +3,7 @@
 Every test is two-sided where both sides mean a defect, and none relies on an approximation at its tail.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,11 @@ from scipy import stats
 from dpsapf.experiment.records import Measured, Spend
 from dpsapf.support.errors import UserError
 
+KEPT = 4096  # places of a step, drawn once for a release, at which noise is looked at one by one
+CELLS = 16  # intervals that a normal number falls into with equal chance
 UNLIKELY = 1e-8  # chance at which a kind of test refuses, over all its steps together
-ROUNDING = 1e-6  # by which a norm, computed in fp32, may seem to exceed its bound
+ROUNDING = 1e-6  # by which a norm, computed in fp32, may seem to exceed its bound; relative
+ADDITIVE = 0.1  # share by which units' sum may differ from the sum of each alone: bf16 differs by 0.01, a fault by 0.5
 
 
 def check_measures(spend: Spend, measured: Measured, path: Path) -> None:
@@ -25,6 +29,7 @@ def check_measures(spend: Spend, measured: Measured, path: Path) -> None:
     _check_participation(spend, measured, path)
     _check_contribution(spend, measured, path)
     _check_measured(spend, measured, path)
+    _check_secret(spend, measured, path)
     if spend.release.mechanism != "none":
         _check_noise(spend, measured, path)
 
@@ -86,13 +91,19 @@ def _check_participation(spend: Spend, measured: Measured, path: Path) -> None:
 
 
 def _check_contribution(spend: Spend, measured: Measured, path: Path) -> None:
+    """Test that nobody but the batch was read, that each unit was bounded, and that units add up one by one."""
     bound = spend.release.sensitivity
+    if measured.strangers:
+        _refuse(path, "strangers", measured.strangers, f"so many images were read of {spend.unit}s that were not in the batch")
     if (
         spend.release.mechanism in ("gaussian", "none")
         and bound is not None
         and not measured.largest_contribution <= bound * (1 + ROUNDING)
     ):
         _refuse(path, "largest_contribution", measured.largest_contribution, f"exceeds the sensitivity {bound}")
+    if not measured.not_additive <= ADDITIVE:
+        what = f"{spend.unit}s together add something else than the sum of what each adds alone"
+        _refuse(path, "not_additive", measured.not_additive, what)
 
 
 def _check_measured(spend: Spend, measured: Measured, path: Path) -> None:
@@ -101,14 +112,47 @@ def _check_measured(spend: Spend, measured: Measured, path: Path) -> None:
         _refuse(path, "largest_contribution", measured.largest_contribution, "what a unit adds was not measured")
 
 
+def _check_secret(spend: Spend, measured: Measured, path: Path) -> None:
+    if spend.release.noise == "system" and measured.secret == "seed":
+        what = "batches or pairs came from a seed, the noise did not: who knows the seed knows who took part"
+        _refuse(path, "secret", measured.secret, what)
+
+
 def _check_noise(spend: Spend, measured: Measured, path: Path) -> None:
-    """Test that there was noise for every number, as much as recorded, and new at every step."""
-    expected = spend.numbers * spend.release.steps
-    if spend.release.mechanism == "gaussian" and measured.numbers != expected:
-        _refuse(path, "numbers", measured.numbers, f"must be {expected}: noise on each of {spend.numbers} numbers at every step")
-    law = stats.chi2(measured.numbers)
-    if not 2 * min(law.cdf(measured.squares), law.sf(measured.squares)) >= UNLIKELY:
-        ratio = (measured.squares / max(measured.numbers, 1)) ** 0.5
-        _refuse(path, "squares", measured.squares, f"the noise was {ratio:.3g} times what the release says")
-    if not 2 * spend.release.steps * measured.repetition >= UNLIKELY:
+    """Test that there was noise for every number, as much as recorded, at every step and on every tensor, and normal."""
+    numbers, steps = sum(measured.sizes), spend.release.steps
+    if len(measured.squares) != steps or len(measured.parts) != len(measured.sizes):
+        _refuse(path, "squares", len(measured.squares), f"must be one for each of {steps} steps, and parts one for each tensor")
+    if spend.release.mechanism == "gaussian" and numbers != spend.numbers:
+        _refuse(path, "sizes", numbers, f"must be {spend.numbers}: noise on each of {spend.numbers} numbers at every step")
+    total = float(np.sum(measured.squares))
+    ratio = (total / max(numbers * steps, 1)) ** 0.5
+    for key, values, counts in (
+        ("squares", [total], [numbers * steps]),
+        ("squares", measured.squares, [numbers] * steps),
+        ("parts", measured.parts, [size * steps for size in measured.sizes]),
+    ):
+        if not len(values) * two_sided_chi2(values, counts).min() >= UNLIKELY:
+            _refuse(path, key, min(values), f"the noise was {ratio:.3g} times what the release says, or not so in some part")
+    if not np.isclose(total, np.sum(measured.parts), rtol=ROUNDING):
+        _refuse(path, "parts", float(np.sum(measured.parts)), f"must add up to the steps' squares, {total}")
+    _check_each(measured, steps, path)
+
+
+def _check_each(measured: Measured, steps: int, path: Path) -> None:
+    """Test the noise at the places that were looked at one by one: normal, and independent from step to step."""
+    if measured.looked_at < min(KEPT, sum(measured.sizes)) or sum(measured.cells) != measured.looked_at * steps:
+        _refuse(path, "looked_at", measured.looked_at, f"must be {KEPT} places or all, at each step")
+    cells = np.array(measured.cells)
+    if not len(cells) * two_sided(cells, cells.sum(), 1 / CELLS).min() >= UNLIKELY:
+        _refuse(path, "cells", cells.tolist()[:5], "the noise does not have the law that the release says")
+    if not two_sided_chi2([measured.sum_squares], [measured.looked_at]).min() >= UNLIKELY:
+        _refuse(path, "sum_squares", measured.sum_squares, "noise of some steps takes away, or adds to, that of others")
+    if not steps * (steps + 1) / 2 * measured.repetition >= UNLIKELY:
         _refuse(path, "repetition", measured.repetition, "noise of one step is like another step's")
+
+
+def two_sided_chi2(values: Sequence[float], counts: Sequence[int]) -> np.ndarray:
+    """Return twice the smaller tail of each sum of squares [n] of so many normal numbers; 1 at the most."""
+    law = stats.chi2(np.asarray(counts))
+    return np.minimum(1, 2 * np.minimum(law.cdf(values), law.sf(values)))

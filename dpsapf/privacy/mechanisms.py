@@ -5,8 +5,10 @@ zero-concentrated DP cost rho = 1/(2 sigma_s^2) (Bun and Steinke 2016, arXiv 160
 """
 
 import math
+import sys
 import typing
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 
@@ -16,6 +18,7 @@ from dpsapf.support.errors import UserError
 if typing.TYPE_CHECKING:
     from dpsapf.privacy.meter import Meter  # imports torch, which a plan does not need
     from dpsapf.privacy.noise import NoiseSource
+    from dpsapf.privacy.values import Private, Released
 
 DELTA_SHARE = 0.1  # what the exponential mechanism or PTR takes of the run's delta
 
@@ -52,13 +55,18 @@ class Ranking:
             )
         return self.unit_sensitivity
 
-    def unit_scores(self, scores: np.ndarray) -> np.ndarray:
-        """Sum scores [M] over units."""
-        return np.bincount(self.unit_of, weights=scores)
+    def unit_scores(self, scores: "Private") -> np.ndarray:
+        """Sum scores, one tensor [M], over units. Private."""
+        (values,) = scores.opened()
+        return np.bincount(self.unit_of, weights=values.cpu().numpy())
 
-    def spread(self, units: np.ndarray) -> np.ndarray:
-        """Give each candidate its unit's value over the unit's size, so that sums over units give the values back."""
-        return (units / np.bincount(self.unit_of))[self.unit_of]
+    def released(self, units: np.ndarray) -> "Released":
+        """Give each candidate its unit's released value over the unit's size, so that sums over units give the values back."""
+        import torch
+
+        from dpsapf.privacy.values import Released
+
+        return Released((torch.from_numpy((units / np.bincount(self.unit_of))[self.unit_of]),))
 
 
 class Mechanism(typing.Protocol):
@@ -67,10 +75,8 @@ class Mechanism(typing.Protocol):
     def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
         """Describe the release, without data."""
 
-    def release(
-        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
-    ) -> np.ndarray:
-        """Release scores, float64 [M]: noisy ones, or the order of the selected ones (k to 1) and 0 for the rest.
+    def release(self, scores: "Private", ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter") -> "Released":
+        """Release scores, one tensor [M]: noisy ones, or the order of the selected ones (k to 1) and 0 for the rest.
 
         Noise comes from ``source`` by ``meter``, which counts it.
         """
@@ -79,22 +85,19 @@ class Mechanism(typing.Protocol):
 class Gaussian:
     """Noise on every score; any selection from them, at any ratio and level, is post-processing.
 
-    Proof: the scores are a sum over images in which one image has an L2 norm of at most the sensitivity, so this is
-    the Gaussian mechanism, Poisson-subsampled where the rate is below 1.
+    Proof: one image changes the scores by an L2 norm of at most the sensitivity, so this is the Gaussian mechanism,
+    Poisson-subsampled where the rate is below 1. On a computer: what an image adds is rounded down to the grid, so that sums are
+    exact (`dpsapf.privacy.meter.Meter.rows`); or the clipping keeps room for the grid. Noise: see
+    `dpsapf.privacy.noise.add_gaussian_noise`.
     """
 
     def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
         """Describe one Poisson-subsampled Gaussian release."""
         return Release(name="saliency", noise_multiplier=sigma_s, sensitivity=ranking.sensitivity, sampling_rate=rate, steps=1)
 
-    def release(
-        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
-    ) -> np.ndarray:
+    def release(self, scores: "Private", ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter") -> "Released":
         """Add noise to the scores."""
-        import torch
-
-        (noisy,) = meter.gaussian([torch.from_numpy(scores)], planned.noise_multiplier, planned.sensitivity, source)
-        return noisy.numpy()
+        return meter.gaussian(scores, planned.noise_multiplier, planned.sensitivity, source)
 
 
 class Exponential:
@@ -106,6 +109,9 @@ class Exponential:
     Adding Gumbel noise of scale D/e once and taking the k largest, in order, is the same as the k draws (Durfee and
     Rogers 2019, arXiv 1905.04273). With rho = 1/(2 sigma_s^2), e = 2/(sigma_s sqrt(k)); rho-zCDP is (rho + 2 sqrt(rho
     ln(1/d)), d)-DP.
+
+    On a computer: sums of scores are exact (`dpsapf.privacy.meter.Meter.rows`), noise is made of 128 random bits and has 50
+    digits, and nothing leaves but an order. It differs from that of exact noise with a chance below 2^-100 for each pair.
     """
 
     def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
@@ -122,15 +128,14 @@ class Exponential:
             delta=share,
         )
 
-    def release(
-        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
-    ) -> np.ndarray:
+    def release(self, scores: "Private", ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter") -> "Released":
         """Release the k units that win, in order."""
         units = ranking.unit_scores(scores)
         noisy = meter.gumbel(units, ranking.kept, planned.noise_multiplier, planned.sensitivity, source)
-        order = np.zeros_like(noisy)
-        order[np.argsort(-noisy)[: ranking.kept]] = np.arange(ranking.kept, 0, -1)
-        return ranking.spread(order)
+        first = sorted(range(len(noisy)), key=noisy.__getitem__, reverse=True)[: ranking.kept]
+        order = np.zeros(len(noisy))
+        order[first] = np.arange(ranking.kept, 0, -1)
+        return ranking.released(order)
 
 
 class ProposeTestRelease:
@@ -140,7 +145,8 @@ class ProposeTestRelease:
     and D, and the gap between the k-th and the (k+1)-th, over D, changes by at most 1. Where it exceeds 1, all
     neighbours have the same top k. Release it if gap/D + Laplace(1/e) > 1 + ln(1/(2 d))/e. If the gap is at most D,
     that happens with probability at most d; otherwise only the test, which is e-DP, tells neighbours apart. So the
-    release is (e, d)-DP (Dwork and Lei 2009), a refusal included. With rho = 1/(2 sigma_s^2), e = 1/sigma_s.
+    release is (e, d)-DP (Dwork and Lei 2009), a refusal included. With rho = 1/(2 sigma_s^2), e = 1/sigma_s. The noise is made
+    as that of `Exponential`.
     """
 
     def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
@@ -156,26 +162,24 @@ class ProposeTestRelease:
             delta=DELTA_SHARE * delta,
         )
 
-    def release(
-        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
-    ) -> np.ndarray:
+    def release(self, scores: "Private", ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter") -> "Released":
         """Release the top k, unordered.
 
         Raises:
             Refused: the test failed; epsilon is spent all the same.
         """
         units = ranking.unit_scores(scores)
-        ordered = np.sort(units)[::-1]
-        next_best = ordered[ranking.kept] if ranking.kept < len(units) else -math.inf
-        gap = (ordered[ranking.kept - 1] - next_best) / planned.sensitivity
-        threshold = 1 + math.log(1 / (2 * planned.delta)) / planned.epsilon
+        ordered = sorted(units.tolist(), reverse=True)
+        next_best = ordered[ranking.kept] if ranking.kept < len(units) else -sys.float_info.max
+        gap = (Decimal(ordered[ranking.kept - 1]) - Decimal(next_best)) / Decimal(planned.sensitivity)
+        threshold = 1 + (1 / (2 * Decimal(planned.delta))).ln() / Decimal(planned.epsilon)
         if not meter.laplace(gap, planned.noise_multiplier, planned.sensitivity, source) > threshold:
             remedy = (
                 f"refused: the gap after the {ranking.kept} best is not certainly stable; epsilon {planned.epsilon:.3g} is "
                 "spent all the same. Use mechanism gaussian or exponential, a smaller sigma_s or another ratio"
             )
             raise Refused("mechanism", "ptr", remedy)
-        return ranking.spread((units > next_best).astype(float))
+        return ranking.released((units > next_best).astype(float))
 
 
 class Exact:
@@ -185,12 +189,9 @@ class Exact:
         """Describe a release without a guarantee."""
         return Release(name="saliency", mechanism="none", sensitivity=None, sampling_rate=rate, steps=1)
 
-    def release(
-        self, scores: np.ndarray, ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter"
-    ) -> np.ndarray:
+    def release(self, scores: "Private", ranking: Ranking, planned: Release, source: "NoiseSource", meter: "Meter") -> "Released":
         """Return the scores."""
-        meter.exact()
-        return scores
+        return meter.exact(scores)
 
 
 MECHANISMS: dict[str, Mechanism] = {

@@ -1,27 +1,42 @@
-"""What a release really does, counted where it happens: the only way to noise and to batches.
+"""What a release really does, counted where it happens: the only way to batches, to sums over them, and to noise.
 
-A stage opens one `Meter` a release, draws its batches and adds its noise through it, and closes it into the spend
-record. Nothing in it comes from the plan, so that the audit compares what was planned with what was done.
+A stage opens one `Meter` a release, draws its batches, adds up what units contribute and adds the noise through it, and closes it
+into the spend record. Nothing in it comes from the plan, so that the audit compares what was planned with what was done.
 """
 
 import math
 import secrets
 import sys
 import typing
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 
 import numpy as np
 import torch
 from scipy import special, stats
 
 from dpsapf.experiment.records import Measured, Release
-from dpsapf.privacy.noise import NoiseSource, add_gaussian_noise, add_gumbel_noise, add_laplace_noise
+from dpsapf.privacy.noise import (
+    NoiseSource,
+    add_gaussian_noise,
+    grid,
+    gumbel_noise,
+    laplace_noise,
+    mode_of,
+    rounded_down,
+)
+from dpsapf.privacy.noise_seen import NoiseSeen
 from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.privacy.values import Private, Released
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.parallel import ALONE, Processes
 
-KEPT = 4096  # numbers of a step's noise that are compared with another step's
 EDGE = 1e-15  # of the unit interval, where the normal quantile would be infinite
+PROBED = 4  # units that are added up together, and then one by one
+PROBE_EVERY = 8  # the probe is made at the first step, and at those that are a power of this
+SumsOf = Callable[[list[torch.Tensor]], Iterator[tuple[list[torch.Tensor], torch.Tensor]]]
+"""Positions of units, chunk by chunk -> of each chunk the clipped sums, and facts about it that are only logged."""
 
 
 class Meter:
@@ -34,70 +49,162 @@ class Meter:
     def __init__(self, population: int) -> None:
         self.population = population
         self._participation = np.zeros(population, dtype=np.int64)
-        self._noise: dict[str, torch.Tensor] = {}  # of the first step and of the last
+        self._drawn = np.zeros(population, dtype=bool)  # in the last batch
+        self._noise = NoiseSeen()
         self._facts: dict[str, typing.Any] = {
             "batches": [],
             "largest_contribution": 0.0,
-            "numbers": 0,
-            "squares": 0.0,
-            "repetition": 1.0,
+            "strangers": 0,
+            "not_additive": 0.0,
+            "secret": None,
         }
         self._done: dict[str, typing.Any] = {"steps": 0}
+        self._probed = 0  # the batch of the last probe
 
     def batch(self, rate: float, generator: torch.Generator) -> torch.Tensor:
         """Draw a Poisson batch and count who is in it; arguments and result as `dpsapf.privacy.poisson.poisson_batch`."""
-        drawn = poisson_batch(self.population, rate, generator)
+        drawn = poisson_batch(self.population, rate, self.secret(generator))
         self._only("sampling_rate", rate)
         self._facts["batches"].append(len(drawn))
-        self._participation[drawn.numpy()] += 1
+        self._drawn = np.isin(np.arange(self.population), drawn.numpy())
+        self._participation[self._drawn] += 1
         return drawn
+
+    def secret(self, generator: torch.Generator) -> torch.Generator:
+        """Note whether a generator of secret draws was seeded; return it."""
+        self._facts["secret"] = "seed" if "seed" in (self._facts["secret"], mode_of(generator)) else "system"
+        return generator
 
     def participants(self) -> torch.Tensor:
         """Return who was in a batch so far, ascending, int64 [B]: the batch itself if there was one."""
         return torch.from_numpy(np.flatnonzero(self._participation))
+
+    def watched(self, users: torch.Tensor | None = None) -> Callable[[torch.Tensor], None]:
+        """Return what is to be told of each private image that is read: it counts those of no unit in the batch.
+
+        Args:
+            users: whom each image is of, int64; None: an image is a unit.
+        """
+
+        def read(images: torch.Tensor) -> None:
+            units = images if users is None else users[images]
+            self._facts["strangers"] += int((~self._drawn[units.numpy()]).sum())
+
+        return read
 
     def contribution(self, norm: float) -> None:
         """Note the L2 norm that one unit added to a sum; what is not finite counts as the largest number."""
         norm = norm if math.isfinite(norm) else sys.float_info.max
         self._facts["largest_contribution"] = max(self._facts["largest_contribution"], norm)
 
-    def gaussian(
-        self, sums: list[torch.Tensor], noise_multiplier: float, sensitivity: float, source: NoiseSource
-    ) -> list[torch.Tensor]:
-        """Release sums over units, of a joint L2 sensitivity, by one step of the Gaussian mechanism.
+    def rows(self, rows: torch.Tensor, sensitivity: float) -> torch.Tensor:
+        """Add up what units contribute, each rounded down to the release's grid and measured.
 
         Args:
-            sums: tensors of any shape.
+            rows: one unit each, >= 0, [b, M]; b may be 0.
+            sensitivity: C, L2 norm of a row at most; infinite: nothing is rounded.
+
+        Returns:
+            Sums, float64 [M]; on the grid they are exact.
+        """
+        rows = rounded_down(rows, grid(sensitivity, rows.shape[1])) if math.isfinite(sensitivity) else rows.double()
+        if len(rows):
+            self.contribution(float(rows.norm(dim=1).max()))
+        return rows.sum(0)
+
+    def votes(self, chosen: torch.Tensor, numbers: int) -> torch.Tensor:
+        """Count what units vote for: each adds 1 to one number.
+
+        Args:
+            chosen: number that each unit votes for, int64 [b].
+            numbers: n, that can be voted for.
+
+        Returns:
+            Counts, float64 [n].
+        """
+        if len(chosen):
+            self.contribution(1.0)
+        return chosen.bincount(minlength=numbers).double()
+
+    def add(self, totals: list[torch.Tensor], chunks: list[torch.Tensor], sums_of: SumsOf) -> torch.Tensor | float:
+        """Add up what units contribute, chunk by chunk; of a chunk of one its norm is measured.
+
+        Args:
+            totals: float64; the chunks' sums are added to them.
+            chunks: positions of units, int64; see `first_alone`.
+            sums_of: gives the clipped sums of chunks.
+
+        Returns:
+            The facts of all chunks, added up; 0 for none.
+        """
+        facts = 0.0
+        for chunk, (added, told) in zip(chunks, sums_of(chunks), strict=True):
+            if len(chunk) == 1:
+                self.contribution(joint_norm(added))
+            for total, part in zip(totals, added, strict=True):
+                total.add_(part)
+            facts = facts + told
+            del added
+        batches = len(self._facts["batches"])
+        if chunks and batches != self._probed and _is_power(batches, PROBE_EVERY):
+            self._probe(torch.cat(chunks), sums_of)
+            self._probed = batches
+        return facts
+
+    def gaussian(
+        self,
+        sums: Private,
+        noise_multiplier: float,
+        sensitivity: float,
+        source: NoiseSource,
+        processes: Processes = ALONE,
+    ) -> Released:
+        """Release sums over units, of a joint L2 sensitivity, by one step of the Gaussian mechanism on a grid.
+
+        Args:
+            sums: tensors of any shape; float64 ones are overwritten.
             noise_multiplier: sigma.
             sensitivity: C, the L2 norm that one unit adds to all of them together at most.
             source: of this step's noise alone.
+            processes: of which the leading one adds the noise, for all.
         """
-        released = [add_gaussian_noise(value, noise_multiplier, sensitivity, source) for value in sums]
-        scale = noise_multiplier * sensitivity
-        self._step("gaussian", noise_multiplier, sensitivity, source)
-        self._added((after - before).flatten() / scale for before, after in zip(sums, released, strict=True))
-        return released
+        parts = [part.double() for part in sums.opened()]
+        if processes.leads:
+            sizes = [part.numel() for part in parts]
+            spacing, scale = grid(sensitivity, sum(sizes)), noise_multiplier * sensitivity
+            self._step("gaussian", noise_multiplier, sensitivity, source)
 
-    def gumbel(self, scores: np.ndarray, kept: int, sigma_s: float, sensitivity: float, source: NoiseSource) -> np.ndarray:
+            def noise() -> Iterator[torch.Tensor]:
+                for part in parts:
+                    noisy = add_gaussian_noise(part, noise_multiplier, sensitivity, spacing, source)
+                    yield (noisy - part).flatten() / scale
+                    part.copy_(noisy)
+
+            self._noise.add(noise(), sizes)
+        processes.agree(parts)
+        return self._released(parts)
+
+    def gumbel(self, scores: np.ndarray, kept: int, sigma_s: float, sensitivity: float, source: NoiseSource) -> list[Decimal]:
         """Add the Gumbel noise of the exponential mechanism's ``kept`` draws, each of epsilon 2/(sigma_s sqrt(kept))."""
         scale = sensitivity * sigma_s * math.sqrt(kept) / 2
-        released = add_gumbel_noise(scores, scale, source)
+        noise = gumbel_noise(len(scores), Decimal(scale), source)
         self._step("exponential", sigma_s, sensitivity, source)
-        self._added([_as_normal(stats.gumbel_r.cdf((released - scores) / scale))])
-        return released
+        self._drew(stats.gumbel_r.cdf(np.array([float(draw) for draw in noise]) / scale))
+        return [Decimal(float(score)) + draw for score, draw in zip(scores, noise, strict=True)]
 
-    def laplace(self, gap: float, sigma_s: float, sensitivity: float, source: NoiseSource) -> float:
+    def laplace(self, gap: Decimal, sigma_s: float, sensitivity: float, source: NoiseSource) -> Decimal:
         """Add the Laplace noise of propose-test-release, epsilon 1/sigma_s, to a gap in units of the sensitivity."""
-        released = add_laplace_noise(gap, sigma_s, source)
+        noise = laplace_noise(Decimal(sigma_s), source)
         self._step("ptr", sigma_s, sensitivity, source)
-        self._added([_as_normal(stats.laplace.cdf(np.array([(released - gap) / sigma_s])))])
-        return released
+        self._drew(stats.laplace.cdf(np.array([float(noise) / sigma_s])))
+        return gap + noise
 
-    def exact(self, sensitivity: float | None = None) -> None:
+    def exact(self, sums: Private, sensitivity: float | None = None) -> Released:
         """Count a step that is released without noise; ``sensitivity``: C, None if nothing was clipped."""
         self._only("mechanism", "none")
         self._only("sensitivity", sensitivity)
         self._done["steps"] += 1
+        return self._released([part.double() for part in sums.opened()])
 
     def release(self, planned: Release) -> Release:
         """Say what was released, in the words of the plan; only the epsilon of a whole release is the plan's."""
@@ -106,19 +213,55 @@ class Meter:
 
     def measured(self, seconds: float) -> Measured:
         """Close: everything private that was seen."""
-        took_part = np.bincount(self._participation)
-        return Measured(salt=secrets.token_hex(32), participation=tuple(took_part.tolist()), seconds=seconds, **self._facts)
+        noise = self._noise
+        return Measured(
+            salt=secrets.token_hex(32),
+            participation=tuple(np.bincount(self._participation).tolist()),
+            sizes=tuple(noise.sizes),
+            squares=tuple(noise.steps),
+            parts=tuple(noise.parts),
+            cells=tuple(noise.cells),
+            looked_at=noise.looked_at,
+            sum_squares=noise.sum_squares,
+            repetition=noise.repetition,
+            seconds=seconds,
+            **self._facts,
+        )
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         """Return what a checkpoint keeps: JSON-ready facts, and tensors."""
-        tensors = {f"noise/{name}": value for name, value in self._noise.items()}
-        return {"facts": self._facts, "done": self._done}, tensors | {"participation": torch.from_numpy(self._participation)}
+        seen, tensors = self._noise.state()
+        tensors = {f"noise/{name}": value for name, value in tensors.items()}
+        tensors |= {"participation": torch.from_numpy(self._participation), "drawn": torch.from_numpy(self._drawn)}
+        return {"facts": self._facts, "done": self._done, "noise": seen}, tensors
 
     def restore(self, facts: dict, tensors: dict[str, torch.Tensor]) -> None:
         """Go on from a checkpoint's state."""
         self._facts, self._done = facts["facts"], facts["done"]
-        self._participation = tensors["participation"].numpy().copy()
-        self._noise = {name.removeprefix("noise/"): tensors[name] for name in tensors if name.startswith("noise/")}
+        self._participation, self._drawn = (tensors[name].numpy().copy() for name in ("participation", "drawn"))
+        seen = {name.removeprefix("noise/"): value for name, value in tensors.items() if name.startswith("noise/")}
+        self._noise.restore(facts["noise"], seen)
+
+    def agree(self, processes: Processes) -> None:
+        """Take the largest contribution that one of the processes saw; all call it at once."""
+        self.contribution(processes.largest(self._facts["largest_contribution"]))
+
+    def _released(self, parts: list[torch.Tensor]) -> Released:
+        return Released(tuple(parts), self._done.get("sampling_rate", 1.0) * self.population)
+
+    def _probe(self, positions: torch.Tensor, sums_of: SumsOf) -> None:
+        """Add up some units together and one by one: each is clipped by itself, and nothing else comes in."""
+        some = positions[torch.from_numpy(np.random.default_rng(secrets.randbits(128)).permutation(len(positions))[:PROBED])]
+        if len(some) < 2:
+            return
+        together, *alone = (added for added, _ in sums_of([some, *some.split(1)]))
+        alone = [[part.double() for part in added] for added in alone]
+        for added in alone:
+            self.contribution(joint_norm(added))
+        gap = [part - sum(parts) for part, *parts in zip(together, *alone, strict=True)]
+        most = sum(map(joint_norm, alone))
+        found = joint_norm(gap) / most if most else joint_norm(together)
+        self._facts["not_additive"] = max(self._facts["not_additive"], found if math.isfinite(found) else sys.float_info.max)
 
     def _step(self, mechanism: str, noise_multiplier: float, sensitivity: float, source: NoiseSource) -> None:
         self._only("mechanism", mechanism)
@@ -132,19 +275,10 @@ class Meter:
         if self._done.setdefault(key, value) != value:
             raise UserError(key, value, f"was {self._done[key]} at an earlier step of the same release: a defect, report it")
 
-    def _added(self, noise: Iterable[torch.Tensor]) -> None:
-        """Measure standardised noise, flat tensors one after the other: how much, and whether it was there before."""
-        kept, squares, missing = [], [], KEPT
-        for part in noise:
-            self._facts["numbers"] += part.numel()
-            squares.append(part.double().square().sum())
-            kept.append(part[:missing].double())
-            missing -= len(kept[-1])
-        self._facts["squares"] += math.fsum(torch.stack(squares).tolist())
-        sample = torch.cat(kept).cpu()
-        for earlier in self._noise.values():
-            self._facts["repetition"] = min(self._facts["repetition"], likeness(sample, earlier))
-        self._noise = {"first": self._noise.get("first", sample), "last": sample}
+    def _drew(self, quantiles: np.ndarray) -> None:
+        """Count draws by their quantiles [n], taken to the normal's."""
+        normals = torch.from_numpy(special.ndtri(np.clip(quantiles, EDGE, 1 - EDGE)))
+        self._noise.add([normals], [len(normals)])
 
 
 def first_alone(units: torch.Tensor, micro_batch: int) -> list[torch.Tensor]:
@@ -158,16 +292,7 @@ def joint_norm(parts: Iterable[torch.Tensor]) -> float:
     return math.hypot(*torch.stack(norms).tolist())  # the CPU waits for a GPU once
 
 
-def likeness(one: torch.Tensor, other: torch.Tensor) -> float:
-    """Return the chance that independent normal vectors [n] have so large a cosine: its square is Beta(1/2, (n-1)/2)."""
-    count = len(one)
-    if count < 2:
-        return 1.0
-    if not one.any() or not other.any():
-        return 0.0
-    cosine = float(one @ other / (one.norm() * other.norm()))
-    return float(stats.beta.sf(cosine**2, 0.5, (count - 1) / 2))
-
-
-def _as_normal(uniform: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(special.ndtri(np.clip(uniform, EDGE, 1 - EDGE)))
+def _is_power(number: int, base: int) -> bool:
+    while number > 1 and number % base == 0:
+        number //= base
+    return number == 1

@@ -2,6 +2,7 @@
 
 import functools
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,7 @@ class Latents:
         labels: class of each image, int64 [N].
         prompt_embeddings: [K, L, D], one prompt a class.
         users: person that each image is of, int64 [N], numbered from 0 without a gap; None if images are the units.
+        read: is told of the images, int64 [R], whose posteriors are read.
     """
 
     mean: torch.Tensor | Rows
@@ -35,6 +37,7 @@ class Latents:
     labels: torch.Tensor
     prompt_embeddings: torch.Tensor
     users: torch.Tensor | None = None
+    read: Callable[[torch.Tensor], None] | None = None
 
     @classmethod
     def load(cls, path: Path, prompts: Path, model: Path, unit: Unit = "image") -> "Latents":
@@ -63,6 +66,8 @@ class Latents:
 
     def posteriors(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return means and standard deviations of some images, int64 [R]: fp32 [R, C, h, w] on the CPU."""
+        if self.read is not None:
+            self.read(images)
         return _rows(self.mean, images), _rows(self.std, images)
 
     def __len__(self) -> int:

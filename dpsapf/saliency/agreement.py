@@ -14,6 +14,7 @@ from dpsapf.experiment.stages import CompareScores
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.values import Private
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, Origin, check_origin, draw_batch
@@ -57,7 +58,8 @@ def signal_scores(options: "CompareScores | CompareRankings", table: pd.DataFram
     """Compute score ``signal`` without noise from a share of the images, the first in a random order, float64 [M]. Private."""
     denoiser, objective, batch = _inputs(options, share)
     progress = Progress(Meter(len(batch)))
-    return signal_norms(denoiser, objective, batch, table[MATRIX].tolist(), options, progress).cpu().numpy()
+    (norms,) = progress.meter.exact(signal_norms(denoiser, objective, batch, table[MATRIX].tolist(), options, progress)).values
+    return norms.cpu().numpy()
 
 
 def squared_norms(options: "CompareScores | CompareRankings", table: pd.DataFrame) -> torch.Tensor:
@@ -86,8 +88,9 @@ def _rows(scores: dict[str, np.ndarray], table: pd.DataFrame, options: CompareSc
             for draw in range(options.draws):
                 source = SeededNoise(torch_generator(options.seed, "agreement", name, f"{sigma:g}", draw))
                 gaussian = mechanism("gaussian")
-                noisy = gaussian.release(exact, units, gaussian.plan(units, sigma, 1.0, 1.0), source, Meter(1))
-                yield [name, sigma, options.ratio, draw, *agreement(exact, noisy, table, options.ratio)]
+                planned, sums = gaussian.plan(units, sigma, 1.0, 1.0), Private([torch.tensor(exact)])
+                (noisy,) = gaussian.release(sums, units, planned, source, Meter(1)).values
+                yield [name, sigma, options.ratio, draw, *agreement(exact, noisy.numpy(), table, options.ratio)]
 
 
 def agreement(exact: np.ndarray, noisy: np.ndarray, table: pd.DataFrame, ratio: float) -> tuple[float, float]:

@@ -23,7 +23,7 @@ class Progress:
         checkpoint: where it is kept; None: nowhere.
         joined: the processes.
         rows: that are in the sums, of all processes.
-        sums: one vector of scores, float64 [M], or clipped gradients, one tensor for each of M matrices: over this process'
+        sums: one vector of scores [M], or clipped gradients, one tensor for each of M matrices, float64: over this process'
             rows, and in the leading one also over those before an interruption; empty before `begin`.
     """
 
@@ -58,23 +58,20 @@ class Progress:
             yield self.joined.rows(start, total, size)
             self.rows = min(start + starts.step, total)
 
-    def add(self, parts: list[torch.Tensor]) -> None:
-        """Add what some rows contribute."""
-        torch._foreach_add_(self.sums, parts)
-
-    def contribution(self, norms: torch.Tensor) -> None:
-        """Note the largest L2 norm that a unit added, over the norms [n] of each process; n may be 0."""
-        self.meter.contribution(self.joined.largest(float(norms.max()) if len(norms) else 0.0))
+    def add(self, rows: torch.Tensor, sensitivity: float) -> None:
+        """Add what some units contribute, see `dpsapf.privacy.meter.Meter.rows`."""
+        self.sums[0] += self.meter.rows(rows, sensitivity)
 
     def total(self) -> list[torch.Tensor]:
-        """Return the sums over the rows of all processes."""
+        """Return the sums over the rows of all processes. Private."""
         total = [part.clone() for part in self.sums]
         self.joined.add(total)
+        self.meter.agree(self.joined)
         return total
 
     def state(self) -> State:
         """Give what a checkpoint keeps."""
+        tensors = {f"sums/{place}": value for place, value in enumerate(self.total())}
         measured, measures = self.meter.state()
-        tensors = {f"meter/{name}": value for name, value in measures.items()}
-        tensors |= {f"sums/{place}": value for place, value in enumerate(self.total())}
+        tensors |= {f"meter/{name}": value for name, value in measures.items()}
         return {"rows": self.rows, "measured": measured}, tensors

@@ -18,6 +18,7 @@ from dpsapf.experiment.stages import CompareRankings
 from dpsapf.privacy.mechanisms import mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.values import Private
 from dpsapf.saliency.agreement import agreement, signal_scores, squared_norms
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
@@ -78,7 +79,8 @@ def _noisy_rows(
 def _noisy(name: str, exact: np.ndarray, bound: float, draw: tuple, table: pd.DataFrame, options: CompareRankings) -> np.ndarray:
     units = ranking(table, None, None, name, Bounds(clipping_norm=bound, votes=options.votes))
     gaussian, source = mechanism("gaussian"), SeededNoise(torch_generator(options.seed, "rankings", name, *draw))
-    return gaussian.release(exact, units, gaussian.plan(units, options.sigma_s, 1.0, 1.0), source, Meter(1))
+    planned, sums = gaussian.plan(units, options.sigma_s, 1.0, 1.0), Private([torch.tensor(exact)])
+    return gaussian.release(sums, units, planned, source, Meter(1)).values[0].numpy()
 
 
 class _Exact:

@@ -1,5 +1,6 @@
 """score-saliency: release noisy scores of the candidate matrices (DP-SAPF, selection stage)."""
 
+import dataclasses
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -16,8 +17,9 @@ from dpsapf.experiment.stages import CompareScores, ScoreSaliency
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import noise_source, secret_generator
+from dpsapf.privacy.noise import Draws
 from dpsapf.privacy.plan import default_delta
+from dpsapf.privacy.values import Private, Released, only_released
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, Origin, Pairs, check_origin, draw_batch, origin
@@ -33,7 +35,6 @@ from dpsapf.support.files import atomic, sha256
 from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.parallel import processes
 from dpsapf.support.provenance import provenance
-from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 from dpsapf.support.replay import Replay
 
@@ -77,13 +78,13 @@ def _batch(options: ScoreSaliency, release: Release, progress: Progress) -> torc
     if progress.rows:
         LOG.info("goes on after %d %ss, %s", progress.rows, options.unit, progress.checkpoint.path)
         return progress.meter.participants()
-    who = secret_generator(options.noise, options.seed, "saliency", "batch")
+    who = _draws(options).secret("batch")
     return progress.meter.batch(release.sampling_rate, progress.joined.agree_on_generator(who, options.device))
 
 
 def _release(
     options: ScoreSaliency,
-    exact: torch.Tensor,
+    exact: Private,
     table: pd.DataFrame,
     units: Ranking,
     release: Release,
@@ -91,15 +92,24 @@ def _release(
     seconds: float,
 ) -> None:
     identity = origin(options.latents).dataset_id
-    source = noise_source(options.noise, torch_generator(options.seed, "saliency", "privacy noise"))
+    source = _draws(options).noise("privacy noise")
     try:
-        released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)
+        released = mechanism(release.mechanism).release(exact, units, release, source, meter)
     except Refused:
         write_record(_refusal(options), _spend(options, release, meter, identity, None, len(table), seconds))
         raise
-    with atomic(options.scores) as temporary:
-        pd.DataFrame({MATRIX: table[MATRIX], SCORE: released}).to_csv(temporary, index=False)
+    _write_scores(options.scores, table, released)
     write_record(options.spend, _spend(options, release, meter, identity, options.scores, len(table), seconds))
+
+
+def _write_scores(path: Path, table: pd.DataFrame, released: Released) -> None:
+    (scores,) = only_released(released).values
+    with atomic(path) as temporary:
+        pd.DataFrame({MATRIX: table[MATRIX], SCORE: scores.cpu().numpy()}).to_csv(temporary, index=False)
+
+
+def _draws(options: ScoreSaliency) -> Draws:
+    return Draws(options.noise, options.seed, "saliency")
 
 
 def _refusal(options: ScoreSaliency) -> Path:
@@ -165,8 +175,8 @@ def saliency_scores(
     names: list[str],
     options: ScoreSaliency,
     progress: Progress,
-) -> torch.Tensor:
-    """Compute every candidate's score over a batch: contributions, summed, or `signal_norms`. NOT private before a release.
+) -> Private:
+    """Compute every candidate's score over a batch: contributions, summed, or `signal_norms`.
 
     Args:
         denoiser: of the public model; its weights get no gradient.
@@ -178,21 +188,19 @@ def saliency_scores(
         progress: rows that are scored already, and the meter of the release, which sees what every unit contributes.
 
     Returns:
-        Scores, float64 [M].
+        Scores, one tensor, float64 [M].
     """
-    contributions, limits = score(options.score).contributions, bounds(options)
-    draws = secret_generator(options.noise, options.seed, "saliency", "pairs")
-    draws = progress.joined.agree_on_generator(draws, options.device)
-    drawn = draw_batch(latents, batch, 1, objective.timesteps, draws)
-    if contributions is None:
+    row, limits = score(options.score), bounds(options)
+    draws = progress.meter.secret(progress.joined.agree_on_generator(_draws(options).secret("pairs"), options.device))
+    watched = dataclasses.replace(latents, read=progress.meter.watched(latents.users))
+    drawn = draw_batch(watched, batch, 1, objective.timesteps, draws)
+    if row.contributions is None:
         return signal_norms(denoiser, objective, drawn, names, options, progress)
     progress.begin([torch.zeros(len(names), dtype=torch.float64, device=options.device)])
     parts = progress.parts(len(drawn), options.micro_batch)
     for squared in squared_gradient_norms(denoiser, objective, drawn, names, options, parts):
-        added = contributions(squared, limits)
-        progress.contribution(added.norm(dim=1))
-        progress.add([added.sum(0)])
-    return progress.total()[0]
+        progress.add(row.contributions(squared, limits), row.sensitivity(limits))
+    return Private(progress.total())
 
 
 def squared_gradient_norms(

@@ -9,11 +9,13 @@ are refused.
 """
 
 import typing
+from collections.abc import Iterator
 
 import torch
 
 from dpsapf.gradients.ghost_clipping import GhostClipping
-from dpsapf.privacy.meter import first_alone, joint_norm
+from dpsapf.privacy.meter import first_alone
+from dpsapf.privacy.values import Private
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Pairs
 from dpsapf.saliency.progress import Progress
@@ -31,10 +33,10 @@ def signal_norms(
     names: list[str],
     options: "ScoreSaliency | CompareScores",
     progress: Progress,
-) -> torch.Tensor:
-    """Sum clipped gradients over images, and take each matrix' norm; NOT private before a mechanism releases it.
+) -> Private:
+    """Sum clipped gradients over images, and take each matrix' norm.
 
-    Memory grows with the candidates' parameters, once, in fp32.
+    Memory grows with the candidates' parameters, once, in fp64.
 
     Args:
         denoiser: of the public model; its weights get no gradient.
@@ -46,22 +48,22 @@ def signal_norms(
             processed alone, and what it adds is measured.
 
     Returns:
-        Norms, float64 [M].
+        Norms, one tensor, float64 [M].
     """
     weights = {f"{name}.weight": denoiser.get_submodule(name).weight for name in names}
-    progress.begin([torch.zeros_like(weight, dtype=torch.float32) for weight in weights.values()])
+    progress.begin([torch.zeros_like(weight, dtype=torch.float64) for weight in weights.values()])
     gradients, replay = GhostClipping(denoiser, weights), Replay(options.device)
 
     def clipped(*pairs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return tuple(gradients.clipped_sum(objective.loss(denoiser, Pairs(*pairs)), SIGNAL_BOUND, "automatic")[0])
 
+    def sums_of(chunks: list[torch.Tensor]) -> Iterator[tuple[list[torch.Tensor], float]]:
+        for chunk in chunks:
+            yield list(replay(clipped, batch.units(chunk, 1, options.device).tensors)), 0.0
+
     for part in progress.parts(len(batch), options.micro_batch):
-        rows, begins, alone = torch.arange(part.start, part.stop), progress.rows == 0, []
-        for chunk in first_alone(rows, options.micro_batch) if begins else [rows] * bool(part):
-            added = replay(clipped, batch.units(chunk, 1, options.device).tensors)
-            alone += [joint_norm(added)] * (len(chunk) == 1)
-            progress.add(added)
-        if begins:
-            progress.contribution(torch.tensor(alone))
+        rows = torch.arange(part.start, part.stop)
+        chunks = first_alone(rows, options.micro_batch) if progress.rows == 0 else [rows] * bool(part)
+        progress.meter.add(progress.sums, chunks, sums_of)
     gradients.close()
-    return torch.stack([torch.linalg.vector_norm(part, dtype=torch.float64) for part in progress.total()])
+    return Private([torch.stack([torch.linalg.vector_norm(part) for part in progress.total()])])

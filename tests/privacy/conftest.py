@@ -11,6 +11,7 @@ from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.randomness import torch_generator
@@ -26,11 +27,11 @@ def metered(release: Release, images: int, numbers: int, seed: int = 0) -> Meter
     for step in range(release.steps):
         meter.batch(release.sampling_rate, torch_generator(seed, release.name, "batch", step))
         if release.mechanism == "none":
-            meter.exact()
+            meter.exact(Private([torch.zeros(numbers)]))
             continue
         meter.contribution(release.sensitivity)
         source = SeededNoise(torch_generator(seed, release.name, "noise", step))
-        meter.gaussian([torch.zeros(numbers)], release.noise_multiplier, release.sensitivity, source)
+        meter.gaussian(Private([torch.zeros(numbers)]), release.noise_multiplier, release.sensitivity, source)
     return meter
 
 

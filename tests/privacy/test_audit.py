@@ -10,6 +10,11 @@ from dpsapf.support.records import read_record, write_record
 from tests.privacy.conftest import RELEASED, Run
 
 
+def noise_of(squares, steps=4):
+    """Measures of noise on one tensor with the same sum of squares at every step."""
+    return {"squares": (squares,) * steps, "parts": (squares * steps,)}
+
+
 def ledger(run):
     return read_record(run.path("ledger.json"), Ledger)
 
@@ -100,12 +105,12 @@ TAMPERINGS = {
     "measures after the fact": (other_measures, r"dp-sgd\.private\.json = .*is not the file"),
     "measures that are none": (write("dp-sgd.private.json", "{}"), r"dp-sgd\.private\.json"),
     # measures: what was done is not what the record says
-    "noise of a third": (lambda run: run.change_measures("dp-sgd", squares=3600 / 9), r"the noise was 0\.333 times"),
-    "noise of nine tenths": (lambda run: run.change_measures("dp-sgd", squares=3600 * 0.81), r"the noise was 0\.9 times"),
-    "noise too large": (lambda run: run.change_measures("dp-sgd", squares=3600 * 1.5), r"the noise was 1\.22 times"),
-    "no noise": (lambda run: run.change_measures("dp-sgd", squares=0.0), "the noise was 0 times"),
-    "no noise on scores": (lambda run: run.change_measures("saliency", squares=0.0), "the noise was 0 times"),
-    "noise on some numbers": (lambda run: run.change_measures("dp-sgd", numbers=2700), "numbers = 2700.*must be 3600"),
+    "noise of a third": (lambda run: run.change_measures("dp-sgd", **noise_of(900 / 9)), r"the noise was 0\.333 times"),
+    "noise of nine tenths": (lambda run: run.change_measures("dp-sgd", **noise_of(900 * 0.81)), r"the noise was 0\.9 times"),
+    "noise too large": (lambda run: run.change_measures("dp-sgd", **noise_of(900 * 1.5)), r"the noise was 1\.22 times"),
+    "no noise": (lambda run: run.change_measures("dp-sgd", **noise_of(0.0)), "the noise was 0 times"),
+    "no noise on scores": (lambda run: run.change_measures("saliency", **noise_of(0.0, 1)), "the noise was 0 times"),
+    "noise on some numbers": (lambda run: run.change_measures("dp-sgd", sizes=(675,)), "sizes = 675: must be 900"),
     "noise drawn again": (lambda run: run.change_measures("dp-sgd", repetition=0.0), "like another step's"),
     "unmeasured contribution": (
         lambda run: run.change_measures("dp-sgd", largest_contribution=0.0),
@@ -151,8 +156,8 @@ TAMPERED_VOTES = {
     "a round less": (lambda run: run.change_release("pe-histogram", steps=2), "steps = 2: the plan has 3"),
     "two votes": (lambda run: run.change_measures("pe-histogram", largest_contribution=2**0.5), "exceeds the sensitivity 1.0"),
     "an absent voter": (lambda run: run.change_measures("pe-histogram", batches=(3500, 3499, 3500)), "rate 1 takes all 3500"),
-    "no noise": (lambda run: run.change_measures("pe-histogram", squares=0.0), "the noise was 0 times"),
-    "bins without noise": (lambda run: run.change_measures("pe-histogram", numbers=60), "numbers = 60.*must be 90"),
+    "no noise": (lambda run: run.change_measures("pe-histogram", **noise_of(0.0, 3)), "the noise was 0 times"),
+    "bins without noise": (lambda run: run.change_measures("pe-histogram", sizes=(20,)), "sizes = 20: must be 30"),
 }
 
 

@@ -1,14 +1,17 @@
 """How often right runs are refused is also counted on 10,000 of them: `python -m tests.privacy.test_evidence`."""
 
 import itertools
+import math
 import sys
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from dpsapf.experiment.records import Measured, Release, Spend
 from dpsapf.privacy.evidence import UNLIKELY, check_measures, too_even, two_sided
+from dpsapf.privacy.noise_seen import NoiseSeen
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
@@ -34,17 +37,38 @@ def simulated(images, rate, steps, generator, numbers=500):
         private="p",
         provenance={},
     )
-    measured = Measured(
+    return spend, Measured(
         salt="s",
         batches=tuple(present.sum(1).tolist()),
         participation=tuple(took.tolist()),
+        strangers=0,
+        secret="system",
         largest_contribution=1.0,
-        numbers=numbers * steps,
-        squares=float(generator.chisquare(numbers * steps)),
-        repetition=float(generator.random(max(1, 2 * (steps - 1))).min()),
+        not_additive=0.0,
         seconds=1.0,
+        **noise_seen(generator.standard_normal((steps, numbers))),
     )
-    return spend, measured
+
+
+def noise_seen(noise, parts=2):
+    """What is measured of noise [T, d] in tensors of almost the same size."""
+    seen, pieces = NoiseSeen(), np.array_split(noise, min(parts, noise.shape[1]), axis=1)
+    for step in range(len(noise)):
+        seen.add([torch.from_numpy(piece[step]) for piece in pieces], [piece.shape[1] for piece in pieces])
+    return {
+        "sizes": tuple(seen.sizes),
+        "squares": tuple(seen.steps),
+        "parts": tuple(seen.parts),
+        "looked_at": seen.looked_at,
+        "cells": tuple(seen.cells),
+        "sum_squares": seen.sum_squares,
+        "repetition": seen.repetition,
+    }
+
+
+def scaled(measured, factor):
+    """Measures of noise whose sum of squares is so many times as large."""
+    return replace(measured, **{key: tuple(factor * value for value in getattr(measured, key)) for key in ("squares", "parts")})
 
 
 def refused(spend, measured):
@@ -99,7 +123,7 @@ def test_batches_of_one_size_are_refused(rate):
 @pytest.mark.parametrize("factor", [1 / 3, 0.9, 1.1])
 def test_noise_of_another_size_is_refused(factor):
     spend, measured = simulated(3500, 0.1, 60, np.random.default_rng(0))
-    assert f"the noise was {factor:.2g}"[:15] in refused(spend, replace(measured, squares=measured.squares * factor**2))
+    assert f"the noise was {factor:.2g}"[:15] in refused(spend, scaled(measured, factor**2))
 
 
 @pytest.mark.parametrize("images", [60, 3500])
@@ -120,17 +144,20 @@ def test_an_image_that_always_takes_part_among_few_is_refused():
     assert "do not take part independently" in refused(spend, measured)
 
 
-@pytest.mark.parametrize("key", ["largest_contribution", "repetition", "squares"])
+@pytest.mark.parametrize("key", ["largest_contribution", "repetition", "sum_squares", "not_additive", "squares", "parts"])
 def test_what_is_no_number_is_refused(key):
     spend, measured = simulated(3500, 0.1, 4, np.random.default_rng(0))
-    broken = Measured.model_construct(**(dict(measured) | {key: float("nan")}))
+    value = getattr(measured, key)
+    nan = (math.nan, *value[1:]) if isinstance(value, tuple) else math.nan
+    broken = Measured.model_construct(**(dict(measured) | {key: nan}))
     assert refused(spend, broken) is not None
 
 
 def test_a_release_without_noise_needs_none():
     spend, measured = simulated(3500, 0.1, 4, np.random.default_rng(0))
     exact = replace(spend.release, mechanism="none", noise_multiplier=None, sensitivity=None, noise=None)
-    silent = replace(measured, numbers=0, squares=0.0, repetition=1.0, largest_contribution=1e9)
+    none = {"sizes": (), "squares": (), "parts": (), "looked_at": 0, "cells": (0,) * 16, "sum_squares": 0.0}
+    silent = replace(measured, repetition=1.0, largest_contribution=1e9, **none)
     assert refused(replace(spend, release=exact), silent) is None
     assert refused(spend, silent) is not None
 
@@ -146,8 +173,16 @@ REFUSED = {
         "participation": (3150, *[0] * 6, 350),
     },
     "largest_contribution = 1.01: exceeds the sensitivity 1.0": {"largest_contribution": 1.01},
-    "numbers = 3499: must be 3500: noise on each of 500 numbers at every step": {"numbers": 3499},
-    "squares = 875.0: the noise was 0.5 times what the release says": {"squares": 875.0},
+    "sizes = 499: must be 500: noise on each of 500 numbers at every step": {"sizes": (250, 249)},
+    "squares = 875.0: the noise was 0.5 times what the release says": {"squares": (125.0,) * 7},
+    "squares = 6: must be one for each of 7 steps": {"squares": (500.0,) * 6},
+    "parts = 3000.0: must add up": {"parts": (1500.0, 1500.0)},
+    "strangers = 1: so many images were read of images that were not in the batch": {"strangers": 1},
+    "not_additive = 0.11: images together add something else": {"not_additive": 0.11},
+    "secret = 'seed': batches or pairs came from a seed": {"secret": "seed"},
+    "looked_at = 499: must be 4096 places or all": {"looked_at": 499},
+    "cells = [3500, 0, 0, 0, 0]: the noise does not have the law": {"cells": (3500, *[0] * 15)},
+    "sum_squares = 0.0: noise of some steps takes away": {"sum_squares": 0.0},
     "repetition = 0.0: noise of one step is like another step's": {"repetition": 0.0},
 }
 
@@ -210,20 +245,60 @@ def test_participation_is_refused_where_its_chance_over_all_counts_is_below_the_
 @pytest.mark.parametrize("quantile", [stats.chi2(3500).ppf, stats.chi2(3500).isf])
 def test_noise_is_refused_where_its_chance_is_below_the_level(quantile):
     spend, measured = simulated(3500, 0.1, 7, np.random.default_rng(0))
-    assert refused(spend, replace(measured, squares=quantile(1.1e-8 / 2))) is None
-    assert "squares" in refused(spend, replace(measured, squares=quantile(0.9e-8 / 2)))
+    total = sum(measured.squares)
+    assert refused(spend, scaled(measured, quantile(1.1e-8 / 2) / total)) is None
+    assert "squares" in refused(spend, scaled(measured, quantile(0.9e-8 / 2) / total))
+
+
+@pytest.mark.parametrize("quantile", [stats.chi2(500).ppf, stats.chi2(500).isf])
+def test_noise_of_one_step_is_refused_where_its_chance_over_all_steps_is_below_the_level(quantile):
+    spend, measured = simulated(3500, 0.1, 7, np.random.default_rng(0))
+    for chance, right in ((1.1e-8 / 14, True), (0.9e-8 / 14, False)):
+        squares = (*measured.squares[1:], quantile(chance))
+        parts = tuple(sum(squares) / 2 for _ in measured.parts)
+        assert (refused(spend, replace(measured, squares=squares, parts=parts)) is None) == right
+
+
+FAULTS = {
+    "of one step is missing": lambda z: np.concatenate([z[:-1], 0 * z[-1:]]),
+    "is half as large at one step": lambda z: np.concatenate([z[:-1], z[-1:] / 2]),
+    "is all on one tensor": lambda z: np.where(np.arange(z.shape[1]) < z.shape[1] // 2, math.sqrt(2) * z, 0),
+    "is all on every second number": lambda z: np.where(np.arange(z.shape[1]) % 2, math.sqrt(2) * z, 0),
+    "is Laplace's": lambda z: stats.laplace.ppf(stats.norm.cdf(z)) / math.sqrt(2),
+    "is uniform": lambda z: (2 * stats.norm.cdf(z) - 1) * math.sqrt(3),
+    "is a sign": np.sign,
+    "is that of two steps before, with the other sign": lambda z: np.concatenate([z[:2], z[2:4], -z[2:4], z[6:]]),
+    "is that of the step before, with the other sign": lambda z: (
+        np.repeat(z[: len(z) // 2], 2, 0) * np.tile([[1], [-1]], (len(z) // 2, 1))
+    ),
+    "takes away that of the steps before": lambda z: np.concatenate(
+        [z[:-1], -z[:-1].sum(0, keepdims=True) / math.sqrt(len(z) - 1)]
+    ),
+    "has a part in common at all steps": lambda z: (z + 0.5 * z[:1]) / math.sqrt(1.25),
+    "grows with the batch": lambda z: z * np.linspace(0.8, 1.2, len(z))[:, None],
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_noise_is_refused_that(name):
+    """Each has the right size on average, and is refused on 60 steps of 500 numbers."""
+    generator = np.random.default_rng(3)
+    spend, measured = simulated(3500, 0.1, 60, generator)
+    noise = generator.standard_normal((60, 500))
+    assert refused(spend, replace(measured, **noise_seen(noise))) is None
+    assert refused(spend, replace(measured, **noise_seen(FAULTS[name](noise)))) is not None
 
 
 def test_the_noise_of_a_single_number_is_told_rightly():
     spend, measured = simulated(40, 0.5, 1, np.random.default_rng(0), numbers=1)
-    assert "the noise was 10 times" in refused(spend, replace(measured, squares=100.0))
+    assert "the noise was 10 times" in refused(spend, replace(measured, squares=(100.0,), parts=(100.0,)))
 
 
-def test_repetition_is_refused_where_its_chance_over_all_steps_is_below_the_level():
-    """Of each step with the first and with the one before."""
+def test_repetition_is_refused_where_its_chance_over_all_pairs_is_below_the_level():
+    """Of the six pairs of four steps, and of each with the sum of those before."""
     spend, measured = simulated(3500, 0.1, 4, np.random.default_rng(0))
-    assert refused(spend, replace(measured, repetition=1e-8 / 8)) is None
-    assert "repetition" in refused(spend, replace(measured, repetition=0.99e-8 / 8))
+    assert refused(spend, replace(measured, repetition=1e-8 / 10)) is None
+    assert "repetition" in refused(spend, replace(measured, repetition=0.99e-8 / 10))
 
 
 def test_a_norm_may_exceed_its_bound_by_a_millionth():
@@ -235,7 +310,7 @@ def test_a_norm_may_exceed_its_bound_by_a_millionth():
 if __name__ == "__main__":
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     found = refusals(runs)
-    print(f"{runs} right runs, {len(found)} refused; each of up to 6 kinds of test may refuse with {UNLIKELY}", *found, sep="\n")
+    print(f"{runs} right runs, {len(found)} refused; each of up to 13 kinds of test may refuse with {UNLIKELY}", *found, sep="\n")
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,16 @@
 import dataclasses
 import math
+import pickle
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.values import Private, only_released
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
@@ -23,7 +26,12 @@ def ranking(units=(0, 1, 2, 3, 4, 5), kept=2, unit_sensitivity=1.0):
 def released(name, scores=SCORES, seed=0, sigma_s=5.0, **changes):
     described = ranking(**changes)
     planned = mechanism(name).plan(described, sigma_s, 1.0, DELTA)
-    return mechanism(name).release(scores, described, planned, SeededNoise(torch_generator(seed, name)), Meter(1))
+    source = SeededNoise(torch_generator(seed, name))
+    return mechanism(name).release(private(scores), described, planned, source, Meter(1)).values[0].numpy()
+
+
+def private(scores):
+    return Private([torch.tensor(scores)])
 
 
 def test_gaussian_noise_has_the_planned_scale():
@@ -41,8 +49,15 @@ def test_a_plan_says_what_is_released():
     assert mechanism("none").plan(described, None, 0.25, DELTA).steps == 1
 
 
-def test_released_scores_are_an_array():
-    assert isinstance(released("gaussian"), np.ndarray)
+def test_scores_without_noise_are_of_no_use_to_who_wants_released_ones():
+    with pytest.raises(TypeError, match="Private was not released"):
+        only_released(private(SCORES))
+
+
+def test_private_sums_are_not_pickled():
+    with pytest.raises(TypeError, match="not written to a file"):
+        pickle.dumps(private(SCORES))
+    assert "10" not in repr(private(SCORES))
 
 
 def test_exponential_draws_follow_the_exponential_mechanism():
@@ -109,7 +124,8 @@ def test_ptr_hardly_ever_releases_an_unstable_set():
     passed = 0
     for seed in range(2000):
         try:
-            mechanism("ptr").release(scores, ranking(kept=1), loose, SeededNoise(torch_generator(seed, "ptr")), Meter(1))
+            source = SeededNoise(torch_generator(seed, "ptr"))
+            mechanism("ptr").release(private(scores), ranking(kept=1), loose, source, Meter(1))
             passed += 1
         except UserError:
             pass
@@ -150,7 +166,8 @@ def test_without_noise_scores_are_exact():
     described = dataclasses.replace(ranking(), sensitivity=None)
     planned = mechanism("none").plan(described, None, 1.0, DELTA)
     assert planned.mechanism == "none" and planned.noise_multiplier is None
-    assert mechanism("none").release(SCORES, described, planned, None, Meter(1)) is SCORES
+    (exact,) = mechanism("none").release(private(SCORES), described, planned, None, Meter(1)).values
+    assert exact.tolist() == SCORES.tolist()
 
 
 def test_unknown_mechanism_is_refused():

@@ -1,5 +1,6 @@
 import math
 import sys
+from decimal import Decimal
 
 import numpy as np
 import pytest
@@ -7,9 +8,11 @@ import torch
 from scipy import stats
 
 from dpsapf.experiment.records import Release
-from dpsapf.privacy.meter import Meter, first_alone, joint_norm, likeness
+from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.privacy.noise import SeededNoise, SystemNoise
+from dpsapf.privacy.noise_seen import likeness
 from dpsapf.privacy.poisson import poisson_batch
+from dpsapf.privacy.values import Private
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
 
@@ -22,7 +25,7 @@ def source(name="x"):
 
 def steps(meter, count=3, sigma=2.0, bound=0.5, size=600, name="step"):
     sums = [torch.full((size,), 7.0), torch.zeros(3, 4)]
-    return [meter.gaussian(sums, sigma, bound, source(f"{name}{step}")) for step in range(count)]
+    return [meter.gaussian(Private(sums), sigma, bound, source(f"{name}{step}")).values for step in range(count)]
 
 
 def test_what_was_done_and_nothing_of_the_plan_is_told():
@@ -46,24 +49,28 @@ def test_batches_are_the_samplers_and_are_counted():
 
 
 def test_noise_is_measured_from_what_was_added():
-    """On sums of any size: the squares are those of the difference over sigma C."""
+    """On sums of any size, by step and by tensor: the squares are those of the difference over sigma C."""
     meter = Meter(5)
     released = steps(meter)
-    noise = torch.cat([torch.cat([a - 7.0, b.flatten()]) for a, b in released]) / (2.0 * 0.5)
+    noise = torch.stack([torch.cat([a - 7.0, b.flatten()]) for a, b in released]) / (2.0 * 0.5)
     measured = meter.measured(1.0)
-    assert measured.numbers == len(noise) == 3 * 612
-    assert measured.squares == pytest.approx(float(noise.double().square().sum()), rel=1e-6)
-    assert 1e-6 < stats.chi2(measured.numbers).cdf(measured.squares) < 1 - 1e-6
+    assert measured.sizes == (600, 12) and noise.shape == (3, 612)
+    assert measured.squares == pytest.approx(noise.square().sum(1).tolist(), rel=1e-12)
+    assert measured.parts == pytest.approx([float(part.square().sum()) for part in noise.split([600, 12], 1)], rel=1e-12)
+    assert measured.looked_at == 612 and measured.sum_squares == pytest.approx(float(noise.sum(0).square().sum()) / 3, rel=1e-12)
+    edges = [-math.inf, *stats.norm.ppf(np.arange(1, 16) / 16), math.inf]
+    assert measured.cells == tuple(np.histogram(noise, edges)[0])
+    assert 1e-6 < stats.chi2(noise.numel()).cdf(sum(measured.squares)) < 1 - 1e-6
 
 
 @pytest.mark.parametrize("factor", [0.0, 1 / 3])
 def test_a_noise_function_that_adds_less_is_seen(monkeypatch, factor):
     """The meter believes no argument: it looks at what comes out."""
-    monkeypatch.setattr("dpsapf.privacy.meter.add_gaussian_noise", lambda v, s, c, n: v + factor * s * c * n.normal(v))
+    monkeypatch.setattr("dpsapf.privacy.meter.add_gaussian_noise", lambda v, s, c, g, n: v + factor * s * c * n.normal(v))
     meter = Meter(5)
     steps(meter)
     measured = meter.measured(1.0)
-    assert measured.squares / measured.numbers == pytest.approx(factor**2, abs=0.02)
+    assert sum(measured.squares) / (3 * 612) == pytest.approx(factor**2, abs=0.02)
 
 
 @pytest.mark.parametrize("size", [50, 9000])
@@ -77,32 +84,38 @@ def test_noise_that_is_drawn_again_is_seen(size):
     assert again.measured(1.0).repetition < 1e-20
 
 
-def test_noise_of_the_first_step_is_remembered():
+def test_noise_of_every_step_is_remembered():
     meter = Meter(5)
-    for name in ("first", "second", "first"):
+    for name in ("first", "second", "third", "second"):
         steps(meter, count=1, name=name)
     assert meter.measured(1.0).repetition < 1e-20
 
 
+def test_noise_of_other_sizes_than_before_is_a_mistake():
+    meter = Meter(5)
+    steps(meter, count=1)
+    with pytest.raises(ValueError, match="a step has noise of sizes"):
+        steps(meter, count=1, size=599)
+
+
+def pair(one, other):
+    return likeness(one.double(), other[None])
+
+
 def test_likeness_is_the_chance_of_so_large_a_cosine():
     generator = torch_generator(0, "likeness")
-    values = np.array([likeness(*torch.randn(2, 8, generator=generator, dtype=torch.float64)) for _ in range(2000)])
+    values = np.array([pair(*torch.randn(2, 8, generator=generator, dtype=torch.float64)) for _ in range(2000)])
     assert stats.kstest(values, stats.uniform.cdf).pvalue > 1e-4
     one = torch.arange(1.0, 9.0)
-    assert likeness(one, -3 * one) < 1e-20 and likeness(one, torch.zeros(8)) == 0 and likeness(one[:1], one[:1]) == 1
+    assert pair(one, -3 * one) < 1e-20 and pair(one, torch.zeros(8)) == 0 and pair(one[:1], one[:1]) == 1
+    assert likeness(one.double(), torch.stack([torch.ones(8), -3 * one])) < 1e-20 and likeness(one, torch.zeros(0, 8)) == 1
 
 
 def test_likeness_of_two_and_of_three_numbers_is_that_of_directions_on_a_circle_and_on_a_sphere():
     for degrees in (30, 60, 80):
         angle = math.radians(degrees)
-        assert likeness(torch.tensor([2.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])) == pytest.approx(degrees / 90)
-    assert likeness(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.6, 0.8, 0.0])) == pytest.approx(0.4)
-
-
-def test_noise_of_single_precision_is_compared_in_double_precision():
-    meter = Meter(5)
-    one, other = (((a - 7.0) / (2.0 * 0.5)).double() for a, _ in steps(meter, count=2, size=4096))
-    assert meter.measured(1.0).repetition == pytest.approx(likeness(one, other), rel=1e-10)
+        assert pair(torch.tensor([2.0, 0.0]), torch.tensor([math.cos(angle), math.sin(angle)])) == pytest.approx(degrees / 90)
+    assert pair(torch.tensor([1.0, 0.0, 0.0]), torch.tensor([0.6, 0.8, 0.0])) == pytest.approx(0.4)
 
 
 def test_one_step_repeats_nothing():
@@ -134,10 +147,10 @@ def test_a_contribution_that_is_no_number_counts_as_unbounded(norm):
 def test_gumbel_noise_has_the_scale_of_the_exponential_mechanism():
     """D/e with e = 2/(sigma_s sqrt(k)); its quantiles, taken to the normal's, are measured."""
     meter, scores = Meter(5), np.arange(4000.0)
-    released = meter.gumbel(scores, 4, 5.0, 0.7, source())
+    released = np.array(list(map(float, meter.gumbel(scores, 4, 5.0, 0.7, source()))))
     assert stats.kstest((released - scores) / (0.7 * 5.0 * 2 / 2), stats.gumbel_r.cdf).pvalue > 1e-4
     measured = meter.measured(1.0)
-    assert measured.numbers == 4000 and 1e-6 < stats.chi2(4000).cdf(measured.squares) < 1 - 1e-6
+    assert measured.sizes == (4000,) and 1e-6 < stats.chi2(4000).cdf(measured.squares[0]) < 1 - 1e-6
     done = meter.release(PLANNED)
     assert (done.mechanism, done.noise_multiplier, done.sensitivity) == ("exponential", 5.0, 0.7)
 
@@ -148,22 +161,22 @@ class Extreme:
     kind = "seed"
 
     def uniform(self, count):
-        return np.array([2.0**-53, 1 - 2.0**-53])
+        return [Decimal(2.0**-53), Decimal(1 - 2.0**-53)]
 
 
 def test_extreme_noise_counts_as_the_normal_quantile_at_a_chance_of_1e_15():
     meter = Meter(5)
     meter.gumbel(np.zeros(2), 1, 1.0, 1.0, Extreme())
-    assert meter.measured(1.0).squares == pytest.approx(2 * stats.norm.ppf(1e-15) ** 2, rel=1e-3)
+    assert meter.measured(1.0).squares[0] == pytest.approx(2 * stats.norm.ppf(1e-15) ** 2, rel=1e-3)
 
 
 def test_laplace_noise_has_scale_sigma_s():
-    noise = np.array([Meter(5).laplace(3.0, 5.0, 1.0, source(f"l{draw}")) - 3.0 for draw in range(2000)])
+    noise = np.array([float(Meter(5).laplace(Decimal(3), 5.0, 1.0, source(f"l{draw}"))) - 3.0 for draw in range(2000)])
     assert stats.kstest(noise, stats.laplace(0, 5.0).cdf).pvalue > 1e-4
     meter = Meter(5)
-    released = meter.laplace(3.0, 5.0, 1.0, source())
+    released = float(meter.laplace(Decimal(3), 5.0, 1.0, source()))
     expected = stats.norm.ppf(stats.laplace.cdf((released - 3.0) / 5.0)) ** 2
-    assert meter.measured(1.0).squares == pytest.approx(expected)
+    assert meter.measured(1.0).squares == pytest.approx([expected])
     done = meter.release(PLANNED)
     assert (done.mechanism, done.noise_multiplier, done.sensitivity) == ("ptr", 5.0, 1.0)
 
@@ -171,7 +184,7 @@ def test_laplace_noise_has_scale_sigma_s():
 def test_an_exact_release_says_so():
     meter = Meter(5)
     meter.batch(1.0, torch_generator(0))
-    meter.exact()
+    meter.exact(Private([torch.zeros(2)]))
     assert meter.release(PLANNED) == Release(name="dp-sgd", mechanism="none", sensitivity=None, sampling_rate=1.0, steps=1)
 
 
@@ -190,9 +203,9 @@ def test_neither_may_its_rate_its_mechanism_or_where_noise_comes_from():
         meter.batch(0.4, torch_generator(0))
     steps(meter, count=1)
     with pytest.raises(UserError, match="mechanism"):
-        meter.exact()
+        meter.exact(Private([torch.zeros(2)]))
     with pytest.raises(UserError, match="noise = 'system'"):
-        meter.gaussian([torch.zeros(600)], 2.0, 0.5, SystemNoise())
+        meter.gaussian(Private([torch.zeros(600)]), 2.0, 0.5, SystemNoise())
 
 
 def test_going_on_from_a_checkpoint_measures_the_same():
@@ -200,7 +213,7 @@ def test_going_on_from_a_checkpoint_measures_the_same():
         for step in range(first, last):
             meter.batch(0.4, torch_generator(0, step))
             meter.contribution(0.1 * step)
-            meter.gaussian([torch.zeros(30)], 2.0, 0.5, source(f"{step}"))
+            meter.gaussian(Private([torch.zeros(30)]), 2.0, 0.5, source(f"{step}"))
         return meter
 
     whole, half, resumed = run(Meter(40), 0, 6), run(Meter(40), 0, 3), Meter(40)
@@ -211,12 +224,12 @@ def test_going_on_from_a_checkpoint_measures_the_same():
     assert resumed.release(PLANNED) == whole.release(PLANNED)
 
 
-def test_a_checkpoint_keeps_the_noise_of_the_first_step():
+def test_a_checkpoint_keeps_the_noise_of_every_step():
     meter, resumed = Meter(5), Meter(5)
     for name in ("first", "second"):
         steps(meter, count=1, name=name, size=9000)
     facts, tensors = meter.state()
-    assert {name: len(value) for name, value in tensors.items()} == {"noise/first": 4096, "noise/last": 4096, "participation": 5}
+    assert tensors["noise/earlier"].shape == (2, 512) and len(tensors["noise/sum"]) == len(tensors["noise/places/0"]) + 6
     resumed.restore(facts, tensors)
     for name in ("third", "first"):
         steps(resumed, count=1, name=name, size=9000)
@@ -238,10 +251,10 @@ def test_an_exact_release_says_what_was_clipped_and_does_not_change_on_the_way()
     meter = Meter(5)
     for step in range(2):
         meter.batch(0.5, torch_generator(step, "exact"))
-        meter.exact(0.5)
+        meter.exact(Private([torch.zeros(2)]), 0.5)
     assert meter.release(planned) == planned
     with pytest.raises(UserError, match="sensitivity = 0.7: was 0.5"):
-        meter.exact(0.7)
+        meter.exact(Private([torch.zeros(2)]), 0.7)
 
 
 @pytest.mark.parametrize(("count", "expected"), [(0, []), (1, [[0]]), (2, [[0], [1]]), (6, [[0], [1, 2], [3, 4], [5]])])

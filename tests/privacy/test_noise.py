@@ -1,6 +1,8 @@
 import copy
 import math
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -12,13 +14,15 @@ from scipy import stats
 
 from dpsapf.privacy import noise as noise_module
 from dpsapf.privacy.noise import (
+    Draws,
     SeededNoise,
     SystemNoise,
     add_gaussian_noise,
-    add_gumbel_noise,
-    add_laplace_noise,
-    noise_source,
-    secret_generator,
+    grid,
+    gumbel_noise,
+    laplace_noise,
+    mode_of,
+    rounded_down,
 )
 from dpsapf.support.randomness import torch_generator
 
@@ -27,11 +31,30 @@ FOR_TWO = 2**19  # numbers that are worth two threads
 BY_CHANCE = 1e-8  # system noise differs in every run: how often a test of it may fail
 
 
+GRID = 2.0**-30  # fine enough to see nothing of it
+
+
+def noisy(value, sigma, bound, source, spacing=GRID):
+    return add_gaussian_noise(value, sigma, bound, spacing, source)
+
+
+def gumbels(count, scale, source):
+    return np.array([float(draw) for draw in gumbel_noise(count, Decimal(scale), source)])
+
+
+def laplaces(count, scale, source):
+    return np.array([float(laplace_noise(Decimal(scale), source)) for _ in range(count)])
+
+
+def source_of(mode, name="x"):
+    return Draws(mode, 0, "test").noise(name)
+
+
 class Given:
     """A source whose draws are what a test gives."""
 
     def __init__(self, *draws):
-        self.draws = np.array(draws)
+        self.draws = [Decimal(draw) for draw in draws]
 
     def uniform(self, count):
         assert count == len(self.draws)
@@ -53,19 +76,19 @@ def seeded(name="x"):
 @pytest.mark.parametrize("source", [SeededNoise(torch_generator(0, "ks")), SystemNoise()])
 def test_noise_has_the_stated_scale(source):
     """A KS test that accepts sigma C and rejects 2/3 and 3/2 of it."""
-    noise = add_gaussian_noise(torch.zeros(4000), 3.0, 0.5, source).numpy()
+    noise = noisy(torch.zeros(4000), 3.0, 0.5, source).numpy()
     assert stats.kstest(noise, stats.norm(0, 1.5).cdf).pvalue > BY_CHANCE
     for wrong in (1.0, 2.25):
         assert stats.kstest(noise, stats.norm(0, wrong).cdf).pvalue < 1e-6
 
 
 def test_noise_differs_between_generators_and_repeats_with_one():
-    first, second, third = (add_gaussian_noise(torch.zeros(9), 1.0, 1.0, seeded(name)) for name in "aab")
+    first, second, third = (noisy(torch.zeros(9), 1.0, 1.0, seeded(name)) for name in "aab")
     assert torch.equal(first, second) and not torch.equal(first, third)
 
 
 def test_seeded_uniforms_differ_between_generators_and_repeat_with_one():
-    first, second, third = (seeded(name).uniform(9).tolist() for name in "aab")
+    first, second, third = (seeded(name).uniform(9) for name in "aab")
     assert first == second and len({*first, *third}) == 18
 
 
@@ -73,7 +96,7 @@ def test_seeded_uniforms_differ_between_generators_and_repeat_with_one():
 @pytest.mark.parametrize("count", [0, 3])
 def test_draws_are_in_double_precision_where_it_is_asked_for(source, count):
     assert source.normal(torch.zeros(count, dtype=torch.float64)).dtype == torch.float64
-    assert source.uniform(count).dtype == np.float64
+    assert len(source.uniform(count)) == count
 
 
 def test_a_source_never_repeats_its_draws():
@@ -88,9 +111,9 @@ def test_a_source_never_repeats_its_draws():
 @given(sigma=st.floats(0.1, 50), sensitivity=st.floats(0.01, 10), value=st.floats(-100, 100))
 def test_noise_is_scaled_by_the_product_and_does_not_look_at_the_value(sigma, sensitivity, value):
     sums = torch.full((4,), value, dtype=torch.float64)
-    noise = add_gaussian_noise(sums, sigma, sensitivity, seeded()) - value
-    unit = add_gaussian_noise(torch.zeros(4, dtype=torch.float64), 1.0, 1.0, seeded())
-    torch.testing.assert_close(noise, sigma * sensitivity * unit, rtol=1e-9, atol=1e-10)
+    noise = noisy(sums, sigma, sensitivity, seeded()) - value
+    unit = noisy(torch.zeros(4, dtype=torch.float64), 1.0, 1.0, seeded(), 2.0**-50)
+    torch.testing.assert_close(noise, sigma * sensitivity * unit, rtol=1e-9, atol=GRID)
     assert (sums == value).all()  # the exact sum is left as it was
 
 
@@ -103,66 +126,100 @@ class Fixed:
         return torch.linspace(-3, 3, len(like), dtype=torch.float64)
 
 
-def test_a_sum_with_its_noise_is_rounded_once():
-    """Scaled and added in fp64: in fp32 each of the three roundings leaves a grid of its own."""
-    value = torch.linspace(0.1, 7.7, 1001, dtype=torch.float32)
-    exact = value.double() + 0.7 * 1.3 * Fixed().normal(value)
-    assert torch.equal(add_gaussian_noise(value, 0.7, 1.3, Fixed()), exact.float())
-    in_fp32 = value + 0.7 * 1.3 * Fixed().normal(value).float()
-    assert not torch.equal(in_fp32, exact.float())
+def longhand(value, sigma, bound, spacing, draws):
+    """The oracle, in fractions: sum and noise, each rounded to whole steps of the grid (halves to even), then added."""
+    step = Fraction(spacing)
+    return [
+        float((round(Fraction(x) / step) + round(Fraction(sigma * bound / spacing * z))) * step)
+        for x, z in zip(value.tolist(), draws.tolist(), strict=True)
+    ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    exponent=st.integers(-40, 3),
+    sigma=st.floats(0.01, 300),
+    bound=st.floats(1e-3, 1e3),
+    double=st.booleans(),
+)
+def test_sum_and_noise_are_rounded_to_the_grid_once_and_added_without_rounding(exponent, sigma, bound, double):
+    value = torch.linspace(-0.1, 7.7, 101, dtype=torch.float64 if double else torch.float32)
+    spacing = 2.0**exponent
+    found = add_gaussian_noise(value, sigma, bound, spacing, Fixed())
+    assert found.tolist() == longhand(value, sigma, bound, spacing, Fixed().normal(value))
+
+
+@given(sensitivity=st.floats(1e-6, 1e6), numbers=st.integers(1, 2**32))
+def test_the_grid_raises_the_sensitivity_by_a_2048th_at_most(sensitivity, numbers):
+    spacing = grid(sensitivity, numbers)
+    assert math.frexp(spacing)[0] == 0.5  # a power of two
+    assert Fraction(spacing) ** 2 * numbers <= (Fraction(sensitivity) / 2048) ** 2 * (1 + Fraction(1, 2**40))  # sqrt in fp64
+    assert spacing * 2 * math.sqrt(numbers) > sensitivity / 2048 * (1 - 1e-12)  # the largest such
+
+
+@given(values=st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=9), exponent=st.integers(-20, 0))
+def test_rounding_down_raises_nothing_and_gives_multiples_of_the_grid(values, exponent):
+    spacing = 2.0**exponent
+    found = rounded_down(torch.tensor(values), spacing).tolist()
+    assert found == [float(Fraction(value) // Fraction(spacing) * Fraction(spacing)) for value in values]
 
 
 @pytest.mark.parametrize("source", [seeded(), SystemNoise()])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3, 1, 4), (0, 3)])
-def test_noise_takes_the_shape_and_type_of_what_it_is_added_to(source, dtype, shape):
-    noisy = add_gaussian_noise(torch.zeros(shape, dtype=dtype), 1.0, 1.0, source)
-    assert noisy.shape == shape and noisy.dtype == dtype
-    assert noisy.numel() <= 1 + len(set(noisy.flatten().tolist()))  # a draw for each entry; two of 32 bits may be equal
+def test_noise_takes_the_shape_of_what_it_is_added_to_and_is_in_double_precision(source, dtype, shape):
+    found = noisy(torch.zeros(shape, dtype=dtype), 1.0, 1.0, source)
+    assert found.shape == shape and found.dtype == torch.float64
+    assert found.numel() <= 1 + len(set(found.flatten().tolist()))  # a draw for each entry; two of 32 bits may be equal
 
 
 def test_system_noise_has_no_seed():
-    source = noise_source("system", torch_generator(0))
-    assert not torch.equal(source.normal(torch.zeros(9)), noise_source("system", torch_generator(0)).normal(torch.zeros(9)))
+    source = source_of("system")
+    assert not torch.equal(source.normal(torch.zeros(9)), source_of("system").normal(torch.zeros(9)))
     draws = source.uniform(10_000)
-    assert draws.min() > 0 and draws.max() < 1 and stats.kstest(draws, "uniform").pvalue > BY_CHANCE
+    assert min(draws) > 0 and max(draws) < 1 and stats.kstest(np.array(draws, dtype=float), "uniform").pvalue > BY_CHANCE
     assert source.normal(torch.zeros(2, 3, dtype=torch.float64)).shape == (2, 3)
 
 
-@pytest.mark.parametrize("mode", ["seed", "system"])
-def test_only_seed_mode_uses_the_generator(mode):
-    generator = torch_generator(0)
-    before = generator.get_state()
-    source = noise_source(mode, generator)
-    source.normal(torch.zeros(3))
-    source.uniform(3)
-    assert torch.equal(generator.get_state(), before) == (mode == "system")
+def test_seeded_noise_follows_the_seed_the_stage_and_the_name():
+    names = ("0ab", "0ab", "1ab", "0bb", "0aa")
+    draws = [Draws("seed", int(seed), stage).noise(name).normal(torch.zeros(9)) for seed, stage, name in names]
+    assert torch.equal(draws[0], draws[1]) and len({tuple(draw.tolist()) for draw in draws}) == 4
 
 
 @pytest.mark.parametrize("source", [SeededNoise(torch_generator(0, "others")), SystemNoise()])
 def test_gumbel_and_laplace_have_the_stated_scale(source):
-    gumbel = add_gumbel_noise(np.zeros(4000), 2.0, source)
-    laplace = [add_laplace_noise(1.0, 2.0, source) for _ in range(8000)]
+    gumbel, laplace = gumbels(4000, 2.0, source), laplaces(8000, 2.0, source)
     assert stats.kstest(gumbel, stats.gumbel_r(0, 2).cdf).pvalue > BY_CHANCE
-    assert stats.kstest(laplace, stats.laplace(1, 2).cdf).pvalue > BY_CHANCE
+    assert stats.kstest(laplace, stats.laplace(0, 2).cdf).pvalue > BY_CHANCE
     for wrong in (2 * 2 / 3, 2 * 3 / 2):
         assert stats.kstest(gumbel, stats.gumbel_r(0, wrong).cdf).pvalue < 1e-6
-        assert stats.kstest(laplace, stats.laplace(1, wrong).cdf).pvalue < 1e-6
+        assert stats.kstest(laplace, stats.laplace(0, wrong).cdf).pvalue < 1e-6
 
 
 @settings(max_examples=50, deadline=None)
-@given(draw=st.floats(1e-12, 1 - 1e-12), scale=st.floats(0.01, 100), value=st.floats(-10, 10))
-def test_gumbel_and_laplace_are_scipys_quantiles(draw, scale, value):
+@given(draw=st.floats(1e-12, 1 - 1e-12), scale=st.floats(0.01, 100))
+def test_gumbel_and_laplace_are_scipys_quantiles(draw, scale):
     """Inversion: the uniform draw is the probability of less noise."""
     tolerance = {"rel": 1e-6, "abs": 1e-6 * scale}
-    assert add_laplace_noise(value, scale, Given(draw)) - value == pytest.approx(stats.laplace.ppf(draw) * scale, **tolerance)
-    gumbel = add_gumbel_noise(np.array([value]), scale, Given(draw))
-    assert gumbel[0] - value == pytest.approx(stats.gumbel_r.ppf(draw) * scale, **tolerance)
+    assert laplaces(1, scale, Given(draw)) == pytest.approx(stats.laplace.ppf(draw) * scale, **tolerance)
+    assert gumbels(1, scale, Given(draw)) == pytest.approx(stats.gumbel_r.ppf(draw) * scale, **tolerance)
 
 
 def test_every_entry_gets_its_own_gumbel_noise():
-    noisy = add_gumbel_noise(np.array([5.0, 0.0, 0.0]), 1.0, Given(0.2, 0.2, 0.9))
-    assert noisy[0] == noisy[1] + 5 and noisy[2] > noisy[1]
+    draws = gumbels(3, 1.0, Given(0.2, 0.2, 0.9))
+    assert draws[0] == draws[1] < draws[2]
+
+
+def test_noise_that_decides_a_ranking_has_its_digits_at_both_ends():
+    """Of uniforms next to 0 and to 1, where numbers of 53 bits run out."""
+    with localcontext(prec=200):
+        tiny = Decimal(2) ** -128
+        low, high = gumbel_noise(2, Decimal(1), Given(tiny, 1 - tiny))
+        assert abs(low + (128 * Decimal(2).ln()).ln()) < Decimal("1e-48")  # -ln(-ln u)
+        assert abs(high - 128 * Decimal(2).ln()) < Decimal("1e-11")  # -ln(u) is 2^-128 to 11 digits of the 50
+        (left, right) = (laplace_noise(Decimal(1), Given(uniform)) for uniform in (tiny, 1 - tiny))
+        assert left == -right and abs(left + 127 * Decimal(2).ln()) < Decimal("1e-47")
 
 
 class Written(SystemNoise):
@@ -220,9 +277,10 @@ def test_the_extreme_words_give_the_extreme_normals():
     assert torch.isfinite(drawn).all()
     np.testing.assert_allclose(drawn, four_normals(words).sum(0) / 2, rtol=0, atol=1e-12)
     assert drawn.abs().max().item() == pytest.approx(math.sqrt(4 * 53 * math.log(2)))  # beyond 12
-    assert SystemNoise().uniform(0).shape == (0,)
-    uniform = Written(words.ravel()).uniform(words.size)
-    assert uniform.min() == 2.0**-53 and uniform.max() == 1 - 2.0**-53
+    assert SystemNoise().uniform(0) == []
+    least, most = Written([0, 0, -1, -1]).uniform(2)
+    with localcontext(prec=200):
+        assert least == Decimal(2) ** -129 and most == 1 - Decimal(2) ** -129  # 0 and 1 are not reached
 
 
 @pytest.mark.parametrize("threads", [1, 3])
@@ -282,7 +340,10 @@ def test_the_stream_is_aes_256_in_counter_mode(monkeypatch):
     stream = Cipher(algorithms.AES256(KEY), modes.CTR(COUNTER)).encryptor().update(bytes(8 * (count + 40)))
     assert stream[:16].hex() == "0bdf7df1591716335e9a8b15c860c502"
     source, words = SystemNoise(), np.frombuffer(stream, dtype=np.uint64)
-    np.testing.assert_array_equal(source.uniform(count), ((words[:count] >> 12) + 0.5) * 2.0**-52)
+    low, high = words[:count].reshape(-1, 2).T.tolist()
+    with localcontext(prec=200):
+        expected = [(Decimal(a + (b << 64)) + Decimal("0.5")) / 2**128 for a, b in zip(low, high, strict=True)]
+    assert source.uniform(count // 2) == expected
     expected = four_normals(words[count:].view(np.int64).reshape(4, 10)).sum(0) / 2
     np.testing.assert_allclose(source.normal(torch.zeros(10, dtype=torch.float64)), expected, rtol=0, atol=1e-12)
 
@@ -341,20 +402,26 @@ def test_a_used_source_cannot_be_copied():
 
 @pytest.mark.parametrize("mode", ["seed", "system"])
 def test_a_source_says_what_it_is(mode):
-    assert noise_source(mode, torch_generator(0)).kind == mode
+    assert source_of(mode).kind == mode
+
+
+@pytest.mark.parametrize("mode", ["seed", "system"])
+def test_a_generator_tells_its_mode_also_after_its_state_was_copied(mode):
+    generator = Draws(mode, 0, "test").secret("batch")
+    assert mode_of(generator) == mode
+    assert mode_of(torch.Generator().set_state(generator.get_state())) == mode
 
 
 def test_seeded_uniforms_are_never_0(monkeypatch):
     """torch draws from [0, 1); the logarithm of 0 would be infinite noise."""
     monkeypatch.setattr(torch, "rand", lambda count, **keywords: torch.zeros(count, dtype=torch.float64))
-    assert (seeded().uniform(3) > 0).all()
-    assert np.isfinite(add_gumbel_noise(np.zeros(3), 1.0, seeded())).all()
-    assert math.isfinite(add_laplace_noise(0.0, 1.0, seeded()))
+    assert all(uniform > 0 for uniform in seeded().uniform(3))
+    assert np.isfinite(gumbels(3, 1.0, seeded())).all() and np.isfinite(laplaces(1, 1.0, seeded())).all()
 
 
 def test_secret_draws_follow_the_seed_and_the_name_or_nothing_at_all():
     def drawn(mode, seed, *names):
-        return tuple(torch.rand(4, generator=secret_generator(mode, seed, *names)).tolist())
+        return tuple(torch.rand(4, generator=Draws(mode, seed, "test").secret(*names)).tolist())
 
     assert drawn("seed", 0, "batch", 3) == drawn("seed", 0, "batch", 3)
     assert len({drawn("seed", seed, name) for seed in (0, 1) for name in "ab"}) == 4
@@ -367,7 +434,7 @@ def test_a_seed_has_32_bits_and_system_mode_the_whole_state(monkeypatch):
     assert torch.equal(*short)  # why a seed from the operating system would not do
     words = np.random.default_rng(0).bytes(4 * 624)
     monkeypatch.setattr("dpsapf.privacy.noise.os.urandom", lambda count: words[:count])
-    drawn = torch.randint(2**16, (3000,), generator=secret_generator("system", 0)).numpy()
+    drawn = torch.randint(2**16, (3000,), generator=Draws("system", 0, "test").secret()).numpy()
     oracle = np.random.MT19937()
     oracle.state = {"bit_generator": "MT19937", "state": {"key": np.frombuffer(words, dtype=np.uint32), "pos": 624}}
     assert (drawn == oracle.random_raw(3000) % 2**16).all()

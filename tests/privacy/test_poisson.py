@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from opacus.utils.uniform_sampler import UniformWithReplacementSampler
 from scipy import stats
 
-from dpsapf.privacy.noise import secret_generator
+from dpsapf.privacy.noise import Draws
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.support.randomness import torch_generator
 
@@ -112,6 +112,6 @@ def test_rate_one_is_everyone_without_a_draw():
 
 
 def test_system_mode_draws_other_batches_every_time():
-    batches = {tuple(poisson_batch(50, 0.5, secret_generator("system", 0, "x")).tolist()) for _ in range(3)}
-    again = [poisson_batch(50, 0.5, secret_generator("seed", 0, "x")) for _ in range(2)]
+    batches = {tuple(poisson_batch(50, 0.5, Draws("system", 0, "test").secret("x")).tolist()) for _ in range(3)}
+    again = [poisson_batch(50, 0.5, Draws("seed", 0, "test").secret("x")) for _ in range(2)]
     assert len(batches) == 3 and torch.equal(*again)

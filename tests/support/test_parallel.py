@@ -10,7 +10,7 @@ from dpsapf.experiment.records import Release
 from dpsapf.finetune.dp_sgd import private_gradient
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import SeededNoise, secret_generator
+from dpsapf.privacy.noise import Draws, SeededNoise
 from dpsapf.public_models.latents import Pairs
 from dpsapf.support.errors import UserError
 from dpsapf.support.parallel import ALONE, Processes, processes
@@ -59,8 +59,8 @@ def work(rank, ports, folder):
         joined.add(sums)
         joined.agree(leading)
         result |= {"sums": sums, "leading": leading}
-        result["secret"] = torch.rand(9, generator=joined.agree_on_generator(secret_generator("system", 0), "cpu"))
-        result["own"] = torch.rand(9, generator=secret_generator("system", 0))
+        result["secret"] = torch.rand(9, generator=joined.agree_on_generator(Draws("system", 0, "test").secret(), "cpu"))
+        result["own"] = torch.rand(9, generator=Draws("system", 0, "test").secret())
         result["gradient"] = gradient(joined, noise=("leader", "follower")[rank])
         result["largest"] = joined.largest(0.1 + rank), joined.any(rank == 1), joined.any(False)
         result["few"] = gradient(joined, 1)  # the second process has none
@@ -146,7 +146,7 @@ def talk(rank, port, folder, device):
         joined.add(sums)
         joined.agree(leading)
         joined.check_equal(7, "step")
-        draws = torch.rand(9, generator=joined.agree_on_generator(secret_generator("system", 0), device))
+        draws = torch.rand(9, generator=joined.agree_on_generator(Draws("system", 0, "test").secret(), device))
         told = [sums[0].tolist(), leading[0].tolist(), joined.largest(0.1 + rank), joined.any(rank == 1), draws.tolist()]
         torch.save(told, folder / f"{rank}.pt")
 
