@@ -10,6 +10,7 @@ from dpsapf.experiment.columns import MATRIX, SELECTED
 from dpsapf.experiment.methods import Adapter
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune.adapters import trainable
+from dpsapf.privacy.clipping import MARGIN
 from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.randomness import torch_generator
 from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
@@ -52,7 +53,7 @@ def row_gradients(kind="lora", multiplicity=1, modules=None):
 
 def clipped_sum(gradients, bound, clipping):
     """Clip each of [B, P] to a little less than the bound, which is the rule of `dpsapf.privacy.clipping`, and sum."""
-    bound *= 1 - 2**-16
+    bound *= 1 - MARGIN
     norms = gradients.norm(dim=1, keepdim=True)
     factors = {"automatic": bound / (norms + 0.01), "flat": (bound / norms).clamp(max=1), "none": 1.0, "always": bound / norms}
     return (gradients * factors[clipping]).sum(0)

@@ -12,8 +12,8 @@ MARGIN = 2.0**-10  # share of the bound that clipped norms stay below it
 def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) -> torch.Tensor:
     """Return the factor that brings each image's gradient to a norm of at most ``bound``.
 
-    C' = (1 - MARGIN) C takes the place of C. Half of the margin is for the grid that sums are rounded to
-    (`dpsapf.privacy.noise.grid`), half for fp32: a norm from sums in fp32 may be too small, the product with the factor is
+    C' = (1 - MARGIN) C takes the place of C. A sixteenth of the margin is for the grid that sums are rounded to
+    (`dpsapf.privacy.noise.grid`), the rest for fp32: a norm from sums in fp32 may be too small, the product with the factor is
     rounded, and so is the sum over a micro-batch. Micro-batches are added in fp64. So two sums that differ by one image
     differ, on the grid, by an L2 norm of at most C.
 

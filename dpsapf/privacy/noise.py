@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.ciphers.modes import CTR
 from dpsapf.experiment.methods import NoiseMode
 from dpsapf.support.randomness import torch_generator
 
-GRID_SHARE = 2.0**-11  # of the sensitivity, by which rounding to the grid may raise it
+GRID_SHARE = 2.0**-14  # of the sensitivity, by which rounding to the grid may raise it
 DIGITS = 50  # of noise that decides a ranking
 _BITS = 128  # of a uniform that such noise is made of
 _TWISTER = slice(24, 24 + 8 * 624)  # bytes of torch's CPU generator state, after its seed and two counters
@@ -250,10 +250,10 @@ def add_gaussian_noise(
     Proof. For a whole number x, x + round(z) = round(x + z). So this is the rounded, and so post-processed, Gaussian mechanism
     on the rounded sum: the accountants' noise, exactly. Rounding the sum moves each of d numbers by at most half a step, so
     that one unit changes the rounded sum by at most its own L2 norm and one step times sqrt(d). By `grid` that is at most
-    `GRID_SHARE` C, half of what `dpsapf.privacy.clipping` keeps free; sums that lie on the grid already do not move.
+    `GRID_SHARE` C, a sixteenth of what `dpsapf.privacy.clipping` keeps free; sums that lie on the grid already do not move.
 
-    What is left to trust: that z, computed in fp64, has the normal law. A step of the grid is 2^-11 C / sqrt(d), and fp64
-    errs by some 2^-51 sigma C. So for 1,000 numbers and sigma 1 an error moves one number in 2^35 to the next step, whatever
+    What is left to trust: that z, computed in fp64, has the normal law. A step of the grid is 2^-14 C / sqrt(d), and fp64
+    errs by some 2^-51 sigma C. So for 1,000 numbers and sigma 1 an error moves one number in 2^32 to the next step, whatever
     the sum is.
 
     Args:

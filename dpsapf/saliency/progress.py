@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.meter import Meter, SumsOf
 from dpsapf.support.checkpoint import Checkpoint, State, named
 from dpsapf.support.parallel import ALONE, Processes
 from dpsapf.support.progress import track
@@ -61,6 +61,10 @@ class Progress:
     def add(self, rows: torch.Tensor, sensitivity: float) -> None:
         """Add what some units contribute, see `dpsapf.privacy.meter.Meter.rows`."""
         self.sums[0] += self.meter.rows(rows, sensitivity)
+
+    def add_clipped(self, chunks: list[torch.Tensor], sums_of: SumsOf) -> None:
+        """Add clipped gradients of some units, see `dpsapf.privacy.meter.Meter.add`."""
+        self.meter.add(self.sums, chunks, sums_of)
 
     def total(self) -> list[torch.Tensor]:
         """Return the sums over the rows of all processes. Private."""

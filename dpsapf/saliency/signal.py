@@ -64,6 +64,6 @@ def signal_norms(
     for part in progress.parts(len(batch), options.micro_batch):
         rows = torch.arange(part.start, part.stop)
         chunks = first_alone(rows, options.micro_batch) if progress.rows == 0 else [rows] * bool(part)
-        progress.meter.add(progress.sums, chunks, sums_of)
+        progress.add_clipped(chunks, sums_of)
     gradients.close()
     return Private([torch.stack([torch.linalg.vector_norm(part) for part in progress.total()])])

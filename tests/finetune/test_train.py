@@ -81,7 +81,7 @@ def test_trains_what_the_plan_says_and_records_it(options):
     log = pd.read_csv(options.training_log)
     assert log["step"].tolist() == [1, 2, 3, 4]
     assert log["units"].tolist() == list(measured.batches)
-    assert measured.numbers == 4 * spend.numbers == 4 * spend.trainable_parameters
+    assert sum(measured.sizes) == spend.numbers == spend.trainable_parameters and len(measured.squares) == 4
     check_measures(spend, measured, options.private)
     assert 0.4 < measured.largest_contribution <= 1, "C g/(g + 0.01) of gradients near 0.01"
     assert any(value.abs().max() > 0 for name, value in weights(options).items() if "lora_B" in name)
@@ -368,7 +368,7 @@ def test_seeds_share_no_draw(options, monkeypatch):
     drawn, original = [], train.private_gradient
 
     def spied(loss, gradients, parameters, pairs, release, *, noise, **settings):
-        drawn.append((len(pairs), drawn_first(pairs)[1].flatten().tolist(), noise.uniform(3).tolist()))
+        drawn.append((len(pairs), drawn_first(pairs)[1].flatten().tolist(), noise.uniform(3)))
         return original(loss, gradients, parameters, pairs, release, noise=noise, **settings)
 
     monkeypatch.setattr(train, "private_gradient", spied)
@@ -474,7 +474,7 @@ def test_clip_only_clips_and_adds_no_noise(options):
     write_record(options.plan, replace(record, run=run, releases=(release,), clipping="flat"))
     train.finetune(options)
     spend, measured = read_record(options.spend, Spend), read_record(options.private, Measured)
-    assert spend.release == release and measured.numbers == 0 and 0 < measured.largest_contribution <= 0.01 * (1 + 1e-6)
+    assert spend.release == release and measured.sizes == () and 0 < measured.largest_contribution <= 0.01 * (1 + 1e-6)
     check_measures(spend, measured, options.private)
     with pytest.raises(UserError, match="exceeds the sensitivity"):
         check_measures(spend, replace(measured, largest_contribution=0.011), options.private)
@@ -510,7 +510,7 @@ def test_la_lora_trains_b_and_a_in_turn(options, monkeypatch):
     assert seen == [{"lora_B"}, {"lora_A"}, {"lora_B"}, {"lora_A"}]
     spend, measured = read_record(options.spend, Spend), read_record(options.private, Measured)
     check_measures(spend, measured, options.private)
-    assert measured.numbers == 4 * spend.numbers and 0.4 < measured.largest_contribution <= 1, (
+    assert sum(measured.sizes) == spend.numbers and len(measured.squares) == 4 and 0.4 < measured.largest_contribution <= 1, (
         "C g/(g + 0.01) of gradients near 0.01"
     )
 

@@ -150,11 +150,11 @@ def test_sum_and_noise_are_rounded_to_the_grid_once_and_added_without_rounding(e
 
 
 @given(sensitivity=st.floats(1e-6, 1e6), numbers=st.integers(1, 2**32))
-def test_the_grid_raises_the_sensitivity_by_a_2048th_at_most(sensitivity, numbers):
+def test_the_grid_raises_the_sensitivity_by_a_16384th_at_most(sensitivity, numbers):
     spacing = grid(sensitivity, numbers)
     assert math.frexp(spacing)[0] == 0.5  # a power of two
-    assert Fraction(spacing) ** 2 * numbers <= (Fraction(sensitivity) / 2048) ** 2 * (1 + Fraction(1, 2**40))  # sqrt in fp64
-    assert spacing * 2 * math.sqrt(numbers) > sensitivity / 2048 * (1 - 1e-12)  # the largest such
+    assert Fraction(spacing) ** 2 * numbers <= (Fraction(sensitivity) / 2**14) ** 2 * (1 + Fraction(1, 2**40))  # sqrt in fp64
+    assert spacing * 2 * math.sqrt(numbers) > sensitivity / 2**14 * (1 - 1e-12)  # the largest such
 
 
 @given(values=st.lists(st.floats(0, 1e3, width=32), min_size=1, max_size=9), exponent=st.integers(-20, 0))

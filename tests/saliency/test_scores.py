@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpsapf.privacy.clipping import MARGIN
 from dpsapf.saliency.scores import SCORES, Bounds, score
 from dpsapf.support.errors import UserError
 
@@ -33,7 +34,7 @@ def test_the_sensitivity_is_reached(name):
     """A bound that no image comes near would waste the budget."""
     extremes = torch.tensor([[100.0, 0, 0, 0], [100.0, 100, 100, 0]])
     norms = score(name).contributions(extremes, BOUNDS).norm(dim=1)
-    assert norms.max() == pytest.approx(score(name).sensitivity(BOUNDS))
+    assert norms.max() == pytest.approx(score(name).sensitivity(BOUNDS), rel=2.1 * MARGIN)  # of C, and so of C^2
 
 
 @pytest.mark.parametrize("name", ["energy", "norm"])
@@ -51,7 +52,7 @@ def test_known_values():
     assert SCORES["vote"].contributions(squared, loose).tolist() == [[0, 1, 0]]
     assert SCORES["share"].contributions(squared, loose).tolist() == [[0.36, 0.64, 0]]
     tight = Bounds(clipping_norm=1.0, votes=1)
-    assert SCORES["energy"].contributions(squared, tight)[0].tolist() == pytest.approx([0.36, 0.64, 0])
+    assert SCORES["energy"].contributions(squared, tight)[0].tolist() == pytest.approx([0.36, 0.64, 0], rel=2.1 * MARGIN)
 
 
 def test_without_a_bound_the_energy_is_exact():

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dpsapf.experiment.columns import MATRIX
-from dpsapf.privacy.clipping import AUTOMATIC_STABILITY
+from dpsapf.privacy.clipping import AUTOMATIC_STABILITY, MARGIN
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective
@@ -37,7 +37,8 @@ def pairs(latents=None):
 def norms(drawn, meter=None, micro_batch=5):
     unet = tiny_unet()
     options = SimpleNamespace(micro_batch=micro_batch, device="cpu")
-    return signal_norms(unet, tiny_objective(), drawn, candidates(unet), options, Progress(meter or Meter(IMAGES)))
+    (found,) = signal_norms(unet, tiny_objective(), drawn, candidates(unet), options, Progress(meter or Meter(IMAGES))).opened()
+    return found
 
 
 def oracle(drawn):
@@ -49,22 +50,25 @@ def oracle(drawn):
         loss = objective.loss(unet, drawn.rows(image, image + 1, "cpu")).sum()
         gradients = [gradient.double() for gradient in torch.autograd.grad(loss, weights)]
         norm = math.sqrt(sum(float(gradient.square().sum()) for gradient in gradients))
-        clipped.append([gradient * SIGNAL_BOUND / (norm + AUTOMATIC_STABILITY) for gradient in gradients])
+        clipped.append([gradient * SIGNAL_BOUND * (1 - MARGIN) / (norm + AUTOMATIC_STABILITY) for gradient in gradients])
     return torch.stack([sum(image).norm() for image in zip(*clipped, strict=True)]), clipped
 
 
 @pytest.mark.parametrize("micro_batch", [1, 5, 12])
 def test_equals_the_batch_of_one_loop(micro_batch):
     expected, _ = oracle(pairs())
-    torch.testing.assert_close(norms(pairs(), micro_batch=micro_batch), expected, rtol=1e-4, atol=1e-7)  # fp32; margin 2^-16
+    torch.testing.assert_close(norms(pairs(), micro_batch=micro_batch), expected, rtol=1e-4, atol=1e-7)  # fp32
 
 
 def test_what_one_image_adds_is_measured():
     meter = Meter(IMAGES)
+    meter.batch(1.0, torch.Generator())
     norms(pairs(), meter, micro_batch=11)
     _, clipped = oracle(pairs())
-    first = math.sqrt(sum(float(part.square().sum()) for part in clipped[0]))
-    assert meter.measured(0.0).largest_contribution == pytest.approx(first, rel=1e-3) and first <= SIGNAL_BOUND
+    norms_alone = [math.sqrt(sum(float(part.square().sum()) for part in image)) for image in clipped]
+    largest = meter.measured(0.0).largest_contribution  # of the first, and of the four that the probe took
+    assert any(largest == pytest.approx(norm, rel=1e-3) for norm in norms_alone) and norms_alone[0] <= largest * (1 + 1e-3)
+    assert meter.measured(0.0).not_additive < 1e-4  # fp32 passes in other micro-batches
 
 
 @pytest.mark.parametrize("left_out", [0, 5, 11])
@@ -118,8 +122,10 @@ def test_gradients_that_cancel_have_energy_and_no_signal():
     target = torch.full((4, 1, 1, 1), 100.0)
     zeros = torch.zeros(4, dtype=torch.int64)
     drawn = Pairs(signs, target, zeros, zeros, torch.zeros(1, 1, 1))
-    found = signal_norms(Opposed(), NoiseObjective(Plain()), drawn, ["agreed", "cancelled"], OPTIONS, Progress(Meter(4)))
-    assert found[0] == pytest.approx(4 / math.sqrt(2), rel=1e-3) and found[1] == pytest.approx(0, abs=1e-4)
+    (found,) = signal_norms(
+        Opposed(), NoiseObjective(Plain()), drawn, ["agreed", "cancelled"], OPTIONS, Progress(Meter(4))
+    ).opened()
+    assert found[0] == pytest.approx(4 * (1 - MARGIN) / math.sqrt(2), rel=1e-3) and found[1] == pytest.approx(0, abs=1e-4)
 
 
 @pytest.mark.parametrize("name", ["exponential", "ptr"])
