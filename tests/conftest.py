@@ -1,5 +1,8 @@
 """Shared builders: records and options of a tiny run."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 
@@ -9,12 +12,23 @@ from dpsapf.pretraining.architecture import build, save_pipeline
 from dpsapf.privacy import accounting
 from tests.tiny_models import save_z_image
 
+# what is spent in tests stays out of the user's record of spends, also where a module starts processes before its tests
+SPENDS = tempfile.TemporaryDirectory(prefix="dpsapf-spends-")
+os.environ["DPSAPF_SPENDS"] = SPENDS.name
 PROMPTS = ["a handwritten digit 7", "a red circle on a blue background", "a photo of a cat", ""]
 
 
 @pytest.fixture(autouse=True)
 def one_thread():
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def spends_folder(tmp_path_factory, monkeypatch):
+    """Folder of the test's own record of spends."""
+    folder = tmp_path_factory.mktemp("spends") / "of" / "the" / "owner"
+    monkeypatch.setenv("DPSAPF_SPENDS", str(folder))
+    return folder
 
 
 @pytest.fixture(scope="session")

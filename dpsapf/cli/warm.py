@@ -44,7 +44,6 @@ LAZY = (
     "dp_accounting.rdp.rdp_privacy_accountant",
     "dp_accounting.mechanism_calibration",
     "opacus.accountants",
-    "opacus.utils.uniform_sampler",
     "peft",
     "timm.models.resnet",
     "transformers.models.clip.modeling_clip",

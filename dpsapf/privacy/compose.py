@@ -14,6 +14,8 @@ from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
+Named = dict[tuple[str, Release], Release]
+"""Releases, each by the digest of what was released and by itself."""
 
 
 def compose_releases(options: ComposeReleases) -> None:
@@ -49,7 +51,7 @@ def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[R
     return list(named_prior(paths, dataset_id, unit).values())
 
 
-def named_prior(paths: Sequence[Path], dataset_id: str, unit: Unit) -> dict[tuple[str, Release], Release]:
+def named_prior(paths: Sequence[Path], dataset_id: str, unit: Unit) -> Named:
     """Collect what ledgers and spend records say was released of a dataset, by name; each distinct release once.
 
     A ledger's own earlier releases count, too, and what evaluation may release under it.
@@ -57,7 +59,7 @@ def named_prior(paths: Sequence[Path], dataset_id: str, unit: Unit) -> dict[tupl
     Raises:
         UserError: a record is of another dataset, or protects another unit.
     """
-    found: dict[tuple[str, Release], Release] = {}
+    found: Named = {}
     for path in paths:
         record = read_spent(path)
         if record.dataset_id != dataset_id:
@@ -88,6 +90,10 @@ def named_releases(record: Ledger | Spend) -> list[tuple[str, Release]]:
     digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
     keys = record.prior_keys or [f"before {record.run.id}, {place}" for place in range(len(record.prior))]
     earlier = list(zip(keys, record.prior, strict=True))
-    reserved_by = f"reserved by {record.run.id}, {record.released_digest or record.dataset_id}"  # the floor releases nothing
-    earlier += [(reserved_by, release) for release in record.reserved]
+    earlier += [(reserved_name(record), release) for release in record.reserved]
     return earlier + [(digests[release.name], release) for release in record.releases]
+
+
+def reserved_name(ledger: Ledger) -> str:
+    """Name what a ledger reserved, before it is released."""
+    return f"reserved by {ledger.run.id}, {ledger.released_digest or ledger.dataset_id}"  # the floor releases nothing

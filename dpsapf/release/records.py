@@ -7,6 +7,7 @@ from pydantic import Field
 from dpsapf.experiment.methods import Unit
 from dpsapf.experiment.records import Release
 from dpsapf.support.checked import Checked
+from dpsapf.support.journal import Line
 
 Declared = typing.Literal["public", "paper", "accounted"]
 
@@ -60,7 +61,7 @@ class Counted(Checked):
     release: Release
 
 
-class Registered(Checked):
+class Registered(Line):
     """One line of a register: one folder that was published."""
 
     run: str
@@ -72,4 +73,3 @@ class Registered(Checked):
     weights: str | None  # SHA-256 of the published weights; null: not published
     own: tuple[str, ...]  # keys of the releases that the run itself made
     counted: tuple[Counted, ...]  # all that its total held, but what the register held before
-    previous: str | None  # SHA-256 of the line before; null: it is the first

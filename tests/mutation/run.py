@@ -113,7 +113,7 @@ class Chosen:
 
     def __init__(self, order: Sequence[str] | None) -> None:
         self._rank = None if order is None else {name: rank for rank, name in enumerate(order)}
-        self.failed = ""
+        self.failed = self.why = ""
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """Choose and sort."""
@@ -124,6 +124,7 @@ class Chosen:
         """Note a failure."""
         if report.failed and not self.failed:
             self.failed = report.nodeid
+            self.why = getattr(getattr(report.longrepr, "reprcrash", report.longrepr), "message", str(report.longrepr))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """Note a test file that cannot even be imported."""
@@ -192,8 +193,9 @@ class Job:
         tests: test files.
         order: node ids of the tests to run, in order; None: all.
         limit: seconds of a core after which it is stopped; ten times as many by the clock, if it waits.
+        options: further words for pytest.
         measure: find out what each test reaches.
-        root: folder that holds the package and the tests.
+        root: folder that holds the package and the tests: the tree, or a copy of it.
         facts: what the caller wants to know of it when it ends.
     """
 
@@ -203,6 +205,7 @@ class Job:
     tests: Sequence[str]
     order: Sequence[str] | None = None
     limit: float = 600.0
+    options: Sequence[str] = ()
     measure: bool = False
     root: Path = ROOT
     facts: dict = field(default_factory=dict)
@@ -272,6 +275,8 @@ def _child(job: Job) -> typing.NoReturn:
 
 def _run_tests(job: Job) -> int:
     os.chdir(job.root)
+    if job.root != ROOT:
+        _import_from(job.root)
     if multiprocessing := sys.modules.get("torch.multiprocessing"):
         multiprocessing.spawn = functools.partial(multiprocessing.start_processes, start_method="fork")
     if job.tree is not None:
@@ -279,12 +284,20 @@ def _run_tests(job: Job) -> int:
         sys.meta_path.insert(0, MutatedFinder(job.path, name, job.tree))
     chosen, reach = Chosen(job.order), Reach(job.path) if job.measure else None
     plugins = [chosen, reach] if reach else [chosen]
-    words = [*OPTIONS, f"--basetemp={job.folder}/tmp", f"--rootdir={job.root}", *job.tests]
+    words = [*OPTIONS, *job.options, f"--basetemp={job.folder}/tmp", f"--rootdir={job.root}", *job.tests]
     with reach.measuring() if reach else contextlib.nullcontext():
         code = int(pytest.main(words, plugins=plugins))
-    facts = {"by": chosen.failed} | ({"reach": reach.found()} if reach else {})
+    facts = {"by": chosen.failed, "why": chosen.why} | ({"reach": reach.found()} if reach else {})
     (Path(job.folder) / "result.json").write_text(json.dumps(facts))
     return code
+
+
+def _import_from(root: Path) -> None:
+    """Take package and tests from another tree, in processes that a test starts, too."""
+    sys.path.insert(0, str(root))
+    os.environ["PYTHONPATH"] = str(root)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "tests"]:
+        del sys.modules[name]
 
 
 def run(jobs: Iterator[Job], at_once: int, report: Callable[[Job], None]) -> None:

@@ -56,7 +56,7 @@ SEMANTIC = tuple(
         (
             "batch of fixed size",
             "privacy/poisson.py",
-            "return torch.tensor(next(iter(sampler)), dtype=torch.int64)",
+            "return near[enters]",
             "return torch.randperm(population, generator=generator)[: round(rate * population)]",
         ),
         (

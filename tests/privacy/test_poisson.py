@@ -1,3 +1,4 @@
+import fractions
 import math
 
 import numpy as np
@@ -92,9 +93,103 @@ def test_a_batch_is_ascending_distinct_and_in_range(images, rate, seed):
     assert batch.tolist() == sorted(set(batch.tolist()) & set(range(images)))
 
 
+SMALL = [7.8e-7, 6.4e-7, 2.5e-5]  # a unit in 1.3 million, and 32: steps of 2^-24 are large beside them
+RATES = [*SMALL, 1e-10, 2**-35, 350 / 3513, 4096 / 45_000, 0.1, 0.5, 0.75, 1 - 2**-53]
+TINY = [2**-36 * (1 + 2**-52), 1e-20, 2**-87, 2**-88, 5e-324]
+TWISTER = slice(24, 24 + 8 * 624)  # where `get_state` has the words of the Mersenne Twister
+
+
+def speaking(words):
+    """A generator that says these 32-bit words next, at most 623: its state is found by undoing the tempering."""
+    state = (y := np.asarray(words, dtype=np.uint64)) ^ (y >> 18)
+    state ^= (state << 15) & 0xEFC60000
+    first = state
+    for _ in range(4):  # seven bits more are right each time
+        state = first ^ ((state << 7) & 0x9D2C5680)
+    first = state
+    for _ in range(2):  # eleven bits
+        state = first ^ (state >> 11)
+    generator = torch.Generator()
+    image = generator.get_state()
+    image.numpy()[8:16].view(np.int32)[:] = [624, 1]  # left before the next twist; seeded
+    image.numpy()[16:24].view(np.uint64)[:] = 1  # the next word
+    image.numpy()[TWISTER].view(np.uint64)[1 : 1 + len(state)] = state & 0xFFFFFFFF
+    return generator.set_state(image)
+
+
+def enters(rate, leading, rest=0):
+    """Whether a unit enters whose word ends in these 24 bits, followed by a 63-bit number."""
+    return len(poisson_batch(1, rate, speaking([leading, rest >> 32, rest & 0xFFFFFFFF]))) == 1
+
+
+def first_outside(inside, count):
+    """The least number below ``count`` that is not inside, or ``count``; all before it are inside."""
+    low, high = 0, count
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (middle + 1, high) if inside(middle) else (low, middle)
+    return low
+
+
+def exact_chance(rate):
+    """The probability with which a unit enters, by the least words that keep it out."""
+    leading = first_outside(lambda word: enters(rate, word, 2**63 - 1), 2**24)  # enters whatever follows
+    rest = first_outside(lambda word: enters(rate, leading, word), 2**63) if leading < 2**24 else 0
+    assert leading > 2**24 - 2 or not enters(rate, leading + 1)
+    return fractions.Fraction(leading, 2**24) + fractions.Fraction(rest, 2**87)
+
+
+def test_a_generator_says_the_words_that_it_is_told():
+    words = np.random.default_rng(0).integers(0, 2**32, 600)
+    assert torch.equal(torch.empty(600, dtype=torch.int32).random_(generator=speaking(words)).long(), torch.tensor(words % 2**31))
+
+
+@pytest.mark.parametrize("rate", RATES)
+def test_the_chance_is_the_rate_to_the_last_bit(rate):
+    assert exact_chance(rate) == fractions.Fraction(rate)
+
+
+@pytest.mark.parametrize("rate", TINY)
+def test_the_chance_of_a_tiny_rate_is_never_above_it(rate):
+    assert 0 <= fractions.Fraction(rate) - exact_chance(rate) < fractions.Fraction(1, 2**87)
+
+
+@settings(max_examples=30, deadline=None)
+@given(rate=st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_the_chance_of_any_rate_is_that_rate_rounded_down(rate):
+    assert exact_chance(rate) == fractions.Fraction(math.floor(fractions.Fraction(rate) * 2**87), 2**87)
+
+
+def test_each_unit_at_the_limit_is_decided_by_a_number_of_its_own():
+    rate, words = 0.3, []
+    limit, further = int(rate * 2**24), fractions.Fraction(rate) * 2**24 % 1 * 2**63
+    for number in (0, math.floor(further), 0, 2**63 - 1, math.ceil(further) - 1):
+        words += [number >> 32, number & 0xFFFFFFFF]
+    batch = poisson_batch(6, rate, speaking([limit - 1, limit, limit + 1, limit, limit, limit - 1, *words]))
+    assert batch.tolist() == [0, 3, 5], "their further numbers: 1 at the rate, 3 below, 4 far above; 2 has none"
+
+
+def rare_words(seed, zeros, count):
+    """Words whose first bits of 24 are 0, which happens once in 2^zeros; behind them, words for what else is drawn."""
+    words = np.random.default_rng(seed).integers(0, 2**32, 623)
+    words[:count] &= ~(((1 << zeros) - 1) << (24 - zeros))
+    return words
+
+
+@pytest.mark.parametrize(("rate", "rounds"), zip(SMALL, [100, 600, 25_000], strict=True))
+def test_units_enter_at_small_rates_as_often_as_is_accounted(rate, rounds):
+    """Only words that begin with zeros are drawn: others admit nobody, so what is seen is the rate times 2^zeros."""
+    zeros, count = int(-math.log2(rate)) - 1, 600
+    assert not any(enters(rate, 1 << bit) for bit in range(24 - zeros, 24))
+    found = sum(len(poisson_batch(count, rate, speaking(rare_words(seed, zeros, count)))) for seed in range(rounds))
+    chance, draws = rate * 2**zeros, rounds * count
+    assert abs(found - draws * chance) < 3 * math.sqrt(draws * chance * (1 - chance))  # three standard errors of fixed draws
+
+
 @settings(max_examples=25, deadline=None)
 @given(images=st.integers(1, 60), rate=st.floats(0.01, 0.99), seed=st.integers(0, 999))
-def test_it_is_opacus_sampler(images, rate, seed):
+def test_batches_of_a_seed_are_those_of_opacus_sampler(images, rate, seed):
+    """But where a unit's number equals the rate in all of its 24 bits, which happens once in 2^24 units: none of these."""
     sampler = UniformWithReplacementSampler(num_samples=images, sample_rate=rate, generator=torch_generator(seed), steps=1)
     assert poisson_batch(images, rate, torch_generator(seed)).tolist() == next(iter(sampler))
 

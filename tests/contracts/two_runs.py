@@ -1,0 +1,343 @@
+"""A run of every stage in a results folder of its own, made twice on different private images, and what differs."""
+
+import dataclasses
+import re
+from collections.abc import Callable
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pandas as pd
+import torch
+import yaml
+
+from dpsapf.datasets.archive import write_archive
+from dpsapf.evaluation.evaluate import evaluate
+from dpsapf.evolution import evolve as evolution
+from dpsapf.evolution.publish import publish_population
+from dpsapf.experiment.columns import CANDIDATES, COLUMNS, FRAGILITY_SHRUNK, MATRIX, SCALE
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.methods import method
+from dpsapf.experiment.records import Ledger, Plan, Release
+from dpsapf.experiment.run_files import audit_files
+from dpsapf.experiment.stages import (
+    AuditPrivacy,
+    AuditValidation,
+    Evaluate,
+    Evolve,
+    Finetune,
+    PlanPrivacy,
+    PublishPopulation,
+    Sample,
+    ScoreSaliency,
+    SelectMatrices,
+)
+from dpsapf.finetune import train
+from dpsapf.privacy.audit import audit_privacy, audit_validation
+from dpsapf.privacy.mechanisms import Ranking
+from dpsapf.privacy.meter import Meter
+from dpsapf.public_models.candidates import matrix_table
+from dpsapf.public_models.families.stable_diffusion import BLOCKS
+from dpsapf.saliency import score
+from dpsapf.saliency.plan import plan_privacy
+from dpsapf.saliency.select import select_matrices
+from dpsapf.sampling import sample as sampling
+from dpsapf.support.checked import replace
+from dpsapf.support.files import sha256
+from dpsapf.support.records import read_record, write_record
+from tests.evolution.conftest import PROTOCOLS
+from tests.prepared_dataset import write_dataset
+from tests.tiny import digest_of, tiny_latents, tiny_record, tiny_unet, write_latents
+
+IMAGES, CLASSES, USERS = 12, 2, 4
+PRIVACY = {"steps": 3, "expected_batch_size": 6, "delta": 0.01, "noise": "system"}
+TRAINED = {"learning_rate_lora": 0.01, "learning_rate_full": 0.001}
+UPDATES = {"lora_rank": 2, "lora_alpha": 4.0}
+MEASURED_TIMES = re.compile(rb'"(seconds|peak_memory_mb)": [^,\n]+')  # the only values that may differ
+
+
+# ---- What the meter releases, forced. The one place that knows how it hands released numbers over.
+
+
+@contextmanager
+def forced_releases():
+    """Let the meter count what is done, and replace what it releases by numbers that know nothing of the images."""
+    numbers = torch.Generator().manual_seed(0)
+    gaussian, gumbel, laplace = Meter.gaussian, Meter.gumbel, Meter.laplace
+
+    def forced_gaussian(self, sums, noise_multiplier, sensitivity, source):
+        released = gaussian(self, sums, noise_multiplier, sensitivity, source)
+        scale = noise_multiplier * sensitivity
+        return [scale * torch.randn(value.shape, generator=numbers, dtype=value.dtype) for value in released]
+
+    def forced_gumbel(self, *arguments):
+        return torch.randn(gumbel(self, *arguments).shape, generator=numbers, dtype=torch.float64).numpy()
+
+    def forced_laplace(self, *arguments):
+        laplace(self, *arguments)
+        return 1e9  # the test of propose-test-release is passed
+
+    with ExitStack() as stack:
+        for name, forced in (("gaussian", forced_gaussian), ("gumbel", forced_gumbel), ("laplace", forced_laplace)):
+            stack.enter_context(patch.object(Meter, name, forced))
+        yield
+
+
+@contextmanager
+def forced_winners():
+    """Let units have fixed scores: the winners are what propose-test-release gives away, after its noisy test."""
+    fixed = lambda self, scores: np.arange(self.unit_of.max() + 1.0)[::-1]  # noqa: E731
+    with patch.object(Ranking, "unit_scores", fixed):
+        yield
+
+
+# ---- A run of all stages, in the layout of a results folder.
+
+
+@dataclasses.dataclass(frozen=True)
+class Side:
+    """One of the two runs."""
+
+    root: Path
+    seed: int
+    model: Path
+
+    @property
+    def layout(self):
+        return Layout(self.root)
+
+    def at(self, path):
+        return Path(path)
+
+    def public(self):
+        """What both sides know: the model, its matrices, and what noise breaks in them."""
+        record = replace(tiny_record(), path=str(self.model))
+        write_record(self.layout.model("tiny", "model.json"), record)
+        table = matrix_table(tiny_unet(), BLOCKS)
+        table.to_csv(self.layout.model("tiny", "candidates.csv"), index=False)
+        names = table.loc[table[CANDIDATES] == "attention", MATRIX]
+        fragility = pd.DataFrame({MATRIX: names, FRAGILITY_SHRUNK: 0.5 + names.index, COLUMNS: 8, SCALE: 2.0})
+        path = Path(self.layout.fragility("private", "tiny", "attention"))
+        path.parent.mkdir(parents=True)
+        fragility.to_csv(path, index=False)
+
+    def private(self, dataset_record):
+        """Other images, other classes of each, other users; as many of each."""
+        draws = np.random.default_rng(self.seed)
+        labels = draws.permutation(np.arange(IMAGES) % CLASSES)
+        users = draws.permutation(np.arange(IMAGES) % USERS)
+        pixels = draws.integers(0, 256, (IMAGES, 28, 28, 1), dtype=np.uint8)
+        path = Path(self.layout.dataset("private", "dataset.safetensors"))
+        path.parent.mkdir(parents=True)
+        identity = sha256(write_dataset(path, {"train": (pixels, labels)}, users, draws.bytes(32)))
+        counts = {"train": IMAGES, "train_per_class": (6, 6), "users": USERS, "resolution": 8, "id": identity}
+        write_record(path.with_name("dataset.json"), replace(dataset_record, name="private", **counts))
+        return labels, users, identity
+
+    def encoded(self, labels, users, identity):
+        latents = tiny_latents(IMAGES, self.seed)
+        mixed = dataclasses.replace(
+            latents,
+            labels=torch.from_numpy(labels),
+            users=torch.from_numpy(users),
+            prompt_embeddings=tiny_latents(IMAGES).prompt_embeddings,
+        )
+        folder = Path(self.layout.latents("private", "tiny", "x")).parent
+        folder.mkdir(parents=True)
+        write_latents(folder, mixed, identity, digest_of(replace(tiny_record(), path=str(self.model))))
+
+    def inputs(self, *names):
+        of = {
+            "dataset": self.layout.dataset("private", "dataset.json"),
+            "archive": self.layout.dataset("private", "dataset.safetensors"),
+            "model": self.layout.model("tiny", "model.json"),
+            "candidate_table": self.layout.model("tiny", "candidates.csv"),
+            "latents": self.layout.latents("private", "tiny", "latents.safetensors"),
+            "prompts": self.layout.latents("private", "tiny", "prompts.safetensors"),
+        }
+        return {name: of[name] for name in names}
+
+    def run_file(self, plan, *names):
+        files = {
+            "scores": self.layout.scores(plan.run.scores_id, "scores.csv"),
+            "fragility": self.layout.fragility("private", "tiny", "attention"),
+            **{name: self.layout.run(plan.run.id, f"{name}.json") for name in ("plan", "spend", "private", "ledger", "timing")},
+            "selection": self.layout.run(plan.run.id, "selection.csv"),
+            "record": self.layout.run(plan.run.id, "selection.json"),
+            "weights": self.layout.run(plan.run.id, "weights.safetensors"),
+            "training_log": self.layout.run(plan.run.id, "private_log.csv"),
+            "population": self.layout.run(plan.run.id, "population.safetensors"),
+            "archive": self.layout.run(plan.run.id, "samples.npz"),
+            "contact_sheet": self.layout.run(plan.run.id, "contact_sheet.png"),
+        }
+        return {name: files[name] for name in names}
+
+    def planned(self, changes):
+        out = self.root / "plan.json"
+        plan_privacy(PlanPrivacy(public_model="tiny", out=out, **self.inputs("dataset", "candidate_table"), **changes))
+        plan = read_record(out, Plan)
+        target = Path(self.layout.run(plan.run.id, "plan.json"))
+        target.parent.mkdir(parents=True)
+        out.rename(target)
+        return plan
+
+
+def scored(side, plan, settings):
+    run = plan.run
+    axes = {"candidates": run.released_from} | {name: getattr(run, name) for name in ("score", "mechanism", "sigma_s")}
+    if run.mechanism != "gaussian":
+        axes |= {"level": run.level, "ratio": run.ratio}
+    folder = Path(side.layout.scores(run.scores_id, "x")).parent
+    score.score_saliency(
+        ScoreSaliency(
+            **side.inputs("dataset", "model", "candidate_table", "latents", "prompts"),
+            **axes,
+            **{"unit": plan.unit, "noise": plan.noise, "delta": PRIVACY["delta"], "micro_batch": 5, "expected_batch_size": 8},
+            **settings,
+            **{name: folder / file for name, file in (("scores", "scores.csv"), ("spend", "spend.json"))},
+            private=folder / "private.json",
+        )
+    )
+
+
+def trained(side, plan, settings):
+    walked = side.run_file(plan, "fragility")
+    chosen = side.run_file(plan, "scores") if method(plan.run.method).selects else {}
+    updates = {**UPDATES, **{name: value for name, value in settings.items() if name in SelectMatrices.model_fields}}
+    select_matrices(
+        SelectMatrices(
+            **side.inputs("candidate_table"),
+            **side.run_file(plan, "plan", "record"),
+            **chosen,
+            **walked,
+            **updates,
+            learning_rate=0.01,
+            out=side.run_file(plan, "selection")["selection"],
+        )
+    )
+    outputs = side.run_file(plan, "plan", "selection", "weights", "training_log", "spend", "private")
+    train.finetune(
+        Finetune(
+            **side.inputs("model", "latents", "prompts"), **outputs, **walked, **TRAINED, **UPDATES | settings, micro_batch=4
+        )
+    )
+
+
+def audited(side, plan, settings):
+    options = {name: value for name, value in settings.items() if name in AuditPrivacy.model_fields}
+    ledger = side.run_file(plan, "ledger")["ledger"]
+    audit_privacy(AuditPrivacy(**audit_files(side.layout, plan.run), **options, out=ledger))
+
+
+def sampled(side, plan):
+    outputs = side.run_file(plan, "archive", "contact_sheet", "timing", "ledger", "selection", "weights")
+    drawn = {"count": 4, "steps": 1, "guidance_scale": 1.0, "micro_batch": 4}
+    sampling.sample(Sample(**side.inputs("dataset", "model", "prompts"), **outputs, **drawn))
+
+
+def fine_tuned(side, changes, settings, audit=True, images=False):
+    """All stages of a run that trains."""
+    plan = side.planned({"method": "dp-lora", "epsilon": 10.0, **PRIVACY, "saliency": {"expected_batch_size": 8}, **changes})
+    if method(plan.run.method).selects:
+        scored(side, plan, {})
+    trained(side, plan, settings)
+    if audit:
+        audited(side, plan, {**UPDATES, **settings})
+    if images:
+        sampled(side, plan)
+
+
+# ---- The comparison.
+
+
+def is_private(path):
+    return path.name.startswith("private") or not {"runs", "scores"} & set(path.parts)
+
+
+def released(root):
+    """Files that are not private, by name; a digest of a file of the run is replaced by that file's name."""
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    names = {sha256(path).encode(): path.relative_to(root).as_posix().encode() for path in files}
+    found = {}
+    for path in files:
+        name = path.relative_to(root)
+        if is_private(name):
+            continue
+        content = path.read_bytes()
+        for digest, file in names.items():
+            content = content.replace(digest, b"digest of " + file)
+        found[name.as_posix()] = MEASURED_TIMES.sub(rb'"\1": 0', content) if path.suffix == ".json" else content
+    return found
+
+
+def differing(sides, run: Callable[[Side], None], releases=forced_releases):
+    """Run both sides with forced releases; names the files that are not the same, or are not there, in both."""
+    for side in sides:
+        with releases():
+            run(side)
+    one, other = (released(side.root) for side in sides)
+    assert len(one) > 2
+    return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
+
+
+# ---- Images that evolve by votes; counts that evaluation releases.
+
+
+def evolved(side, changes):
+    """Votes, audit, published images."""
+    votes = {"epsilon": 10.0, "evolution": {"iterations": 2}, "noise": "system", "delta": 0.01}
+    plan = side.planned({"steps": 1, "expected_batch_size": 1, **votes, **changes})
+    drawn = {"count": 6, "steps": 2, "guidance_scale": 2.0, "micro_batch": 4}
+    varied = {"generation": 4, "lookahead": 1, "last_degree": 0.5, "protocol": "demo-v1", "registry": PROTOCOLS}
+    files = side.run_file(plan, "plan", "spend", "private", "population")
+    evolution.evolve(Evolve(**side.inputs("model", "archive", "dataset"), **files, **drawn, **varied))
+    audited(side, plan, {"count": 6, "generation": 4})
+    published = side.run_file(plan, "ledger", "population", "archive", "contact_sheet", "timing")
+    publish_population(PublishPopulation(**side.inputs("dataset"), **published))
+
+
+RECIPE = {
+    **{"classifiers": ["resnet"], "steps": 4, "batch": 4, "optimizer": "adam", "learning_rate": 0.005},
+    **{"selection": "noisy-private-validation", "checkpoints": 2},
+}
+COUNTED = Release(name="validation", noise_multiplier=5.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
+
+
+def counted(side, dataset_record, plan):
+    """Noisy counts of private validation images, on public images; what is computed beside them is no release."""
+    draws, folder = np.random.default_rng(side.seed), side.root / "runs" / "x"
+    path = Path(side.layout.dataset("private", "dataset.safetensors"))
+    path.parent.mkdir(parents=True)
+    parts = {
+        name: (draws.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), draws.permutation(8) % 2)
+        for name in ("train", "validation", "test")
+    }
+    identity = sha256(write_dataset(path, parts, salt=draws.bytes(32)))
+    record = path.with_name("dataset.json")
+    write_record(record, replace(dataset_record, id=identity, train=8, validation=8, test=8))
+    write_archive(folder / "samples.npz", dict(zip(("images", "labels"), public_images(), strict=True)))
+    protocol = yaml.safe_load(PROTOCOLS.read_text())["demo-v1"]
+    protocol = {key: value for key, value in protocol.items() if not key.startswith("classifier")} | {"recipes": [RECIPE]}
+    (side.root / "protocols.yaml").write_text(yaml.safe_dump({"counts-v1": protocol}))
+    write_record(folder / "ledger.json", reserving(plan, identity))
+    files = {"ledger": "ledger.json", "spend": "validation_spend.json", "counts": "validation.csv"}
+    files |= {"private": "private_validation.json"}
+    named = {name: folder / file for name, file in files.items()}
+    judged = {"protocol": "counts-v1", "registry": side.root / "protocols.yaml", "what": ("utility",), "features": record}
+    outside = {"utility": folder / "private_utility.json"}  # tested on private images: published as private by nobody
+    inputs = {"archive": path, "dataset": record}
+    evaluate(Evaluate(synthetic=folder / "samples.npz", **inputs, **judged, **named, **outside))
+    audit_validation(AuditValidation(dataset=record, **named, out=folder / "validation_ledger.json"))
+
+
+def public_images():
+    draws = np.random.default_rng(0)
+    return draws.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), np.arange(16) % 2
+
+
+def reserving(plan, identity):
+    """A ledger that reserves the counts."""
+    kept = {name: getattr(plan, name) for name in ("run", "target_epsilon", "delta", "relation", "unit", "prior", "releases")}
+    spent = {"spent_epsilon": {"pld": 3.0, "prv": 3.0}, "digests": {}, "weights_digest": None, "not_for_release": None}
+    return Ledger(**kept, **spent, noise="system", dataset_id=identity, reserved=(COUNTED,), provenance={})

@@ -1,0 +1,124 @@
+"""A whole private run, small enough for seconds: stages, audit, images, published folder, by the command line.
+
+`python -m tests.faults` runs it on faulty copies of the tree, too: what fails first says what stopped a fault.
+"""
+
+import contextlib
+import io
+
+import pandas as pd
+import pytest
+
+from dpsapf.cli.main import main
+from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX
+from dpsapf.experiment.layout import Layout
+from dpsapf.experiment.records import DatasetRecord, Plan
+from dpsapf.experiment.run_files import audit_files
+from dpsapf.experiment.runs import RunSpec
+from dpsapf.finetune import train
+from dpsapf.saliency import score
+from dpsapf.sampling import sample
+from dpsapf.support.records import read_record, write_record
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet, write_latents
+
+pytestmark = pytest.mark.slow
+IMAGES, STEPS, BATCH = 300, 40, 60
+DATASET, MODEL, DATASET_ID = "shapes", "tiny", "5d" * 32
+AXES = {"level": "matrix", "ratio": 0.3, "score": "energy", "mechanism": "gaussian", "sigma_s": 5.0, "rule": "top"}
+RUN = RunSpec(
+    dataset=DATASET, public_model=MODEL, method="dp-sapf", candidates="attention", adapter="lora", epsilon=10.0, seed=7, **AXES
+)
+
+
+def call(command, *flags, **values):
+    """Run a command; the error that it tells is the assertion's."""
+    words = [command, *flags]
+    for name, value in values.items():
+        words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
+    with contextlib.redirect_stderr(io.StringIO()) as told:
+        code = main([*words, "--quiet"])
+    assert code == 0, told.getvalue().strip().splitlines()[-1]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A results folder with images, a model, latents and prompts; the model is tiny whatever its record says."""
+    layout = Layout(tmp_path_factory.mktemp("owner") / "results" / "tiny")
+    record = DatasetRecord(
+        name=DATASET,
+        loader="x",
+        source="x",
+        licence="x",
+        procedural=False,
+        classes=("a", "b"),
+        prompts=("a", "b"),
+        resolution=8,
+        channels=1,
+        train=IMAGES,
+        validation=5,
+        test=5,
+        train_per_class=(IMAGES // 2, IMAGES // 2),
+        id=DATASET_ID,
+        provenance={},
+    )
+    found = {"dataset": layout.dataset(DATASET, "dataset.json"), "model": layout.model(MODEL, "model.json")}
+    found |= {"candidate_table": layout.model(MODEL, "candidates.csv")}
+    found |= {name: layout.latents(DATASET, MODEL, f"{name}.safetensors") for name in ("latents", "prompts")}
+    write_record(found["dataset"], record)
+    write_record(found["model"], tiny_record())
+    names = candidates(tiny_unet())
+    table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
+    table.to_csv(found["candidate_table"], index=False)
+    folder = layout.root / "cache" / "latents" / f"{DATASET}--{MODEL}"
+    folder.mkdir(parents=True)
+    write_latents(folder, tiny_latents(IMAGES), DATASET_ID)
+    with pytest.MonkeyPatch.context() as patch:
+        for stage in (train, score, sample):
+            patch.setattr(stage, "load_model", TinyModel)
+        yield layout, found
+
+
+def of(found, *names):
+    return {name: found[name] for name in names}
+
+
+def test_the_stages_run(files):
+    layout, found = files
+    own = {file: layout.run(RUN.id, file) for file in ("plan.json", "selection.csv", "selection.json", "weights.safetensors")}
+    at = {file: layout.scores(RUN.scores_id, file) for file in ("scores.csv", "spend.json", "private.json")}
+    asked = {axis: getattr(RUN, axis) for axis in (*AXES, "candidates", "adapter", "method", "public_model", "epsilon", "seed")}
+    noise = {"noise": "system"}
+    settings = {"steps": STEPS, "expected_batch_size": BATCH} | noise
+    call("plan-privacy", **of(found, "dataset", "candidate_table"), **asked, **settings, out=own["plan.json"])
+    inputs = of(found, "dataset", "model", "candidate_table", "latents", "prompts")
+    scored = {axis: asked[axis] for axis in ("score", "mechanism", "sigma_s", "candidates", "seed")} | noise
+    outputs = {"scores": at["scores.csv"], "spend": at["spend.json"], "private": at["private.json"]}
+    call("score-saliency", **inputs, **scored, **outputs)
+    outputs = {"out": own["selection.csv"], "record": own["selection.json"]}
+    call("select-matrices", plan=own["plan.json"], **of(found, "candidate_table"), scores=at["scores.csv"], **outputs)
+    inputs = of(found, "model", "latents", "prompts") | {"plan": own["plan.json"], "selection": own["selection.csv"]}
+    outputs = {"weights": own["weights.safetensors"], "training_log": layout.run(RUN.id, "private_log.csv")}
+    outputs |= {name: layout.run(RUN.id, f"{name}.json") for name in ("spend", "private")}
+    rates = {"learning_rate_lora": 0.01, "learning_rate_full": 0.001}
+    call("finetune", **inputs, **outputs, **rates, micro_batch=16, ema_decay=0.8)
+
+
+def test_the_audit_passes_it(files):
+    layout, _ = files
+    call("audit-privacy", **audit_files(layout, RUN), out=layout.run(RUN.id, "ledger.json"))
+    assert read_record(layout.run(RUN.id, "plan.json"), Plan).noise == "system"
+
+
+def test_images_are_sampled(files):
+    layout, found = files
+    own = {name: layout.run(RUN.id, file) for name, file in (("ledger", "ledger.json"), ("selection", "selection.csv"))}
+    outputs = {"archive": "samples.npz", "contact_sheet": "contact_sheet.png", "timing": "timing.json"}
+    outputs = {name: layout.run(RUN.id, file) for name, file in outputs.items()}
+    inputs = of(found, "dataset", "model", "prompts") | own | {"weights": layout.run(RUN.id, "weights.safetensors")}
+    call("sample", **inputs, count=4, steps=2, **outputs)
+
+
+def test_it_is_published(files):
+    layout, _ = files
+    words = {"run": str(layout.root / "runs" / RUN.id), "out": layout.root.parent / "published", "hyperparameters": "public"}
+    call("release", "--weights", **words)
