@@ -139,7 +139,7 @@ def train_step(training: Training, state: TrainingState) -> None:
         clipping=plan.clipping,
         micro_batch=options.micro_batch,
         device=options.device,
-        noise=_draws(plan).noise("privacy noise", step, device=options.device),
+        noise=_draws(plan).noise("privacy noise", step, device=options.device, dtype=torch.float32),
         meter=state.meter,
         processes=training.processes,
         resting=resting(list(state.parameters), plan.run.adapter, step),

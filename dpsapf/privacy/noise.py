@@ -55,16 +55,17 @@ class SeededNoise:
 
     Args:
         generator: torch's generator on the device of what gets the noise; it must be used for nothing else.
+        dtype: of normals; None: that of what gets the noise.
     """
 
     kind: typing.ClassVar[NoiseMode] = "seed"
 
-    def __init__(self, generator: torch.Generator) -> None:
-        self._generator = generator
+    def __init__(self, generator: torch.Generator, dtype: torch.dtype | None = None) -> None:
+        self._generator, self._dtype = generator, dtype
 
     def normal(self, like: torch.Tensor) -> torch.Tensor:
         """Draw N(0, 1) with torch's generator."""
-        return torch.randn(like.shape, generator=self._generator, device=like.device, dtype=like.dtype)
+        return torch.randn(like.shape, generator=self._generator, device=like.device, dtype=self._dtype or like.dtype)
 
     def uniform(self, count: int) -> list[Decimal]:
         """Draw uniforms with torch's generator, 53 bits each."""
@@ -195,16 +196,17 @@ class Draws:
         """
         return _system_generator() if self.mode == "system" else torch_generator(self.seed, self.stage, *names)
 
-    def noise(self, *names: str | int, device: str = "cpu") -> NoiseSource:
+    def noise(self, *names: str | int, device: str = "cpu", dtype: torch.dtype | None = None) -> NoiseSource:
         """Return the source of one release's noise, of one step if there are several.
 
         Args:
             names: of the release, e.g. the step.
             device: of what gets the noise; seeded noise is drawn there.
+            dtype: of seeded normals; None: that of what gets the noise.
         """
         if self.mode == "system":
             return SystemNoise()
-        return SeededNoise(torch_generator(self.seed, self.stage, *names, device=device))
+        return SeededNoise(torch_generator(self.seed, self.stage, *names, device=device), dtype)
 
 
 def mode_of(generator: torch.Generator) -> NoiseMode:

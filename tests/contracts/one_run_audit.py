@@ -14,7 +14,8 @@ import os
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -37,6 +38,7 @@ from dpsapf.privacy import clipping, meter, noise
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
+from dpsapf.privacy.values import Private
 from dpsapf.public_models.latents import Pairs
 from dpsapf.saliency import score as saliency
 from dpsapf.support.errors import UserError
@@ -47,7 +49,8 @@ from tests.tiny import tiny_objective
 
 # ---- Patch points: every name of the package that is replaced, and what the attacker knows of its seeds, stands here.
 
-ADD_NOISE, ADD_GUMBEL, ADD_LAPLACE = noise.add_gaussian_noise, noise.add_gumbel_noise, noise.add_laplace_noise
+ADD_NOISE, ADD_GUMBEL, ADD_LAPLACE = noise.add_gaussian_noise, noise.gumbel_noise, noise.laplace_noise
+DRAW_NOISE = noise.Draws.noise
 CLIPPED_SUM = ghost_clipping.GhostClipping.clipped_sum
 
 
@@ -79,16 +82,17 @@ def noise_from_the_seed(release: Release, seed: int, canaries: int) -> np.ndarra
     return np.stack([noise.SeededNoise(source).normal(like).double().flatten().numpy() for source in sources])
 
 
-def _third(value, noise_multiplier, sensitivity, source):
-    return ADD_NOISE(value, noise_multiplier / 3, sensitivity, source)
+def _third(value, noise_multiplier, *rest):
+    return ADD_NOISE(value, noise_multiplier / 3, *rest)
 
 
-def _scaled(add: Callable, factor: float) -> Callable:
-    return lambda value, scale, source: add(value, factor * scale, source)
+def _scaled(draw: Callable, factor: float) -> Callable:
+    """Scale ranking noise: of a count (Gumbel) or of one number (Laplace), then scale and source."""
+    return lambda *arguments: draw(*arguments[:-2], Decimal(factor) * arguments[-2], arguments[-1])
 
 
 def _no_noise(value, *_):
-    return value
+    return value.clone()
 
 
 def _each_pair_clipped(self, loss, bound, kind, multiplicity=1, resting=frozenset()):
@@ -102,15 +106,18 @@ def _unclipped(squared_norms, *_):
 def _reused_noise() -> AbstractContextManager:
     """One secret draw, made again at every step."""
     secret = int.from_bytes(os.urandom(7), "big")
-    same = lambda *_: noise.SeededNoise(torch.Generator().manual_seed(secret))  # noqa: E731
-    return patch.object(train, "noise_source", same)
+    return patch.object(noise.Draws, "noise", lambda *_, **__: noise.SeededNoise(torch.Generator().manual_seed(secret)))
+
+
+def _seeded(draws: noise.Draws, *names: str | int, **told: object) -> noise.NoiseSource:
+    return DRAW_NOISE(replace(draws, mode="seed"), *names, **told)
 
 
 FINETUNE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
     "noise / 3": lambda: patch.object(meter, "add_gaussian_noise", _third),
     "no clipping": lambda: patch.object(ghost_clipping, "clip_factors", _unclipped),
     "noise reused at every step": _reused_noise,
-    "noise from the public seed": lambda: patch.object(train, "noise_source", lambda _, generator: noise.SeededNoise(generator)),
+    "noise from the public seed": lambda: patch.object(noise.Draws, "noise", _seeded),
 }
 MULTIPLE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
     "each pair clipped": lambda: patch.object(ghost_clipping.GhostClipping, "clipped_sum", _each_pair_clipped),
@@ -122,18 +129,16 @@ SCORE_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
     "noise / 3": lambda: patch.object(meter, "add_gaussian_noise", _third),
     "no noise": lambda: patch.object(meter, "add_gaussian_noise", _no_noise),
     "no clipping": lambda: patch.object(clipping, "clip_factors", _unclipped),
-    "noise from the public seed": lambda: patch.object(
-        saliency, "noise_source", lambda _, generator: noise.SeededNoise(generator)
-    ),
+    "noise from the public seed": lambda: patch.object(noise.Draws, "noise", _seeded),
 }
 
 SIGNAL_FAULTS = SCORE_FAULTS | {"no clipping": lambda: patch.object(ghost_clipping, "clip_factors", _unclipped)}
 DRAW_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "noise / 5": lambda: patch.object(meter, "add_gumbel_noise", _scaled(ADD_GUMBEL, 1 / 5)),
-    "each at the cost of all": lambda: patch.object(meter, "add_gumbel_noise", _scaled(ADD_GUMBEL, 1 / math.sqrt(DRAWN))),
+    "noise / 5": lambda: patch.object(meter, "gumbel_noise", _scaled(ADD_GUMBEL, 1 / 5)),
+    "each at the cost of all": lambda: patch.object(meter, "gumbel_noise", _scaled(ADD_GUMBEL, 1 / math.sqrt(DRAWN))),
 }
 TEST_FAULTS: dict[str, Callable[[], AbstractContextManager]] = {
-    "noise / 3": lambda: patch.object(meter, "add_laplace_noise", _scaled(ADD_LAPLACE, 1 / 3)),
+    "noise / 3": lambda: patch.object(meter, "laplace_noise", _scaled(ADD_LAPLACE, 1 / 3)),
 }
 
 # ---- What is attacked. Both bounds need many canaries: ideal attacks reach half of epsilon with 65,536, not with 2,000.
@@ -469,8 +474,8 @@ def released_scores(folder: Path, members: torch.Tensor, matrices: int = SCORED,
 
 # ---- Rankings under attack: one image tells so little of itself there that the release is made anew, many times
 
-UNITS, DRAWN, GAP = 400, 20, 8.0  # units to rank, draws of the exponential mechanism; gap of propose-test-release, in D
-ROUNDS, MAY_FAIL = 16_000, 1e-6  # releases with the image, and as many without; chance of a bound above epsilon
+UNITS, DRAWN, GAP = 100, 20, 8.0  # units to rank, draws of the exponential mechanism; gap of propose-test-release, in D
+ROUNDS, MAY_FAIL = 3_000, 1e-6  # releases with the image, and as many without; chance of a bound above epsilon
 RANKED_DELTA, RANKED_SIGMA = 1e-3, {"exponential": 1.5, "ptr": 1.0}
 
 
@@ -501,10 +506,11 @@ def attack_ranking(name: str, fault: Callable[[], AbstractContextManager] = null
 
 def _seen(name: str, scores: np.ndarray, raised: np.ndarray, ranking: Ranking, planned: Release) -> float:
     try:
-        released = mechanism(name).release(scores, ranking, planned, noise.SystemNoise(), meter.Meter(1))
+        sums = Private([torch.from_numpy(scores)])
+        (released,) = mechanism(name).release(sums, ranking, planned, noise.SystemNoise(), meter.Meter(1)).values
     except Refused:
         return -1.0
-    return float((released[raised] > 0).sum())
+    return float((released.numpy()[raised] > 0).sum())
 
 
 def _ratio_bound(positive: np.ndarray, delta: float) -> float:

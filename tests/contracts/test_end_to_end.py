@@ -18,6 +18,8 @@ from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, S
 from dpsapf.experiment.stages import Finetune, ScoreSaliency
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
+from dpsapf.privacy.clipping import MARGIN
+from dpsapf.privacy.noise import Draws
 from dpsapf.saliency import score
 from dpsapf.support.checked import replace
 from dpsapf.support.randomness import child_seed

@@ -145,7 +145,7 @@ def test_the_largest_contribution_of_an_image_is_measured(micro_batch):
     saliency_scores(unet, tiny_objective(), tiny_latents(), EVERYONE, candidates(unet), settings, Progress(meter))
     sums = [scores(batch=EVERYONE[:count], clipping_norm=1.0) for count in range(13)]
     norms = [(after - before).norm().item() for before, after in itertools.pairwise(sums)]
-    assert meter.measured(1.0).largest_contribution == pytest.approx(max(norms), rel=1e-3)  # fp32 passes in other batches, and the grid
+    assert meter.measured(1.0).largest_contribution == pytest.approx(max(norms), rel=1e-3)  # fp32 in other batches; the grid
     assert max(norms) > 1.1 * min(norms)
 
 
@@ -470,14 +470,14 @@ def test_a_mechanism_needs_its_noise(stage, tmp_path):
 
 def test_a_refusal_is_accounted_and_not_drawn_again(stage, tmp_path, monkeypatch):
     """The scores of the fixture have a gap; with the noise turned against it the test fails, and epsilon is spent."""
-    monkeypatch.setattr("dpsapf.privacy.meter.laplace_noise", lambda scale, source: Decimal(-1e9))
+    monkeypatch.setattr("dpsapf.privacy.meter.laplace_noise", lambda scale, source: Decimal("-1e9"))
     with pytest.raises(Refused, match="spent all the same"):
         stage("ptr", "matrix", 0.3, 50000)
     spend = read_record(tmp_path / "refused.json", Spend)
     plan = read_record(tmp_path / "plan.json", Plan)
     assert spend.release == plan.releases[0] and spend.digest == "" and not (tmp_path / "s.csv").exists()
     assert spend.private == sha256(tmp_path / "private.refused.json")
-    monkeypatch.setattr("dpsapf.privacy.meter.laplace_noise", lambda scale, source: Decimal(1e9))
+    monkeypatch.setattr("dpsapf.privacy.meter.laplace_noise", lambda scale, source: Decimal("1e9"))
     monkeypatch.setattr(score, "load_model", lambda *_: pytest.fail("computed again"))
     with pytest.raises(UserError, match=r"refused\.json.*refused before, and epsilon is spent.*--prior"):
         stage("ptr", "matrix", 0.3, 50000)
