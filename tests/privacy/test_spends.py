@@ -9,7 +9,7 @@ import pytest
 
 from dpsapf.experiment.records import Spend
 from dpsapf.privacy import spends
-from dpsapf.privacy.spends import Again
+from dpsapf.privacy.spend_record import Again
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
@@ -96,14 +96,14 @@ def test_the_same_images_are_known_again(know, spend, run, images, name):
     spends.record(spend)
     again = know("b", images, name)
     assert [spent.key for spent in spends.released(run.id, again)] == [spend.digest]
-    assert list(spends.plan(other(run), again, "image")) == [(spend.digest, spend.release)]
+    assert list(spends.plan(other(run), again, "image", {})) == [(spend.digest, spend.release)]
 
 
 def test_other_images_are_others(know, spend, run):
     know("a")
     spends.record(spend)
     elsewhere = know("b", 255 - PIXELS, "theirs")
-    assert spends.released(run.id, elsewhere) == [] and spends.plan(other(run), elsewhere, "image") == {}
+    assert spends.released(run.id, elsewhere) == [] and spends.plan(other(run), elsewhere, "image", {}) == {}
 
 
 def test_what_shares_images_with_what_shares_images_is_the_same(know, spend, run):
@@ -146,7 +146,7 @@ def test_a_spend_on_unknown_images_is_refused(know, spend, run):
     with pytest.raises(UserError, match="does not know these images"):
         spends.released(run.id, spend.dataset_id)
     with pytest.raises(UserError, match="does not know these images"):
-        spends.plan(run, spend.dataset_id, "image")
+        spends.plan(run, spend.dataset_id, "image", {})
 
 
 @pytest.mark.parametrize("changes", [{"noise": "seed"}, {"noise": None, "mechanism": "none", "noise_multiplier": None}])
@@ -167,30 +167,32 @@ def test_a_second_release_of_a_run_by_another_process_is_refused(know, spend, ru
 def test_runs_that_are_planned_together_stand_alone_and_later_ones_count_them(know, spend, run):
     know("a")
     first, sibling, later = run, other(run), other(run, ratio=0.7)
-    assert spends.plan(first, spend.dataset_id, "image") == spends.plan(sibling, spend.dataset_id, "image") == {}
+    assert spends.plan(first, spend.dataset_id, "image", {}) == spends.plan(sibling, spend.dataset_id, "image", {}) == {}
     spends.record(spend)
-    assert spends.plan(sibling, spend.dataset_id, "image") == {}, "planned again, an unfinished run keeps its plan"
-    assert list(spends.plan(later, spend.dataset_id, "image")) == [(spend.digest, spend.release)]
-    assert list(spends.priors(other(run, ratio=0.9), spend.dataset_id, "image")) == [(spend.digest, spend.release)]
+    assert spends.plan(sibling, spend.dataset_id, "image", {}) == {}, "planned again, an unfinished run keeps its plan"
+    assert list(spends.plan(later, spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
+    assert list(spends.priors(other(run, ratio=0.9), spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
 
 
 def test_a_look_at_what_was_spent_writes_nothing(run, spends_folder):
-    assert spends.priors(run, "a" * 64, "image") == {} and not spends_folder.exists()
+    assert spends.priors(run, "a" * 64, "image", {}) == {} and not spends_folder.exists()
 
 
 def test_scores_that_a_run_uses_are_its_own_and_others_are_earlier(know, spend, scored, run):
     know("a")
     spends.record(scored)
     spends.record(replace(scored, subject=other(run, sigma_s=5.0).scores_id, digest="t" * 64))
-    assert [key for key, _ in spends.plan(run, spend.dataset_id, "image")] == ["t" * 64]
+    assert [key for key, _ in spends.plan(run, spend.dataset_id, "image", {})] == ["t" * 64]
     elsewhere = know("b")
-    assert {key for key, _ in spends.plan(run, elsewhere, "image")} == {"s" * 64, "t" * 64}, "drawn anew, they are two releases"
+    assert {key for key, _ in spends.plan(run, elsewhere, "image", {})} == {"s" * 64, "t" * 64}, (
+        "drawn anew, they are two releases"
+    )
 
 
 def test_scores_that_were_refused_are_nobodys_own(know, spend, scored, run):
     know("a")
     spends.record(replace(scored, digest=""))
-    assert [key for key, _ in spends.plan(run, spend.dataset_id, "image")] == [scored.private]
+    assert [key for key, _ in spends.plan(run, spend.dataset_id, "image", {})] == [scored.private]
 
 
 def say_again(subject):
@@ -200,14 +202,14 @@ def say_again(subject):
 
 def test_the_owners_word_sets_a_run_free_and_its_next_plan_counts_what_it_spent(know, spend, run):
     know("a")
-    spends.plan(run, spend.dataset_id, "image")
+    spends.plan(run, spend.dataset_id, "image", {})
     spends.record(spend)
     say_again(run.id)
     assert spends.released(run.id, spend.dataset_id) == []
-    assert list(spends.plan(run, spend.dataset_id, "image")) == [(spend.digest, spend.release)]
+    assert list(spends.plan(run, spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
     spends.record(replace(spend, digest="x" * 64))
     assert [spent.key for spent in spends.released(run.id, spend.dataset_id)] == ["x" * 64]
-    assert len(spends.plan(other(run), spend.dataset_id, "image")) == 2, "both stay on record"
+    assert len(spends.plan(other(run), spend.dataset_id, "image", {})) == 2, "both stay on record"
 
 
 def planned_as(plan, run, found):
@@ -218,12 +220,12 @@ def planned_as(plan, run, found):
 def test_a_plan_from_before_the_owners_word_is_refused(know, spend, scored, run, plan):
     know("a")
     spends.record(scored)
-    made = planned_as(plan, run, spends.plan(run, spend.dataset_id, "image"))
+    made = planned_as(plan, run, spends.plan(run, spend.dataset_id, "image", {}))
     spends.check_planned(made)
     say_again(run.scores_id)
     with pytest.raises(UserError, match="does not count what was spent: delete it, and plan the run again"):
         spends.check_planned(made)
-    made = planned_as(plan, run, spends.plan(run, spend.dataset_id, "image"))
+    made = planned_as(plan, run, spends.plan(run, spend.dataset_id, "image", {}))
     assert made.prior_keys == (scored.digest,)
     spends.check_planned(made)
     spends.record(spend)
@@ -237,7 +239,7 @@ def test_units_do_not_add_up(know, spend, run):
     know("a")
     spends.record(spend)
     with pytest.raises(UserError, match="unit = 'image': was released on these images, and this run protects one user"):
-        spends.plan(other(run), spend.dataset_id, "user")
+        spends.plan(other(run), spend.dataset_id, "user", {})
 
 
 DAMAGE = {
