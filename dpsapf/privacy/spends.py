@@ -12,7 +12,7 @@ from dpsapf.experiment.methods import Unit
 from dpsapf.experiment.records import DatasetRecord, Ledger, Plan, Spend
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.privacy.compose import Named, reserved_name
-from dpsapf.privacy.spend_record import LINES, RESTORE, VARIABLE, Known, Planned, Record, Spent, folder, opened, writable
+from dpsapf.privacy.spend_record import LINES, RESTORE, VARIABLE, Known, Planned, Record, Spent, folder, named, opened, writable
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
 from dpsapf.support.records import as_json
@@ -206,6 +206,22 @@ def plan(run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
             if (spent.key, spent.release) in found.keys() - told.keys():
                 LOG.info("%s: counts what %s, on record in %s", run.id, book.described(spent), book.path)
         return found
+
+
+def spent_on(dataset_id: str, name: str, unit: Unit) -> Named | None:
+    """Name all that is on record of a dataset's images, with what was spent on datasets of its name; None: it is not known.
+
+    Raises:
+        UserError: something was spent on another unit than ``unit``.
+    """
+    if not (folder() / LINES).exists():
+        return None
+    with opened() as book:
+        same = {known.dataset_id for known in book.of(Known) if known.name == name or known.dataset_id == dataset_id}
+        if not same:
+            return None
+        ids = set().union(*map(book.same_images, same))
+        return named([spent for spent in book.of(Spent) if spent.dataset_id in ids], unit)
 
 
 def check_not_released(subject: str, dataset_id: str) -> None:

@@ -1,21 +1,25 @@
 """What else was learnt from the private images, and must be counted before a run is published.
 
 Whoever trained several runs on the same images may have chosen this one, or its settings, by what the others showed. So every
-release of these images that lies in the results folder must be in the total: as a part of the run, by ``--compose``, or in
-the register.
+release of these images that is on record counts (`dpsapf.privacy.spends`), and every one that lies in the results folder must be
+in the total: as a part of the run, on record, by ``--compose``, or in the register.
 """
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
 from dpsapf.experiment.records import Ledger, Release, Spend
+from dpsapf.privacy import spend_record
 from dpsapf.privacy.compose import named_releases, read_spent
+from dpsapf.privacy.spends import spent_on
 from dpsapf.privacy.spends_found import dataset_of, spent_in
 from dpsapf.release.found import Found
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record
 
+LOG = logging.getLogger(__name__)
 Named = dict[tuple[str, Release], None]  # releases, each by the digest of what was released
 
 
@@ -37,6 +41,23 @@ def named_by(paths: Sequence[Path], found: Found) -> Named:
             check_counts(path, release)
             named[key, release] = None
     return named
+
+
+def on_record(found: Found) -> Named:
+    """Return what the record of spends has of the same images, published or not; say so if it does not know them.
+
+    Raises:
+        UserError: something was spent on another unit.
+    """
+    ledger = found.ledger
+    spent = spent_on(ledger.dataset_id, ledger.run.dataset, ledger.unit)
+    if spent is None and ledger.releases:
+        place, variable = spend_record.folder(), spend_record.VARIABLE
+        LOG.warning("%s does not know these images: the results folder, the register and --compose alone are counted", place)
+        LOG.warning(
+            "if they were trained on elsewhere, publish there, or copy that record here and name its folder in %s", variable
+        )
+    return dict.fromkeys(spent or {})
 
 
 def check_counts(path: Path, release: Release) -> None:

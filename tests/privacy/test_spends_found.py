@@ -3,16 +3,15 @@
 import pytest
 
 from dpsapf.cli.main import main
-from dpsapf.experiment.records import DatasetRecord, Ledger
+from dpsapf.experiment.records import Ledger
 from dpsapf.experiment.stages import SpendAgain
 from dpsapf.privacy import spends
 from dpsapf.privacy.spend_again import spend_again
 from dpsapf.privacy.spend_record import Spent, opened
-from dpsapf.privacy.spends_found import take_in
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
-from tests.published_run import COUNTS, DP_SGD, SALIENCY, spec, write_counts, write_run
+from tests.published_run import COUNTS, DP_SGD, SALIENCY, put_on_record, spec, write_counts, write_run
 
 
 @pytest.fixture
@@ -21,10 +20,8 @@ def root(tmp_path):
 
 
 def known(root):
-    """Put the dataset of a results folder on record, and what the folder says was spent; all that is on record then."""
-    dataset = read_record(root / "cache/datasets/shapes/dataset.json", DatasetRecord)
-    spends.know(dataset, lambda: [])
-    take_in(root, dataset)
+    """All that is on record after a results folder was taken in."""
+    put_on_record(root)
     with opened() as book:
         return book.of(Spent)
 
