@@ -52,6 +52,7 @@ class Planned(Checked):
     kind: typing.Literal["planned"] = "planned"
     run: str
     dataset_id: str
+    lines: int  # how many lines of the record its plan counts: the first ones
 
 
 class Spent(Checked):
@@ -120,16 +121,17 @@ class Record(journal.Journal[Entry]):
         freed = self.freed(subject)
         return [spent for place, spent in self.spent(dataset_id) if spent.subject == subject and place > freed]
 
-    def planned(self, run: str, dataset_id: str) -> int | None:
-        """Return the place of a run's first plan since the owner's last word; None: it is not planned."""
-        told = Planned(run=run, dataset_id=dataset_id)
-        places = [place for place, line in enumerate(self.lines) if line.told == told and place > self.freed(run)]
-        return places[0] if places else None
+    def planned(self, run: str, dataset_id: str) -> Planned | None:
+        """Return a run's first plan since the owner's last word; None: it is not planned."""
+        told = [line.told for line in self.lines[self.freed(run) + 1 :]]
+        mine = [plan for plan in told if isinstance(plan, Planned) and (plan.run, plan.dataset_id) == (run, dataset_id)]
+        return mine[0] if mine else None
 
     def priors(self, run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
-        """Name what was spent on a dataset's images before a run was first planned, see `plan`."""
+        """Name what was spent on a dataset's images before a run was first planned, see `dpsapf.privacy.spends.planning`."""
         own = {spent.key for spent in self._own_scores(run, dataset_id)} if method(run.method).selects else set()
-        earlier = [spent for _, spent in self.spent(dataset_id, self.planned(run.id, dataset_id))]
+        planned = self.planned(run.id, dataset_id)
+        earlier = [spent for _, spent in self.spent(dataset_id, planned.lines if planned else None)]
         return {name: release for name, release in (told | named(earlier, unit)).items() if name[0] not in own}
 
     def _own_scores(self, run: RunSpec, dataset_id: str) -> list[Spent]:

@@ -1,9 +1,10 @@
 """What stages ask of the record of spends (see `dpsapf.privacy.spend_record`), and put there."""
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +172,7 @@ def released(subject: str, dataset_id: str) -> list[Spent]:
 
 
 def priors(run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
-    """Return what `plan` would, and write nothing; of a dataset that is not on record only what it was told.
+    """Return what `planning` would give, and write nothing; of a dataset that is not on record only what it was told.
 
     Raises:
         UserError: something was spent on another unit than ``unit``.
@@ -182,8 +183,9 @@ def priors(run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
         return book.priors(run, dataset_id, unit, told)
 
 
-def plan(run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
-    """Put on record that a run is planned, and name what was spent on its images before it was first planned.
+@contextlib.contextmanager
+def planning(run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Iterator[Named]:
+    """Name what was spent on a run's images before it was first planned; if the block makes its plan, put that on record.
 
     Runs that are planned together do not count each other, and a run that is planned again keeps its plan. Left out are the
     scores that the run uses itself, where they were released of the same prepared dataset: its own plan has them.
@@ -199,13 +201,14 @@ def plan(run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
     """
     with opened() as book:
         _check_known(book, dataset_id)
-        found = book.priors(run, dataset_id, unit, told)
-        if book.planned(run.id, dataset_id) is None:
-            book.add(Planned(run=run.id, dataset_id=dataset_id))
+        found, lines = book.priors(run, dataset_id, unit, told), len(book.lines)
         for spent in book.of(Spent):
             if (spent.key, spent.release) in found.keys() - told.keys():
                 LOG.info("%s: counts what %s, on record in %s", run.id, book.described(spent), book.path)
-        return found
+    yield found
+    with opened() as book:
+        if book.planned(run.id, dataset_id) is None:
+            book.add(Planned(run=run.id, dataset_id=dataset_id, lines=lines))
 
 
 def spent_on(dataset_id: str, name: str, unit: Unit) -> Named | None:

@@ -1,5 +1,6 @@
 """plan-privacy: describe the saliency release of a run, and hand it to `dpsapf.privacy.plan` for the rest."""
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,7 +34,7 @@ DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "rule": "top", "cand
 def plan_privacy(options: PlanPrivacy) -> None:
     """Write plan.json: target, relation, unit, what is public, every release and its noise.
 
-    With noise of the operating system, what was spent on the images before counts, too, see `dpsapf.privacy.spends.plan`.
+    With noise of the operating system, what was spent on the images before counts, too, see `dpsapf.privacy.spends.planning`.
 
     Args:
         options: the run, DP-SGD's settings and the saliency release's.
@@ -41,12 +42,14 @@ def plan_privacy(options: PlanPrivacy) -> None:
     Raises:
         UserError: the target cannot be met; the run is released already; or see `_described`.
     """
-    run, dataset, saliency, prior, reserved = _described(options)
+    run, dataset, saliency, told, reserved = _described(options)
+    counted = contextlib.nullcontext(told)
     if _spends_for_good(run, options):
         _put_on_record(run, dataset, options)
-        prior = spends.plan(run, dataset.id, options.unit, prior)
-    plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
-    write_record(options.out, plan)
+        counted = spends.planning(run, dataset.id, options.unit, told)
+    with counted as prior:
+        plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
+        write_record(options.out, plan)
 
 
 def check_plan(options: PlanPrivacy) -> None:

@@ -71,7 +71,7 @@ def test_counts_that_were_made_twice_are_counted_twice_and_the_first_with_its_le
     spend_again(SpendAgain(run=folder.name))
     write_counts(folder, digest="e" * 64)
     known(root)
-    names = [key for key, release in spends.plan(spec("dp-lora"), ledger.dataset_id, "image", {}) if release == COUNTS]
+    names = [key for key, release in spends.priors(spec("dp-lora"), ledger.dataset_id, "image", {}) if release == COUNTS]
     assert names == [f"reserved by {folder.name}, {ledger.weights_digest}", "e" * 64]
 
 

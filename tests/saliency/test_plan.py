@@ -1,3 +1,4 @@
+import json
 import math
 
 import numpy as np
@@ -306,6 +307,13 @@ def test_the_noise_grows_by_what_was_spent(tmp_path, dataset_record, prepared):
     total = epsilon("pld", [*later.prior, *later.releases], later.delta)
     assert later.prior == alone.releases and 13.9 < total <= 14
     assert epsilon("pld", later.releases, later.delta) < 10 + epsilon("pld", alone.releases, alone.delta) < 2 * 10
+
+
+def test_a_target_that_cannot_be_met_leaves_no_plan_on_record(tmp_path, dataset_record, prepared, spends_folder):
+    with pytest.raises(UserError, match="epsilon = 0.02"):
+        planned(tmp_path, prepared(dataset_record), epsilon=0.02)
+    kinds = [json.loads(line)["told"]["kind"] for line in (spends_folder / "spends.jsonl").read_text().splitlines()]
+    assert kinds == ["dataset"] and not (tmp_path / "plan.json").exists()
 
 
 @pytest.mark.usefixtures("uncalibrated")
