@@ -14,10 +14,12 @@ from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.runs import RunSpec, normalise
 from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.finetune.weights import write_weights
+from dpsapf.privacy import spends
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise, SystemNoise
+from dpsapf.privacy.spends_found import take_in
 from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
@@ -122,6 +124,16 @@ def write_run(root, run=None, noise="system", prior=(), unit="image", releases=N
     audit_privacy(AuditPrivacy(**audit_files(layout, run), out=folder / "ledger.json"))
     write_samples(folder, run)
     return folder
+
+
+PIXELS = np.random.default_rng(5).integers(0, 256, (9, 8, 8, 3), dtype=np.uint8)
+
+
+def put_on_record(root, pixels=PIXELS):
+    """Put on record what stages do: the images, and what was released of them."""
+    dataset = read_record(root / "cache/datasets/shapes/dataset.json", DatasetRecord)
+    spends.know(dataset, lambda: [pixels])
+    take_in(root, dataset)
 
 
 def metered(release):

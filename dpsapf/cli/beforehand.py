@@ -135,10 +135,12 @@ def plan_options(start: Start, run: RunSpec) -> PlanPrivacy:
     """Return what rule ``plan_privacy`` gives its stage."""
     config, layout = start.config, start.layout
     judged = {"protocol": config.evaluation.protocol, "registry": Path(config.protocols_file)} if run in start.counted else {}
+    secret = {"archive": Path(layout.dataset(run.dataset, "dataset.safetensors"))} if config.privacy.noise == "system" else {}
     return PlanPrivacy(
         **{name: getattr(run, name) for name in ("public_model", "method", "seed", *AXES)},
         **dict(config.privacy),
         **judged,
+        **secret,
         dataset=Path(layout.dataset(run.dataset, "dataset.json")),
         candidate_table=Path(layout.model(run.public_model, "candidates.csv")),
         saliency=config.saliency,

@@ -24,6 +24,7 @@ MODULES: dict[type[Checked], str] = {
     stages.Evolve: "dpsapf.evolution.evolve",
     stages.AuditPrivacy: "dpsapf.privacy.audit",
     stages.ComposeReleases: "dpsapf.privacy.compose",
+    stages.SpendAgain: "dpsapf.privacy.spend_again",
     stages.Sample: "dpsapf.sampling.sample",
     stages.PublishPopulation: "dpsapf.evolution.publish",
     stages.FetchEvaluationWeights: "dpsapf.evaluation.weights",

@@ -2,7 +2,6 @@
 
 import collections
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import pandas as pd
 from dpsapf.datasets.duplicates import equal_images, pixel_digest, told
 from dpsapf.datasets.images import BATCH, LabelledImages, Source
 from dpsapf.datasets.loaders import loader
-from dpsapf.datasets.prepared import SALT_BYTES, preparing, read_part
+from dpsapf.datasets.prepared import kept_salt, preparing, read_part
 from dpsapf.datasets.preview import COLUMNS, contact_sheet
 from dpsapf.datasets.splits import counts_to_hold_out, placed, unit_hashes
 from dpsapf.experiment.columns import SPLITS
@@ -32,7 +31,8 @@ def prepare_dataset(options: PrepareDataset) -> None:
     """Write dataset.safetensors (see `dpsapf.datasets.prepared`), its record and a preview; nothing if anything is wrong.
 
     Images are decoded on all threads and written batch by batch. The archive's digest, which records may publish, says
-    nothing to whoever lacks the archive, because of 32 secret bytes in it.
+    nothing to whoever lacks the archive, because of 32 secret bytes in it. Prepared again in the same folder, the same images
+    give the same archive.
 
     Raises:
         UserError: the entry, the source or an image is wrong (see the loaders and `dpsapf.datasets.splits`).
@@ -47,7 +47,7 @@ def prepare_dataset(options: PrepareDataset) -> None:
         check_training_classes(source.labels[training], item.classes)
         writer.put("labels", 0, source.labels)
         writer.put("split", 0, places)
-        writer.put("salt", 0, np.frombuffer(os.urandom(SALT_BYTES), dtype=np.uint8))
+        writer.put("salt", 0, np.frombuffer(kept_salt(options.archive), dtype=np.uint8))
         if source.users is not None:
             writer.put("users", 0, numbered(source.users, training))
     record = _record(options, item)

@@ -5,6 +5,7 @@ The file is ``dataset.safetensors``: ``images`` uint8 [N, H, W, 1 or 3], ``label
 images first, and 32 secret bytes, ``salt``.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from dpsapf.datasets.images import as_rgb
 from dpsapf.experiment.columns import SPLITS
 from dpsapf.support.arrays import Rows, Writer, open_arrays, writing
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import atomic
 
 SALT_BYTES = 32
 
@@ -78,6 +80,31 @@ def read_held_out(path: Path, split: str, needed_for: str) -> Part:
 def read_salt(path: Path) -> bytes:
     """Read a prepared dataset's secret bytes."""
     return _opened(path)[0]["salt"][:].tobytes()
+
+
+def kept_salt(archive: Path) -> bytes:
+    """Return the secret bytes of a prepared dataset, which stay in its folder: private.salt, or else its last archive, has them.
+
+    Raises:
+        UserError: private.salt is damaged.
+    """
+    path = archive.with_name("private.salt")
+    if not path.exists():
+        with atomic(path) as temporary:
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(_salt_of(archive) or os.urandom(SALT_BYTES))
+    salt = path.read_bytes()
+    if len(salt) != SALT_BYTES:
+        remedy = "restore it from a copy; or delete it, and the same images become another dataset, for which all is made anew"
+        raise UserError(str(path), f"{len(salt)} bytes", f"must be {SALT_BYTES}: {remedy}")
+    return salt
+
+
+def _salt_of(archive: Path) -> bytes | None:
+    try:
+        return read_salt(archive)
+    except UserError:  # there is none, or none that can be read
+        return None
 
 
 def _opened(path: Path) -> tuple[dict[str, Rows], dict[str, str]]:

@@ -109,6 +109,9 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     """Plan every release of a run and calibrate its noise."""
 
     dataset: Path = source("dataset.json")
+    archive: Path | None = source(
+        "dataset.safetensors, with noise system: by its images the record of spends knows what was spent on them", None
+    )
     candidate_table: Path = source("candidates.csv")
     saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
     evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
@@ -258,6 +261,12 @@ class ComposeReleases(Checked):
     records: tuple[Path, ...] = source("ledger.json of every released run, and spend records of refusals and of further counts")
     delta: float = Field(description="delta at which epsilon is told", gt=0, lt=1)
     out: Path = target("composition.json")
+
+
+class SpendAgain(Checked):
+    """Let a run be released once more; what it spent stays on record."""
+
+    run: str = Field(description="id of the run, or of scores that runs share, as the refusal names it")
 
 
 class Sample(SamplingConfig, PrecisionConfig, ComputeConfig):

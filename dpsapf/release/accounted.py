@@ -1,29 +1,26 @@
 """What else was learnt from the private images, and must be counted before a run is published.
 
 Whoever trained several runs on the same images may have chosen this one, or its settings, by what the others showed. So every
-release of these images that lies in the results folder must be in the total: as a part of the run, by ``--compose``, or in
-the register.
+release of these images that is on record counts (`dpsapf.privacy.spends`), and every one that lies in the results folder must be
+in the total: as a part of the run, on record, by ``--compose``, or in the register.
 """
 
-from collections.abc import Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.records import Ledger, Release, Spend
+from dpsapf.privacy import spend_record
 from dpsapf.privacy.compose import named_releases, read_spent
+from dpsapf.privacy.spends import spent_on
+from dpsapf.privacy.spends_found import dataset_of, spent_in
 from dpsapf.release.found import Found
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record
 
+LOG = logging.getLogger(__name__)
 Named = dict[tuple[str, Release], None]  # releases, each by the digest of what was released
-RECORDS = (
-    "runs/*/ledger.json",
-    "runs/*/spend.json",
-    "runs/*/validation_spend.json",
-    "cache/scores/*/spend.json",
-    "cache/scores/*/refused.json",
-)
 
 
 def named_by(paths: Sequence[Path], found: Found) -> Named:
@@ -36,7 +33,7 @@ def named_by(paths: Sequence[Path], found: Found) -> Named:
     for path in paths:
         record = read_spent(path)
         if not _same_images(record, found.ledger):
-            raise UserError(f"--compose: {path}", _dataset(record), f"is not of {found.ledger.run.dataset}: leave it out")
+            raise UserError(f"--compose: {path}", dataset_of(record), f"is not of {found.ledger.run.dataset}: leave it out")
         if record.unit != found.ledger.unit:
             remedy = f"protects another unit than this run's {found.ledger.unit}: epsilons do not add up"
             raise UserError(f"--compose: {path}", record.unit, f"{remedy}; train with one unit")
@@ -44,6 +41,23 @@ def named_by(paths: Sequence[Path], found: Found) -> Named:
             check_counts(path, release)
             named[key, release] = None
     return named
+
+
+def on_record(found: Found) -> Named:
+    """Return what the record of spends has of the same images, published or not; say so if it does not know them.
+
+    Raises:
+        UserError: something was spent on another unit.
+    """
+    ledger = found.ledger
+    spent = spent_on(ledger.dataset_id, ledger.run.dataset, ledger.unit)
+    if spent is None and ledger.releases:
+        place, variable = spend_record.folder(), spend_record.VARIABLE
+        LOG.warning("%s does not know these images: the results folder, the register and --compose alone are counted", place)
+        LOG.warning(
+            "if they were trained on elsewhere, publish there, or copy that record here and name its folder in %s", variable
+        )
+    return dict.fromkeys(spent or {})
 
 
 def check_counts(path: Path, release: Release) -> None:
@@ -64,7 +78,7 @@ def check_all_counted(found: Found, counted: Named) -> None:
     Raises:
         UserError: names the first that is not, and how to count it.
     """
-    for path in spent_in(found.layout):
+    for path in spent_in(Path(found.layout.root)):
         record = read_spent(path)
         if not _same_images(record, found.ledger) or (isinstance(record, Ledger) and record.run == found.ledger.run):
             continue
@@ -77,12 +91,6 @@ def check_all_counted(found: Found, counted: Named) -> None:
                 raise UserError(str(path), release.name, remedy)
 
 
-def spent_in(layout: Layout) -> Iterator[Path]:
-    """List the records of everything that was released in a results folder."""
-    for pattern in RECORDS:
-        yield from sorted(Path(layout.root).glob(pattern))
-
-
 def _reserved(spend: Spend, ledger: Path) -> bool:
     """Tell whether counts are those that the ledger beside them reserved: that ledger counts them."""
     made_under = ledger.exists() and spend.made_from.get("ledger") == sha256(ledger)
@@ -90,8 +98,4 @@ def _reserved(spend: Spend, ledger: Path) -> bool:
 
 
 def _same_images(record: Ledger | Spend, ledger: Ledger) -> bool:
-    return record.dataset_id == ledger.dataset_id or _dataset(record) == ledger.run.dataset
-
-
-def _dataset(record: Ledger | Spend) -> str:
-    return record.run.dataset if isinstance(record, Ledger) else record.subject.split("--")[0]
+    return record.dataset_id == ledger.dataset_id or dataset_of(record) == ledger.run.dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpsapf.experiment.stages import Release
 from dpsapf.privacy.compose import named_releases
-from dpsapf.release.accounted import Named, check_all_counted, named_by
+from dpsapf.release.accounted import Named, check_all_counted, named_by, on_record
 from dpsapf.release.datasheet import WEIGHTS, datasheet
 from dpsapf.release.found import Found, find
 from dpsapf.release.images import write_images
@@ -38,7 +38,7 @@ def release(options: Release) -> None:
     found = find(options)
     if options.weights and found.weights is None:
         raise UserError("--weights", True, f"method {found.ledger.run.method} trains none: leave it out")
-    brought = named_by([Path(found.layout.run(found.ledger.run.id, "ledger.json")), *options.compose], found)
+    brought = named_by([Path(found.layout.run(found.ledger.run.id, "ledger.json")), *options.compose], found) | on_record(found)
     line = _line(found, options, brought)
     path = options.register or Path(found.layout.register(found.ledger.run.dataset))
     with held(path) as register:

@@ -35,7 +35,7 @@ NOT_COVERED = {
         "what the private images have in common: the synthetic images are meant to show that",
         "the images that the public model was trained on: its makers answer for those",
         "likeness: a synthetic image may look like somebody by chance",
-        "other publications of the same private images that the register does not hold",
+        "other releases of the same private images that neither the owner's register nor the record of what was spent holds",
         "the decision to publish, and whatever quality the owner measured on private images: neither is in this folder",
         "errors of the computer's rounding; and a broken AES-256, the cipher that the noise is drawn from",
     ),
@@ -264,7 +264,7 @@ def _earlier(record: PrivacyRecord) -> str:
     told = f"Together with {earlier} of this dataset: epsilon {up(certified(total))} at delta {up(record.delta)}."
     if total.unregistered:
         told += (
-            f"\nThis includes releases of other runs on the same images that the register does not hold: {total.unregistered}."
+            f"\nThis includes releases of other runs on the same images that were made and not published: {total.unregistered}."
         )
     if counts := sum(release.steps for release in total.releases if release.name == "validation"):
         told += f"""
@@ -274,7 +274,8 @@ are counted whether or not they were made, and are not in this folder."""
         told += "\nOther runs shaped this one, so only the promise for all of them together counts."
     return f"""## Together with earlier releases
 
-Each release of the same private images adds to what can be learnt of them. Their owner keeps a register of releases.
+Each release of the same private images adds to what can be learnt of them. Their owner keeps a register of what was published,
+and a record of what was spent, published or not.
 {told}"""
 
 

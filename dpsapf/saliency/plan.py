@@ -1,7 +1,14 @@
 """plan-privacy: describe the saliency release of a run, and hand it to `dpsapf.privacy.plan` for the rest."""
 
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 
+from dpsapf.datasets.images import BATCH
+from dpsapf.datasets.prepared import read_part
 from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.methods import AXES, NoiseMode, method
 from dpsapf.experiment.records import DatasetRecord, Release
@@ -9,13 +16,16 @@ from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.compose import named_prior
+from dpsapf.privacy import spends
+from dpsapf.privacy.compose import Named, named_prior
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.plan import check_axes, check_possible, default_delta, make_plan, population, validation_release
+from dpsapf.privacy.spends_found import take_in
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
 
 DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "rule": "top", "candidates": "attention", "adapter": "lora"}
@@ -24,15 +34,22 @@ DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "rule": "top", "cand
 def plan_privacy(options: PlanPrivacy) -> None:
     """Write plan.json: target, relation, unit, what is public, every release and its noise.
 
+    With noise of the operating system, what was spent on the images before counts, too, see `dpsapf.privacy.spends.planning`.
+
     Args:
         options: the run, DP-SGD's settings and the saliency release's.
 
     Raises:
-        UserError: the target cannot be met; or see `_described`.
+        UserError: the target cannot be met; the run is released already; or see `_described`.
     """
-    run, dataset, saliency, prior, reserved = _described(options)
-    plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
-    write_record(options.out, plan)
+    run, dataset, saliency, told, reserved = _described(options)
+    counted = contextlib.nullcontext(told)
+    if _spends_for_good(run, options):
+        _put_on_record(run, dataset, options)
+        counted = spends.planning(run, dataset.id, options.unit, told)
+    with counted as prior:
+        plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
+        write_record(options.out, plan)
 
 
 def check_plan(options: PlanPrivacy) -> None:
@@ -42,10 +59,41 @@ def check_plan(options: PlanPrivacy) -> None:
         UserError: it cannot, for the reason that it would tell.
     """
     run, dataset, saliency, prior, reserved = _described(options)
+    if _spends_for_good(run, options):
+        prior = spends.priors(run, dataset.id, options.unit, prior)
     check_possible(run, dataset, [*prior.values(), *reserved, *saliency], options)
 
 
-def _described(options: PlanPrivacy) -> tuple[RunSpec, DatasetRecord, list[Release], dict[tuple[str, Release], Release], list]:
+def _spends_for_good(run: RunSpec, options: PlanPrivacy) -> bool:
+    return options.noise == "system" and run.epsilon is not None
+
+
+def _put_on_record(run: RunSpec, dataset: DatasetRecord, options: PlanPrivacy) -> None:
+    """Let the record of spends know the images, and what the results folder says was spent on them.
+
+    Raises:
+        UserError: the images are needed and not named, or others than the dataset's; or the run is released already.
+    """
+    spends.know(dataset, lambda: _images(options.archive, dataset))
+    folder = options.out.resolve().parent
+    if folder.parent.name == "runs":
+        take_in(folder.parent.parent, dataset)
+    spends.check_not_released(run.id, dataset.id)
+
+
+def _images(archive: Path | None, dataset: DatasetRecord) -> Iterator[np.ndarray]:
+    """Yield a dataset's training and validation images in batches, uint8 [b, H, W, 3]."""
+    if archive is None or sha256(archive) != dataset.id:
+        remedy = (
+            f"must be the dataset.safetensors of {dataset.name}: what is spent on its images is kept on record (noise system)"
+        )
+        raise UserError("--archive", archive and str(archive), remedy)
+    for split in ("train", "validation"):
+        part = read_part(archive, split)
+        yield from (part[start : start + BATCH] for start in range(0, len(part), BATCH))
+
+
+def _described(options: PlanPrivacy) -> tuple[RunSpec, DatasetRecord, list[Release], Named, list]:
     """Return a run, its dataset, and what its target holds besides DP-SGD or votes: scores, earlier releases, reserved ones.
 
     Raises:

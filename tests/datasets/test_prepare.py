@@ -129,6 +129,28 @@ def test_a_second_run_writes_the_same_images_under_another_id(tmp_path, digits):
     assert np.array_equal(np.asarray(Image.open(first.preview)), np.asarray(Image.open(second.preview)))
 
 
+@pytest.mark.parametrize("removed", [[], ["dataset.safetensors", "dataset.json"], ["private.salt"]], ids=str)
+def test_prepared_again_in_its_folder_a_dataset_keeps_its_id(tmp_path, plant, pool, make_entry, register, removed):
+    """Also where the workflow removed its outputs before, and where an earlier version left the archive alone."""
+    registry = register(make_entry(source=str(plant(pool)), split_seed=1))
+    first, _, _ = prepare(tmp_path / "out", "mine", registry)
+    for name in removed:
+        (tmp_path / "out" / name).unlink()
+    again, _, _ = prepare(tmp_path / "out", "mine", registry)
+    assert again.id == first.id and (tmp_path / "out" / "private.salt").stat().st_mode & 0o777 == 0o600
+    elsewhere, _, _ = prepare(tmp_path / "clone", "mine", registry)
+    assert elsewhere.id != first.id
+
+
+def test_a_damaged_salt_is_refused_and_changes_nothing(tmp_path, plant, pool, make_entry, register):
+    registry = register(make_entry(source=str(plant(pool)), split_seed=1))
+    first, _, options = prepare(tmp_path / "out", "mine", registry)
+    (tmp_path / "out" / "private.salt").write_bytes(b"short")
+    with pytest.raises(UserError, match=r"private.salt = '5 bytes': must be 32: restore it from a copy"):
+        prepare(tmp_path / "out", "mine", registry)
+    assert sha256(options.archive) == first.id
+
+
 def test_a_folder_end_to_end(tmp_path, plant, pool, make_entry, register):
     registry = register(make_entry(source=str(plant(pool)), split_seed=1))
     record, parts, options = prepare(tmp_path / "out", "mine", registry)
@@ -140,6 +162,7 @@ def test_a_folder_end_to_end(tmp_path, plant, pool, make_entry, register):
         "dataset.json",
         "dataset.safetensors",
         "preview.png",
+        "private.salt",
     ]
     assert len({image.tobytes() for part in parts.values() for image in part.images}) == 14
 

@@ -34,6 +34,7 @@ def planned(folder, method="pe", **changes):
     """Write the plan of two rounds."""
     fixed = {"public_model": "public-mini", "method": method, "epsilon": 10.0, "evolution": {"iterations": 2}}
     paths = {"dataset": folder / "dataset.json", "candidate_table": folder / "unused.csv", "out": folder / "plan.json"}
+    paths |= {"archive": folder / "dataset.safetensors"}
     plan_privacy(PlanPrivacy(**paths, **(fixed | {"steps": 1, "expected_batch_size": 1} | changes)))
 
 

@@ -52,6 +52,7 @@ def drawn(body: str) -> Edits:
     """Edit the place that gives every source: ``body`` changes ``draws``, the call-th of the count-th source, like ``like``."""
     shaped = f'''EARLIER = {{}}
 COUNT = [-1]
+LATE = {{count for count in range(6, 10**4) if count & 2}}
 
 
 class Shaped:
@@ -195,7 +196,7 @@ FAULTS = (
     Fault(
         "noise cancels two steps later",
         NOISE,
-        drawn("key = call, count % 2\n        draws = EARLIER[key] = -EARLIER[key] if count & 2 and key in EARLIER else draws"),
+        drawn("key = call, count % 2\n        draws = EARLIER[key] = EARLIER.get(key, draws) * -1 if count in LATE else draws"),
         DRAWS,
     ),
     Fault("noise of only +-sigma", NOISE, system_noise("draws.sign()"), DRAWS),

@@ -5,7 +5,9 @@
 
 import contextlib
 import io
+from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -18,12 +20,14 @@ from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune import train
 from dpsapf.saliency import score
 from dpsapf.sampling import sample
+from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
+from tests.prepared_dataset import write_dataset
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet, write_latents
 
 pytestmark = pytest.mark.slow
 IMAGES, STEPS, BATCH = 300, 40, 60
-DATASET, MODEL, DATASET_ID = "shapes", "tiny", "5d" * 32
+DATASET, MODEL = "shapes", "tiny"
 AXES = {"level": "matrix", "ratio": 0.3, "score": "energy", "mechanism": "gaussian", "sigma_s": 5.0, "rule": "top"}
 RUN = RunSpec(
     dataset=DATASET, public_model=MODEL, method="dp-sapf", candidates="attention", adapter="lora", epsilon=10.0, seed=7, **AXES
@@ -44,38 +48,34 @@ def call(command, *flags, **values):
 def files(tmp_path_factory):
     """A results folder with images, a model, latents and prompts; the model is tiny whatever its record says."""
     layout = Layout(tmp_path_factory.mktemp("owner") / "results" / "tiny")
-    record = DatasetRecord(
-        name=DATASET,
-        loader="x",
-        source="x",
-        licence="x",
-        procedural=False,
-        classes=("a", "b"),
-        prompts=("a", "b"),
-        resolution=8,
-        channels=1,
-        train=IMAGES,
-        validation=5,
-        test=5,
-        train_per_class=(IMAGES // 2, IMAGES // 2),
-        id=DATASET_ID,
-        provenance={},
-    )
     found = {"dataset": layout.dataset(DATASET, "dataset.json"), "model": layout.model(MODEL, "model.json")}
+    found |= {"archive": layout.dataset(DATASET, "dataset.safetensors")}
     found |= {"candidate_table": layout.model(MODEL, "candidates.csv")}
     found |= {name: layout.latents(DATASET, MODEL, f"{name}.safetensors") for name in ("latents", "prompts")}
-    write_record(found["dataset"], record)
+    for path in found.values():
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(0).integers(0, 256, (IMAGES, 8, 8, 1), dtype=np.uint8)
+    identity = sha256(write_dataset(Path(found["archive"]), {"train": (pixels, np.arange(IMAGES) % 2)}))
+    described = {"name": DATASET, "loader": "x", "source": "x", "licence": "x", "procedural": False, "provenance": {}}
+    described |= {"classes": ("a", "b"), "prompts": ("a", "b"), "resolution": 8, "channels": 1, "id": identity}
+    counts = {"train": IMAGES, "validation": 0, "test": 0, "train_per_class": (IMAGES // 2, IMAGES // 2)}
+    write_record(found["dataset"], DatasetRecord(**described, **counts))
     write_record(found["model"], tiny_record())
     names = candidates(tiny_unet())
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(found["candidate_table"], index=False)
-    folder = layout.root / "cache" / "latents" / f"{DATASET}--{MODEL}"
-    folder.mkdir(parents=True)
-    write_latents(folder, tiny_latents(IMAGES), DATASET_ID)
+    write_latents(Path(found["latents"]).parent, tiny_latents(IMAGES), identity)
     with pytest.MonkeyPatch.context() as patch:
         for stage in (train, score, sample):
             patch.setattr(stage, "load_model", TinyModel)
         yield layout, found
+
+
+@pytest.fixture(autouse=True)
+def spends_folder(files, monkeypatch):
+    """One record of spends for the whole run."""
+    layout, _ = files
+    monkeypatch.setenv("DPSAPF_SPENDS", str(layout.root.parents[1] / "spends"))
 
 
 def of(found, *names):
@@ -89,7 +89,7 @@ def test_the_stages_run(files):
     asked = {axis: getattr(RUN, axis) for axis in (*AXES, "candidates", "adapter", "method", "public_model", "epsilon", "seed")}
     noise = {"noise": "system"}
     settings = {"steps": STEPS, "expected_batch_size": BATCH} | noise
-    call("plan-privacy", **of(found, "dataset", "candidate_table"), **asked, **settings, out=own["plan.json"])
+    call("plan-privacy", **of(found, "dataset", "archive", "candidate_table"), **asked, **settings, out=own["plan.json"])
     inputs = of(found, "dataset", "model", "candidate_table", "latents", "prompts")
     scored = {axis: asked[axis] for axis in ("score", "mechanism", "sigma_s", "candidates", "seed")} | noise
     outputs = {"scores": at["scores.csv"], "spend": at["spend.json"], "private": at["private.json"]}

@@ -9,7 +9,7 @@ import pytest
 
 from dpsapf.experiment.records import Spend
 from dpsapf.privacy import spends
-from dpsapf.privacy.spends import Again
+from dpsapf.privacy.spend_record import Again
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
@@ -45,6 +45,12 @@ def scored(run, spend, releases):
 
 def other(run, **changes):
     return replace(run, **({"ratio": 0.5} | changes))
+
+
+def plan_of(*run):
+    """Plan a run; what its plan counts."""
+    with spends.planning(*run) as found:
+        return found
 
 
 def lines(folder):
@@ -96,14 +102,14 @@ def test_the_same_images_are_known_again(know, spend, run, images, name):
     spends.record(spend)
     again = know("b", images, name)
     assert [spent.key for spent in spends.released(run.id, again)] == [spend.digest]
-    assert list(spends.plan(other(run), again, "image")) == [(spend.digest, spend.release)]
+    assert list(plan_of(other(run), again, "image", {})) == [(spend.digest, spend.release)]
 
 
 def test_other_images_are_others(know, spend, run):
     know("a")
     spends.record(spend)
     elsewhere = know("b", 255 - PIXELS, "theirs")
-    assert spends.released(run.id, elsewhere) == [] and spends.plan(other(run), elsewhere, "image") == {}
+    assert spends.released(run.id, elsewhere) == [] and plan_of(other(run), elsewhere, "image", {}) == {}
 
 
 def test_what_shares_images_with_what_shares_images_is_the_same(know, spend, run):
@@ -146,7 +152,7 @@ def test_a_spend_on_unknown_images_is_refused(know, spend, run):
     with pytest.raises(UserError, match="does not know these images"):
         spends.released(run.id, spend.dataset_id)
     with pytest.raises(UserError, match="does not know these images"):
-        spends.plan(run, spend.dataset_id, "image")
+        plan_of(run, spend.dataset_id, "image", {})
 
 
 @pytest.mark.parametrize("changes", [{"noise": "seed"}, {"noise": None, "mechanism": "none", "noise_multiplier": None}])
@@ -167,30 +173,42 @@ def test_a_second_release_of_a_run_by_another_process_is_refused(know, spend, ru
 def test_runs_that_are_planned_together_stand_alone_and_later_ones_count_them(know, spend, run):
     know("a")
     first, sibling, later = run, other(run), other(run, ratio=0.7)
-    assert spends.plan(first, spend.dataset_id, "image") == spends.plan(sibling, spend.dataset_id, "image") == {}
+    assert plan_of(first, spend.dataset_id, "image", {}) == plan_of(sibling, spend.dataset_id, "image", {}) == {}
     spends.record(spend)
-    assert spends.plan(sibling, spend.dataset_id, "image") == {}, "planned again, an unfinished run keeps its plan"
-    assert list(spends.plan(later, spend.dataset_id, "image")) == [(spend.digest, spend.release)]
-    assert list(spends.priors(other(run, ratio=0.9), spend.dataset_id, "image")) == [(spend.digest, spend.release)]
+    assert plan_of(sibling, spend.dataset_id, "image", {}) == {}, "planned again, an unfinished run keeps its plan"
+    assert list(plan_of(later, spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
+    assert list(spends.priors(other(run, ratio=0.9), spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
+
+
+def test_a_plan_that_was_not_made_has_no_place_on_record(know, spend, run):
+    """It counts what is spent until it is made; what is spent while it is made counts for others only."""
+    know("a")
+    with pytest.raises(RuntimeError), spends.planning(run, spend.dataset_id, "image", {}):
+        raise RuntimeError
+    spends.record(spend)
+    later = other(run)
+    with spends.planning(later, spend.dataset_id, "image", {}) as found:
+        spends.record(replace(spend, subject="mine--x", digest="x" * 64))
+    assert [key for key, _ in found] == [key for key, _ in plan_of(later, spend.dataset_id, "image", {})] == [spend.digest]
 
 
 def test_a_look_at_what_was_spent_writes_nothing(run, spends_folder):
-    assert spends.priors(run, "a" * 64, "image") == {} and not spends_folder.exists()
+    assert spends.priors(run, "a" * 64, "image", {}) == {} and not spends_folder.exists()
 
 
 def test_scores_that_a_run_uses_are_its_own_and_others_are_earlier(know, spend, scored, run):
     know("a")
     spends.record(scored)
     spends.record(replace(scored, subject=other(run, sigma_s=5.0).scores_id, digest="t" * 64))
-    assert [key for key, _ in spends.plan(run, spend.dataset_id, "image")] == ["t" * 64]
+    assert [key for key, _ in plan_of(run, spend.dataset_id, "image", {})] == ["t" * 64]
     elsewhere = know("b")
-    assert {key for key, _ in spends.plan(run, elsewhere, "image")} == {"s" * 64, "t" * 64}, "drawn anew, they are two releases"
+    assert {key for key, _ in plan_of(run, elsewhere, "image", {})} == {"s" * 64, "t" * 64}, "drawn anew, they are two releases"
 
 
 def test_scores_that_were_refused_are_nobodys_own(know, spend, scored, run):
     know("a")
     spends.record(replace(scored, digest=""))
-    assert [key for key, _ in spends.plan(run, spend.dataset_id, "image")] == [scored.private]
+    assert [key for key, _ in plan_of(run, spend.dataset_id, "image", {})] == [scored.private]
 
 
 def say_again(subject):
@@ -200,14 +218,14 @@ def say_again(subject):
 
 def test_the_owners_word_sets_a_run_free_and_its_next_plan_counts_what_it_spent(know, spend, run):
     know("a")
-    spends.plan(run, spend.dataset_id, "image")
+    plan_of(run, spend.dataset_id, "image", {})
     spends.record(spend)
     say_again(run.id)
     assert spends.released(run.id, spend.dataset_id) == []
-    assert list(spends.plan(run, spend.dataset_id, "image")) == [(spend.digest, spend.release)]
+    assert list(plan_of(run, spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
     spends.record(replace(spend, digest="x" * 64))
     assert [spent.key for spent in spends.released(run.id, spend.dataset_id)] == ["x" * 64]
-    assert len(spends.plan(other(run), spend.dataset_id, "image")) == 2, "both stay on record"
+    assert len(plan_of(other(run), spend.dataset_id, "image", {})) == 2, "both stay on record"
 
 
 def planned_as(plan, run, found):
@@ -218,12 +236,12 @@ def planned_as(plan, run, found):
 def test_a_plan_from_before_the_owners_word_is_refused(know, spend, scored, run, plan):
     know("a")
     spends.record(scored)
-    made = planned_as(plan, run, spends.plan(run, spend.dataset_id, "image"))
+    made = planned_as(plan, run, plan_of(run, spend.dataset_id, "image", {}))
     spends.check_planned(made)
     say_again(run.scores_id)
     with pytest.raises(UserError, match="does not count what was spent: delete it, and plan the run again"):
         spends.check_planned(made)
-    made = planned_as(plan, run, spends.plan(run, spend.dataset_id, "image"))
+    made = planned_as(plan, run, plan_of(run, spend.dataset_id, "image", {}))
     assert made.prior_keys == (scored.digest,)
     spends.check_planned(made)
     spends.record(spend)
@@ -237,7 +255,7 @@ def test_units_do_not_add_up(know, spend, run):
     know("a")
     spends.record(spend)
     with pytest.raises(UserError, match="unit = 'image': was released on these images, and this run protects one user"):
-        spends.plan(other(run), spend.dataset_id, "user")
+        plan_of(other(run), spend.dataset_id, "user", {})
 
 
 DAMAGE = {

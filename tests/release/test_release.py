@@ -19,7 +19,19 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.published_run import COUNTS, DP_SGD, SALIENCY, VOTES, leaks, secrets_of, spec, write_counts, write_run, write_samples
+from tests.published_run import (
+    COUNTS,
+    DP_SGD,
+    SALIENCY,
+    VOTES,
+    leaks,
+    put_on_record,
+    secrets_of,
+    spec,
+    write_counts,
+    write_run,
+    write_samples,
+)
 
 
 def told(out):
@@ -413,6 +425,7 @@ def test_a_total_without_end_is_refused(folder, publish, tmp_path):
 
 def test_by_the_command_line(folder, root, tmp_path, capsys):
     words = ["--hyperparameters", "paper", "--out", str(tmp_path / "public" / "out"), "--quiet"]
+    put_on_record(root)
     assert main(["release", str(folder), *words, "--dry-run"]) == 0
     assert f"writes  {tmp_path}/public/out" in capsys.readouterr().out and not (tmp_path / "public").exists()
     assert main(["release", str(folder), *words[2:]]) == 2

@@ -55,7 +55,7 @@ def test_the_promise_is_the_total_and_of_the_larger_accountant(record):
     text = statement(replace(record, together=total, hyperparameters="accounted"), "dp-sapf")
     assert "**The promise: epsilon = 4.5," in text and "all that is counted" in text
     assert "Together with 2 earlier releases of this dataset: epsilon 4.5 at delta" in text
-    assert "that the register does not hold: 3." in text and "only the promise for all of them together counts" in text
+    assert "that were made and not published: 3." in text and "only the promise for all of them together counts" in text
 
 
 def test_a_large_epsilon_is_told_without_a_long_number(record):

@@ -1,5 +1,7 @@
+import json
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -7,13 +9,17 @@ from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX
 from dpsapf.experiment.methods import AXES
 from dpsapf.experiment.records import Plan, Spend
 from dpsapf.experiment.settings import SaliencyConfig
-from dpsapf.experiment.stages import PlanPrivacy
+from dpsapf.experiment.stages import PlanPrivacy, SpendAgain
+from dpsapf.privacy import spends
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.mechanisms import DELTA_SHARE
-from dpsapf.saliency.plan import DEFAULT_AXES, plan_privacy
+from dpsapf.privacy.spend_again import spend_again
+from dpsapf.saliency.plan import DEFAULT_AXES, check_plan, plan_privacy
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
+from tests.prepared_dataset import write_dataset
 
 UNUSED = dict.fromkeys(AXES)
 LORA = UNUSED | {"method": "dp-lora", "candidates": "attention", "adapter": "lora", "epsilon": 10.0}
@@ -49,6 +55,18 @@ def uncalibrated(monkeypatch):
     """Noise and epsilons that cost no time, for tests of what else is planned."""
     monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda target, delta, build: 1.5)
     monkeypatch.setattr("dpsapf.privacy.plan.epsilon", lambda accountant, releases, delta: 1.0)
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """Give a dataset's record a file of images, two to train on and one to validate."""
+
+    def write(record, salt=b"s" * 32):
+        images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
+        parts = {"train": (images[:2], np.array([0, 1])), "validation": (images[2:], np.array([0]))}
+        return replace(record, id=sha256(write_dataset(tmp_path / "dataset.safetensors", parts, salt=salt)))
+
+    return write
 
 
 def test_plan_holds_every_release_and_meets_the_target(tmp_path, dataset_record):
@@ -163,8 +181,8 @@ def test_earlier_releases_of_the_dataset_are_planned_for(tmp_path, dataset_recor
 
 @pytest.mark.usefixtures("uncalibrated")
 @pytest.mark.parametrize("noise", ["seed", "system"])
-def test_where_noise_comes_from_is_planned(tmp_path, dataset_record, noise):
-    plan_privacy(options(tmp_path, dataset_record, noise=noise))
+def test_where_noise_comes_from_is_planned(tmp_path, dataset_record, prepared, noise):
+    plan_privacy(options(tmp_path, prepared(dataset_record), archive=tmp_path / "dataset.safetensors", noise=noise))
     assert [release.noise for release in read_record(tmp_path / "plan.json", Plan).releases] == [noise, noise]
 
 
@@ -239,3 +257,110 @@ def test_methods_that_train_more_than_the_models_family_knows_are_refused(tmp_pa
     pd.concat([table, table.assign(**{CANDIDATES: "all-params"})]).to_csv(given.candidate_table, index=False)
     plan_privacy(given)
     assert (tmp_path / "plan.json").exists()
+
+
+SYSTEM = {"noise": "system"}
+
+
+def planned(tmp_path, record, **changes):
+    """Plan a run with noise of the operating system on the images that `prepared` wrote; the plan."""
+    given = options(tmp_path, record, **({"archive": tmp_path / "dataset.safetensors"} | SYSTEM | changes))
+    plan_privacy(given)
+    return read_record(given.out, Plan)
+
+
+def train(tmp_path, plan, digest="w"):
+    """Put on record that a planned run was trained; the record of its stage, as it lies in a results folder."""
+    spend = Spend(
+        subject=plan.run.id,
+        release=plan.releases[-1],
+        unit=plan.unit,
+        population=plan.population,
+        dataset_id=plan.dataset_id,
+        made_from={},
+        digest=digest,
+        numbers=1,
+        trainable_parameters=1,
+        peak_memory_mb=1.0,
+        private="p",
+        provenance={},
+    )
+    spends.record(spend)
+    return spend
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_what_was_spent_on_the_images_is_planned_for_under_another_salt_and_folder(tmp_path, dataset_record, prepared, caplog):
+    spend = train(tmp_path, planned(tmp_path, prepared(dataset_record)))
+    again = prepared(replace(dataset_record, name="other"), salt=b"t" * 32)
+    with caplog.at_level("INFO"):
+        plan = planned(tmp_path, again, out=tmp_path / "clone" / "plan.json", ratio=0.5)
+    assert (plan.prior, plan.prior_keys) == ((spend.release,), ("w",))
+    assert f"counts what {spend.subject} released dp-sgd on" in caplog.text
+
+
+def test_the_noise_grows_by_what_was_spent(tmp_path, dataset_record, prepared):
+    """Calibrated in truth: the same run, planned alone and after another of the same images."""
+    alone = planned(tmp_path, prepared(dataset_record), **LORA)
+    train(tmp_path, alone)
+    later = planned(tmp_path, prepared(dataset_record), **(LORA | {"epsilon": 14.0}))
+    total = epsilon("pld", [*later.prior, *later.releases], later.delta)
+    assert later.prior == alone.releases and 13.9 < total <= 14
+    assert epsilon("pld", later.releases, later.delta) < 10 + epsilon("pld", alone.releases, alone.delta) < 2 * 10
+
+
+def test_a_target_that_cannot_be_met_leaves_no_plan_on_record(tmp_path, dataset_record, prepared, spends_folder):
+    with pytest.raises(UserError, match="epsilon = 0.02"):
+        planned(tmp_path, prepared(dataset_record), epsilon=0.02)
+    kinds = [json.loads(line)["told"]["kind"] for line in (spends_folder / "spends.jsonl").read_text().splitlines()]
+    assert kinds == ["dataset"] and not (tmp_path / "plan.json").exists()
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_a_released_run_is_not_planned_again_without_the_owners_word(tmp_path, dataset_record, prepared):
+    plan = planned(tmp_path, prepared(dataset_record))
+    train(tmp_path, plan)
+    (tmp_path / "plan.json").unlink()
+    with pytest.raises(UserError, match=f"run = '{plan.run.id}': .* released dp-sgd on .*spend-again --run {plan.run.id}: later"):
+        planned(tmp_path, prepared(dataset_record))
+    assert not (tmp_path / "plan.json").exists()
+    spend_again(SpendAgain(run=plan.run.id))
+    assert planned(tmp_path, prepared(dataset_record)).prior_keys == ("w",)
+
+
+@pytest.mark.usefixtures("uncalibrated")
+@pytest.mark.parametrize("changes", [{"noise": "seed"}, {"noise": "system", "method": "no-dp", "epsilon": None}])
+def test_runs_without_a_guarantee_for_good_leave_the_record_alone(tmp_path, dataset_record, spends_folder, changes):
+    exact = {"mechanism": None, "sigma_s": None} if "method" in changes else {}
+    plan_privacy(options(tmp_path, dataset_record, **exact, **changes))
+    assert not spends_folder.exists()
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_images_that_are_not_the_datasets_are_refused(tmp_path, dataset_record, prepared, spends_folder):
+    record = prepared(dataset_record)
+    prepared(dataset_record, salt=b"t" * 32)
+    for archive in (tmp_path / "dataset.safetensors", None):
+        with pytest.raises(UserError, match="--archive = .*: must be the dataset.safetensors of mnist5k"):
+            planned(tmp_path, record, archive=archive)
+    assert not (tmp_path / "plan.json").exists() and not (spends_folder / "spends.jsonl").exists()
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_a_file_of_the_owner_and_the_record_count_a_release_once(tmp_path, dataset_record, prepared):
+    spend = train(tmp_path, planned(tmp_path, prepared(dataset_record)))
+    write_record(tmp_path / "earlier.json", spend)
+    plan = planned(tmp_path, prepared(dataset_record), ratio=0.5, prior=(tmp_path / "earlier.json",))
+    assert plan.prior_keys == ("w",)
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_a_look_beforehand_sees_what_is_on_record_and_writes_nothing(tmp_path, dataset_record, prepared, spends_folder):
+    record = prepared(dataset_record)
+    check_plan(options(tmp_path, record, **SYSTEM))
+    assert not spends_folder.exists()
+    spend = train(tmp_path, planned(tmp_path, record))
+    before = (spends_folder / "spends.jsonl").read_bytes()
+    with pytest.raises(UserError, match="unit = 'image': was released on these images"):
+        check_plan(options(tmp_path, replace(record, users=9), ratio=0.5, unit="user", **SYSTEM))
+    assert (spends_folder / "spends.jsonl").read_bytes() == before and spend.unit == "image"

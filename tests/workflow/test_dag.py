@@ -55,6 +55,18 @@ def test_an_automatic_learning_rate_and_a_prediction_measure_what_noise_breaks(t
         assert counts(result.stdout).get("measure_fragility", 0) == expected
 
 
+def test_plans_read_images_only_where_what_is_spent_stays_on_record(tmp_path):
+    data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run"}
+    data["studies"] = {"s": {"dataset": ["mnist5k"], "method": ["dp-lora"]}}
+    for noise in ("seed", "system"):
+        data["privacy"] = data["privacy"] | {"noise": noise}
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(data))
+        result = dry_run("--configfile", str(tmp_path / "config.yaml"), "--printshellcmds")
+        assert result.returncode == 0, result.stderr
+        (command,) = re.findall(r".*dpsapf plan-privacy .*", result.stdout)
+        assert ("--archive results/never-run/cache/datasets/mnist5k/dataset.safetensors" in command) == (noise == "system")
+
+
 def test_runs_whose_images_evolve_and_runs_that_sample_go_their_own_ways(tmp_path):
     """Rules of both kinds write files of the same names; latents of private images are made only where something trains."""
     study = {"dataset": ["mnist5k"], "method": ["pe", "aug-pe", "no-finetune"], "epsilon": [1, 10]}

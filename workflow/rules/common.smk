@@ -207,6 +207,18 @@ def model_inputs(wildcards):
     )
 
 
+def plan_inputs(wildcards):
+    """What a plan is made for; with noise of the operating system the images, too, on which spends stay on record."""
+    run = RUNS[wildcards.run]
+    files = {
+        "dataset": LAYOUT.dataset(run.dataset, "dataset.json"),
+        "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
+    }
+    if CONFIG.privacy.noise == "system":
+        files["archive"] = LAYOUT.dataset(run.dataset, "dataset.safetensors")
+    return files
+
+
 def selection_inputs(wildcards):
     """The plan, the candidates and what the run's method selects by."""
     return selection_files(LAYOUT, RUNS[wildcards.run])

@@ -1,9 +1,6 @@
 rule plan_privacy:
     input:
-        dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
-        candidate_table=lambda w: LAYOUT.model(
-            RUNS[w.run].public_model, "candidates.csv"
-        ),
+        unpack(plan_inputs),
     output:
         LAYOUT.run("{run}", "plan.json"),
     log:
@@ -18,6 +15,7 @@ rule plan_privacy:
     resources:
         mem_mb=1000,
     params:
+        files=lambda w, input: given(input),
         run=lambda w: flags(RUNS[w.run], only=("public_model", "method", "seed", *AXES)),
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency."),
@@ -30,8 +28,8 @@ rule plan_privacy:
         ),
         code=code_digest("plan-privacy"),
     shell:
-        "python -m dpsapf plan-privacy --dataset {input.dataset} --candidate-table {input.candidate_table}"
-        " {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol} --out {output} --log {log}"
+        "python -m dpsapf plan-privacy {params.files} {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol}"
+        " --out {output} --log {log}"
 
 
 rule plans_made:

@@ -1,0 +1,98 @@
+"""What a results folder says was spent is put on record, and the owner's word sets a run free."""
+
+import pytest
+
+from dpsapf.cli.main import main
+from dpsapf.experiment.records import Ledger
+from dpsapf.experiment.stages import SpendAgain
+from dpsapf.privacy import spends
+from dpsapf.privacy.spend_again import spend_again
+from dpsapf.privacy.spend_record import Spent, opened
+from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
+from dpsapf.support.records import read_record, write_record
+from tests.published_run import COUNTS, DP_SGD, SALIENCY, put_on_record, spec, write_counts, write_run
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "results" / "shapes"
+
+
+def known(root):
+    """All that is on record after a results folder was taken in."""
+    put_on_record(root)
+    with opened() as book:
+        return book.of(Spent)
+
+
+def test_all_that_a_folder_says_was_spent_is_put_on_record_once(root):
+    folder = write_run(root)
+    first = read_record(folder / "ledger.json", Ledger)
+    spent = {(each.subject, each.key): each.release for each in known(root)}
+    names = {(spec().scores_id, first.digests["scores"]): SALIENCY, (folder.name, first.weights_digest): DP_SGD}
+    assert spent == names and known(root) == known(root)
+
+
+def test_an_earlier_training_is_known_by_its_kept_ledger(root):
+    folder = write_run(root)
+    first = read_record(folder / "ledger.json", Ledger).weights_digest
+    second = read_record(write_run(root) / "ledger.json", Ledger).weights_digest
+    keys = [each.key for each in known(root) if each.release.name == "dp-sgd"]
+    assert first != second and sorted(keys) == sorted([first, second])
+
+
+def test_what_a_folder_counts_from_elsewhere_is_put_on_record_too(root, tmp_path):
+    elsewhere = write_run(tmp_path / "elsewhere", spec("dp-lora"))
+    write_run(root, spec(epsilon=20.0), prior=(elsewhere / "ledger.json",))
+    assert read_record(elsewhere / "ledger.json", Ledger).weights_digest in [each.key for each in known(root)]
+
+
+def test_seeded_runs_and_other_images_are_left_out(root):
+    write_run(root, noise="seed")
+    folder = write_run(root, spec("dp-lora"))
+    ledger = read_record(folder / "ledger.json", Ledger)
+    write_record(folder / "ledger.json", replace(ledger, dataset_id="0" * 64, run=replace(ledger.run, dataset="others")))
+    assert {each.key for each in known(root)} == {ledger.weights_digest}
+
+
+def test_counts_are_named_as_the_ledger_that_reserved_them_does(root):
+    folder = write_run(root, reserved=(COUNTS,))
+    write_counts(folder)
+    (counts,) = [each for each in known(root) if each.release == COUNTS]
+    assert counts.reserved_as == f"reserved by {folder.name}, {read_record(folder / 'ledger.json', Ledger).weights_digest}"
+
+
+def test_counts_that_were_made_twice_are_counted_twice_and_the_first_with_its_ledger(root):
+    folder = write_run(root, reserved=(COUNTS,))
+    ledger = read_record(folder / "ledger.json", Ledger)
+    write_counts(folder)
+    known(root)
+    spend_again(SpendAgain(run=folder.name))
+    write_counts(folder, digest="e" * 64)
+    known(root)
+    names = [key for key, release in spends.priors(spec("dp-lora"), ledger.dataset_id, "image", {}) if release == COUNTS]
+    assert names == [f"reserved by {folder.name}, {ledger.weights_digest}", "e" * 64]
+
+
+def test_the_owners_word_names_what_is_on_record(root, capsys):
+    folder = write_run(root)
+    known(root)
+    assert main(["spend-again", "--run", folder.name]) == 0
+    told = capsys.readouterr().err
+    assert f"{folder.name} released dp-sgd on" in told and "noise multiplier 0.7, 4 steps at sampling rate 0.1" in told
+    assert "every later plan and release on these images counts what it spent" in told
+    assert main(["spend-again", "--run", folder.name]) == 2, "said twice, it would let it be released twice"
+    assert f"set free already: must be one of {spec().scores_id}" in capsys.readouterr().err
+
+
+def test_a_run_that_nobody_knows_cannot_be_set_free(root, spends_folder):
+    with pytest.raises(UserError, match="--run = 'x': is not on record, or is set free already: nothing is, in "):
+        spend_again(SpendAgain(run="x"))
+    write_run(root)
+    before = known(root)
+    with pytest.raises(
+        UserError, match="must be one of shapes--public-mini--.*did you mean shapes--public-mini--attention-share"
+    ):
+        spend_again(SpendAgain(run=spec().scores_id + "1"))
+    assert known(root) == before and (spends_folder / "spends.jsonl").exists()
