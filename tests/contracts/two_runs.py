@@ -4,6 +4,7 @@ import dataclasses
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
+from decimal import Decimal
 from pathlib import Path
 from unittest.mock import patch
 
@@ -37,6 +38,7 @@ from dpsapf.finetune import train
 from dpsapf.privacy.audit import audit_privacy, audit_validation
 from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.noise import grid
 from dpsapf.public_models.candidates import matrix_table
 from dpsapf.public_models.families.stable_diffusion import BLOCKS
 from dpsapf.saliency import score
@@ -66,17 +68,19 @@ def forced_releases():
     numbers = torch.Generator().manual_seed(0)
     gaussian, gumbel, laplace = Meter.gaussian, Meter.gumbel, Meter.laplace
 
-    def forced_gaussian(self, sums, noise_multiplier, sensitivity, source):
-        released = gaussian(self, sums, noise_multiplier, sensitivity, source)
-        scale = noise_multiplier * sensitivity
-        return [scale * torch.randn(value.shape, generator=numbers, dtype=value.dtype) for value in released]
+    def forced_gaussian(self, sums, noise_multiplier, sensitivity, *rest):
+        released = gaussian(self, sums, noise_multiplier, sensitivity, *rest)
+        spacing = grid(sensitivity, sum(value.numel() for value in released.values))
+        scale = noise_multiplier * sensitivity / spacing
+        draws = (torch.randn(value.shape, generator=numbers, dtype=value.dtype) for value in released.values)
+        return dataclasses.replace(released, values=tuple((scale * draw).round() * spacing for draw in draws))
 
     def forced_gumbel(self, *arguments):
-        return torch.randn(gumbel(self, *arguments).shape, generator=numbers, dtype=torch.float64).numpy()
+        return [Decimal(draw) for draw in torch.randn(len(gumbel(self, *arguments)), generator=numbers).tolist()]
 
     def forced_laplace(self, *arguments):
         laplace(self, *arguments)
-        return 1e9  # the test of propose-test-release is passed
+        return Decimal(10) ** 9  # the test of propose-test-release is passed
 
     with ExitStack() as stack:
         for name, forced in (("gaussian", forced_gaussian), ("gumbel", forced_gumbel), ("laplace", forced_laplace)):
