@@ -297,17 +297,15 @@ def _write_spend(folder, run, release, candidates):
         provenance={},
     )
     write_record(folder / "spend.json", spend)
-    measured = Measured(
-        salt="s",
-        batches=(350,) * release.steps,
-        participation=(),
-        largest_contribution=1.0,
-        numbers=1,
-        squares=1.0,
-        repetition=1.0,
-        seconds=95.0 + run.seed,
-    )
-    write_record(folder / "private.json", measured)
+    write_record(folder / "private.json", fake_measures(batches=(350,) * release.steps, seconds=95.0 + run.seed))
+
+
+def fake_measures(**changes):
+    """What a meter could have seen of one number that got noise at each step."""
+    steps = len(changes["batches"])
+    values = {"salt": "s", "participation": (), "strangers": 0, "secret": "seed", "largest_contribution": 1.0, "not_additive": 0.0}
+    values |= {"sizes": (1,), "squares": (1.0,) * steps, "parts": (float(steps),), "looked_at": 1, "cells": (steps, *[0] * 15)}
+    return Measured(**(values | {"sum_squares": 1.0, "repetition": 1.0, "seconds": 1.0} | changes))
 
 
 def collect_options(layout, run, protocol=PROTOCOL):

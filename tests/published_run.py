@@ -18,12 +18,11 @@ from dpsapf.privacy import spends
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.compose import named_prior
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import SeededNoise, SystemNoise
+from dpsapf.privacy.noise import Draws
 from dpsapf.privacy.spends_found import take_in
 from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
-from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 
 SEED = 730219  # of the runs: found by a grep if it is anywhere
@@ -138,17 +137,15 @@ def put_on_record(root, pixels=PIXELS):
 
 def metered(release):
     """Do what a release's stage does with the meter, on sums of zeros."""
-    meter = Meter(N)
+    meter, draws = Meter(N), Draws(release.noise or "seed", SEED, release.name)
     for step in range(release.steps):
-        meter.batch(release.sampling_rate, torch_generator(SEED, release.name, step))
+        meter.batch(release.sampling_rate, draws.secret(step))
         if release.mechanism == "none":
             meter.exact(Private([torch.zeros(1)]), release.sensitivity)
             continue
         meter.contribution(release.sensitivity)
-        seeded = release.noise == "seed"
-        source = SeededNoise(torch_generator(SEED, "noise", release.name, step)) if seeded else SystemNoise()
-        sums = [torch.zeros(NUMBERS[release.name])]
-        meter.gaussian(Private(sums), release.noise_multiplier, release.sensitivity, source)
+        sums = Private([torch.zeros(NUMBERS[release.name])])
+        meter.gaussian(sums, release.noise_multiplier, release.sensitivity, draws.noise("noise", step))
     return meter
 
 

@@ -13,7 +13,6 @@ from dpsapf.experiment.records import (
     DatasetRecord,
     External,
     Ledger,
-    Measured,
     ModelRecord,
     Plan,
     Release,
@@ -28,7 +27,7 @@ from dpsapf.experiment.stages import CollectExternal
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.fake_results import PROTOCOL, aggregate_options, candidate_table, write_images, write_run
+from tests.fake_results import PROTOCOL, aggregate_options, candidate_table, fake_measures, write_images, write_run
 
 CLASSES = ("a", "b")
 MAKER = {"versions": {"dpsapf": "0.1.0"}, "git_commit": "abc"}
@@ -144,8 +143,7 @@ def _seal_spend(folder, dataset_id, made_from, digest):
 def _seal_scores(layout, run, plan, files):
     scores, private = (Path(layout.scores(run.scores_id, name)) for name in ("scores.csv", "private.json"))
     _write_bytes(scores, f"scores {run.scores_id}")
-    values = {"batches": (3500,), "participation": (), "largest_contribution": 1.0, "numbers": 1, "squares": 1.0}
-    write_record(private, Measured(salt="s", repetition=1.0, seconds=1.0, **values))
+    write_record(private, fake_measures(batches=(3500,)))
     spend = Spend(
         subject=run.scores_id,
         release=plan.releases[0],
@@ -176,8 +174,7 @@ def add_counts(folder):
     digest = sha256(folder / "validation.csv")
     utility = read_record(folder / "utility.json", Utility)
     write_record(folder / "utility.json", replace(utility, selection="noisy-private-validation", counts=digest))
-    values = {"batches": (9, 9), "participation": (), "largest_contribution": 1.0, "numbers": 2, "squares": 2.0}
-    write_record(folder / "private_validation.json", Measured(salt="s", repetition=1.0, seconds=1.0, **values))
+    write_record(folder / "private_validation.json", fake_measures(batches=(9, 9)))
     same = {"release": release, "unit": "image", "dataset_id": ledger.dataset_id, "provenance": MAKER}
     spend = Spend(
         subject=ledger.run.id,

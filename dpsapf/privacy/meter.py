@@ -60,6 +60,7 @@ class Meter:
         }
         self._done: dict[str, typing.Any] = {"steps": 0}
         self._probed = 0  # the batch of the last probe
+        self._votes = 0  # of the last batch
 
     def batch(self, rate: float, generator: torch.Generator) -> torch.Tensor:
         """Draw a Poisson batch and count who is in it; arguments and result as `dpsapf.privacy.poisson.poisson_batch`."""
@@ -68,6 +69,7 @@ class Meter:
         self._facts["batches"].append(len(drawn))
         self._drawn = np.isin(np.arange(self.population), drawn.numpy())
         self._participation[self._drawn] += 1
+        self._votes = 0
         return drawn
 
     def secret(self, generator: torch.Generator) -> torch.Generator:
@@ -113,7 +115,9 @@ class Meter:
         return rows.sum(0)
 
     def votes(self, chosen: torch.Tensor, numbers: int) -> torch.Tensor:
-        """Count what units vote for: each adds 1 to one number.
+        """Count what some units of the batch vote for: each adds 1 to one number.
+
+        What a unit adds is measured by the batch's votes over its units: more than 1 if there are more votes than units.
 
         Args:
             chosen: number that each unit votes for, int64 [b].
@@ -123,7 +127,8 @@ class Meter:
             Counts, float64 [n].
         """
         if len(chosen):
-            self.contribution(1.0)
+            self._votes += len(chosen)
+            self.contribution(self._votes / max(1, int(self._drawn.sum())))
         return chosen.bincount(minlength=numbers).double()
 
     def add(self, totals: list[torch.Tensor], chunks: list[torch.Tensor], sums_of: SumsOf) -> torch.Tensor | float:

@@ -196,7 +196,7 @@ DAMAGES = {
         [f"{COUNTED}/validation.csv: SHA-256 = .*utility.json and validation_spend.json and validation_ledger.json name"],
     ),
     "what was measured of counts changed": (
-        lambda folder: edit(folder / COUNTED / "private_validation.json", squares=3.0),
+        lambda folder: edit(folder / COUNTED / "private_validation.json", sum_squares=3.0),
         [f"{COUNTED}/private_validation.json: SHA-256 = .*validation_spend.json names"],
     ),
     "audit of counts missing": (

@@ -50,7 +50,6 @@ def summed(latents, batch, multiplicity=1):
         release,
         multiplicity=multiplicity,
         clipping="flat",
-        expected_batch=1.0,
         micro_batch=5,
         device="cpu",
         noise=SeededNoise(torch_generator(0, "noise")),

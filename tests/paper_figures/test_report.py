@@ -40,7 +40,7 @@ SECRETS = {
     "salt": "salt-of-the-meter",
     "batches": (987651, 987652, 987653),
     "largest_contribution": 0.876543219,
-    "squares": 76543.219,
+    "squares": (76543.219,),
 }
 LOSS = 0.3216549871
 VERDICTS = (("ahead of DP-LoRA", "not reproduced"), ("ahead of random", "cannot tell at this power"), ("stable", "reproduced"))

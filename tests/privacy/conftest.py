@@ -10,11 +10,10 @@ from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.noise import Draws
 from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
-from dpsapf.support.randomness import torch_generator
 from dpsapf.support.records import read_record, write_record
 
 NUMBERS = {"saliency": 40, "dp-sgd": 900, "pe-histogram": 30}
@@ -23,15 +22,15 @@ RELEASED = {"saliency": "scores.csv", "dp-sgd": "weights.safetensors", "pe-histo
 
 def metered(release: Release, images: int, numbers: int, seed: int = 0) -> Meter:
     """Do what a release's stage does with the meter, on sums of zeros."""
-    meter = Meter(images)
+    meter, draws = Meter(images), Draws(release.noise or "seed", seed, release.name)
     for step in range(release.steps):
-        meter.batch(release.sampling_rate, torch_generator(seed, release.name, "batch", step))
+        meter.batch(release.sampling_rate, draws.secret("batch", step))
         if release.mechanism == "none":
             meter.exact(Private([torch.zeros(numbers)]))
             continue
         meter.contribution(release.sensitivity)
-        source = SeededNoise(torch_generator(seed, release.name, "noise", step))
-        meter.gaussian(Private([torch.zeros(numbers)]), release.noise_multiplier, release.sensitivity, source)
+        sums = Private([torch.zeros(numbers)])
+        meter.gaussian(sums, release.noise_multiplier, release.sensitivity, draws.noise("noise", step))
     return meter
 
 

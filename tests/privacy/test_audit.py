@@ -375,12 +375,26 @@ def test_a_seeded_ledger_is_not_for_release(audited):
     assert "noise from a seed" in ledger(audited).not_for_release
 
 
-def test_a_system_ledger_is(tmp_path, plan, monkeypatch):
-    monkeypatch.setattr("dpsapf.privacy.noise.SeededNoise.kind", "system")
+def system_run(folder, plan):
+    """A run whose batches and noise come from the operating system."""
     system = tuple(replace(release, noise="system") for release in plan.releases)
-    run = Run(tmp_path, replace(plan, releases=system, noise="system")).make()
+    return Run(folder, replace(plan, releases=system, noise="system")).make()
+
+
+def test_a_system_ledger_is(tmp_path, plan):
+    run = system_run(tmp_path, plan)
+    assert {read_record(run.path(f"{release.name}.private.json"), Measured).secret for release in plan.releases} == {"system"}
     run.audit()
     assert ledger(run).not_for_release is None
+
+
+@pytest.mark.parametrize("name", ["saliency", "dp-sgd"])
+def test_a_system_plan_whose_batches_came_from_a_seed_is_refused(tmp_path, plan, name):
+    run = system_run(tmp_path, plan)
+    run.change_measures(name, secret="seed")
+    with pytest.raises(UserError, match=rf"{name}\.private\.json: secret = 'seed': batches or pairs came from a seed"):
+        run.audit()
+    assert not run.path("ledger.json").exists()
 
 
 def test_a_run_that_selects_without_scores_passes(tmp_path, plan):
