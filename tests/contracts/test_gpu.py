@@ -12,6 +12,7 @@ from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.gradients.ghost_norms import GhostNorms
 from dpsapf.gradients.per_image import per_image_gradients
 from dpsapf.gradients.products import product, product_with_fp32
+from dpsapf.privacy.clipping import MARGIN
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import SeededNoise
@@ -121,7 +122,7 @@ def test_one_image_adds_no_more_than_the_bound(kind, precision):
     pairs.latents[1:] = float("nan")
     sums, norms = engine.clipped_sum(OBJECTIVE.loss(engine.model, pairs), bound, "flat")
     assert norms[0] > bound and norms[1:].isnan().all()
-    assert bound * (1 - 2**-15) < flat(sums).double().norm().item() <= bound
+    assert bound * (1 - 1.01 * MARGIN) < flat(sums).double().norm().item() <= bound
 
 
 def steps(replay, precision, count=4, kind="lora"):
@@ -141,7 +142,6 @@ def steps(replay, precision, count=4, kind="lora"):
             Release(name="dp-sgd", noise_multiplier=1e-3, sensitivity=1.0, sampling_rate=0.5, steps=count),
             multiplicity=1,
             clipping="flat",
-            expected_batch=6.0,
             micro_batch=4,
             device=DEVICE,
             noise=SeededNoise(torch_generator(step, "noise", device=DEVICE)),

@@ -20,6 +20,7 @@ from dpsapf.experiment.stages import AuditValidation, Evaluate, ReferenceFeature
 from dpsapf.privacy.accounting import DIGITS, epsilon, rounded_up
 from dpsapf.privacy.audit import audit_validation
 from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.noise import grid
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -77,7 +78,7 @@ def test_an_image_that_is_zeroed_out_changes_a_count_by_one_at_most():
     for out in range(len(labels)):
         kept = np.arange(len(labels)) != out
         changed = counts(pixels[kept], labels[kept]).judged("x", 0)(Brightness())
-        assert whole - changed == pytest.approx(exact(pixels[[out]], labels[[out]])) and abs(whole - changed) <= 1 + 1e-9
+        assert whole - changed == exact(pixels[[out]], labels[[out]])  # to the last bit: all lie on one grid
 
 
 def test_each_count_has_noise_of_its_own_and_each_evaluation_other_noise():
@@ -90,8 +91,9 @@ def test_each_count_has_noise_of_its_own_and_each_evaluation_other_noise():
 
 def test_noise_of_the_operating_system_has_no_seed():
     pixels, labels = images()
-    one, other = (counts(pixels, labels, noise="system").judged("x", 0)(Brightness()) for _ in range(2))
-    assert one != other
+    found = [counts(pixels, labels, noise="system") for _ in range(2)]
+    one, other = (each.judged("x", 0)(Brightness()) for each in found)
+    assert one != other and {each.meter.measured(1.0).secret for each in found} == {"system"}
 
 
 def test_the_meter_sees_what_an_image_added_and_that_everybody_was_counted():
@@ -101,7 +103,10 @@ def test_the_meter_sees_what_an_image_added_and_that_everybody_was_counted():
         found.judged("x", 0)(Brightness())
     measured = found.meter.measured(1.0)
     assert measured.largest_contribution == 1 and measured.batches == (30,) * 6 and measured.participation == (0,) * 6 + (30,)
-    assert measured.numbers == 6 and found.meter.release(RELEASE) == RELEASE
+    assert measured.sizes == (1,) and len(measured.squares) == 6 and measured.secret == "seed"
+    noise = np.array([row["noisy_count"] for row in found.rows]) - exact(pixels, labels)
+    assert measured.squares == pytest.approx((noise / 5) ** 2) and not (noise % grid(1.0, 1)).any(), "on the grid"
+    assert found.meter.release(RELEASE) == RELEASE
 
 
 def test_a_checkpoint_goes_on_with_the_counts_that_were_made():
@@ -351,8 +356,10 @@ TAMPERINGS = {
         lambda folder: (folder / "private_validation.json").write_text("x"),
         f"private_validation.json = '{DIGEST}': is not the file that was recorded",
     ),
-    "half the noise": (seen(squares=0.0), "the noise was 0 times"),
-    "noise on some counts": (seen(numbers=5), "numbers = 5.*must be 6"),
+    "no noise": (seen(squares=(0.0,) * 6, parts=(0.0,)), "the noise was 0 times"),
+    "noise on some counts": (seen(squares=(1.0,) * 5), "squares = 5: must be one for each of 6 steps"),
+    "noise on more than a count": (seen(sizes=(1, 1), parts=(6.0, 6.0)), "sizes = 2: must be 1"),
+    "images that were not drawn": (seen(strangers=1), "strangers = 1"),
     "an image that adds two": (seen(largest_contribution=2.0), "exceeds the sensitivity 1.0"),
     "a contribution that was not measured": (seen(largest_contribution=0.0), "was not measured"),
     "a batch": (seen(batches=(9, *[10] * 5)), "batches"),

@@ -1,5 +1,7 @@
 """Votes against slow NumPy, on neighbouring data, and how they choose."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,8 @@ from dpsapf.evolution import votes
 from dpsapf.evolution.votes import Electorate, drawn, first, nearest, one_image_each
 from dpsapf.experiment.records import Release
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.noise import SeededNoise, grid
+from dpsapf.support.checked import replace
 from dpsapf.support.randomness import numpy_generator, torch_generator
 
 IMAGES, SYNTHETIC, CLASSES = 40, 12, 3
@@ -28,6 +31,18 @@ def electorate(kept=slice(None), users=None, noise="seed", seed=0):
     return Electorate(features[kept], labels[kept], users, RELEASE, noise, seed, Meter(count), "cpu")
 
 
+def opened(counts):
+    """The histogram before its noise."""
+    (values,) = counts.opened()
+    return values.numpy()
+
+
+def rounded_noise(normals):
+    """Noise of a round, as whole steps of the grid."""
+    spacing = grid(RELEASE.sensitivity, SYNTHETIC)
+    return np.round(normals * RELEASE.noise_multiplier / spacing) * spacing
+
+
 def oracle(features, labels, centres, classes):
     """Votes by two loops over fp64 distances."""
     counts = np.zeros(len(classes))
@@ -42,16 +57,21 @@ def oracle(features, labels, centres, classes):
 
 def counted(kept=slice(None)):
     voters = electorate(kept)
-    return voters.histogram(torch.arange(len(voters.labels)), *clouds(SYNTHETIC, 1)).numpy()
+    return opened(voters.histogram(torch.arange(len(voters.labels)), *clouds(SYNTHETIC, 1)))
 
 
-def everybody(**changes):
-    return electorate(**changes).vote(*clouds(SYNTHETIC, 1), 0)
+def noise_of(step):
+    return torch_generator(0, "evolve", step, "privacy noise")
 
 
-@pytest.mark.parametrize(("entries", "sizes"), [(2**24, [1, 39]), (30, [1, *[2] * 19, 1]), (1, [1] * 40)])
+def everybody(step=0, **changes):
+    (votes,) = electorate(**changes).vote(*clouds(SYNTHETIC, 1), step).values
+    return votes.numpy()
+
+
+@pytest.mark.parametrize(("entries", "sizes"), [(2**24, [40]), (30, [2] * 20), (36, [3] * 13 + [1]), (1, [1] * 40)])
 def test_every_image_votes_for_the_nearest_of_its_class_whatever_the_chunks(monkeypatch, entries, sizes):
-    """As many distances are held at once as ``ENTRIES`` says, and a row at least; the first voter is alone."""
+    """As many distances are held at once as ``ENTRIES`` says, and a row at least."""
     seen = []
     monkeypatch.setattr(votes, "ENTRIES", entries)
     monkeypatch.setattr(votes, "nearest", lambda points, *others: seen.append(len(points)) or nearest(points, *others))
@@ -76,10 +96,11 @@ def test_an_image_that_is_zeroed_out_takes_one_vote_away_and_moves_no_other(out)
 def test_a_user_that_is_zeroed_out_takes_one_vote_away_however_many_images_are_theirs():
     users = np.arange(IMAGES) // 13
     voters = one_image_each(users, torch_generator(0, "x"))
-    whole = electorate().histogram(voters, *clouds(SYNTHETIC, 1))
+    whole = opened(electorate().histogram(voters, *clouds(SYNTHETIC, 1)))
     assert len(voters) == 4 and whole.sum() == 4
     for out in range(4):
-        change = whole - electorate().histogram(torch.cat([voters[:out], voters[out + 1 :]]), *clouds(SYNTHETIC, 1))
+        others = torch.cat([voters[:out], voters[out + 1 :]])
+        change = whole - opened(electorate().histogram(others, *clouds(SYNTHETIC, 1)))
         assert sorted(change.tolist()) == [0] * (SYNTHETIC - 1) + [1]
 
 
@@ -117,16 +138,22 @@ def test_who_stands_for_a_user_is_secret_in_a_release(monkeypatch):
 
 
 def test_what_is_released_is_the_exact_histogram_and_gaussian_noise_on_every_bin():
-    """Nothing is cut off before the noise, and no bin goes without."""
-    source = SeededNoise(torch_generator(0, "evolve", 0, "privacy noise"))
-    noise = RELEASE.noise_multiplier * source.normal(torch.zeros(SYNTHETIC, dtype=torch.float64)).numpy()
-    np.testing.assert_allclose(everybody() - noise, oracle(*clouds(IMAGES, 0), *clouds(SYNTHETIC, 1)), atol=1e-12)
+    """Nothing is cut off before the noise, and no bin goes without; to the last bit."""
+    source = SeededNoise(noise_of(0))
+    noise = rounded_noise(source.normal(torch.zeros(SYNTHETIC, dtype=torch.float64)).numpy())
+    assert (everybody() - noise == oracle(*clouds(IMAGES, 0), *clouds(SYNTHETIC, 1))).all() and noise.all()
+
+
+@pytest.mark.parametrize("out", [0, 17, IMAGES - 1])
+def test_with_the_same_noise_an_image_moves_one_released_vote_by_exactly_one(out):
+    change = everybody() - everybody(kept=[image for image in range(IMAGES) if image != out])
+    assert sorted(change.tolist()) == [0] * (SYNTHETIC - 1) + [1]
 
 
 def test_noise_is_of_the_round_and_the_seed_and_of_neither_for_a_release():
     assert (everybody() == everybody()).all()
     assert (everybody() != everybody(seed=1)).all()
-    assert (everybody() != electorate().vote(*clouds(SYNTHETIC, 1), 1)).all()
+    assert (everybody() != everybody(step=1)).all()
     assert (everybody(noise="system") != everybody(noise="system")).all()
 
 
@@ -136,8 +163,32 @@ def test_the_meter_sees_who_votes_what_one_adds_and_the_noise():
         voters.vote(*clouds(SYNTHETIC, 1), step)
     measured = voters.meter.measured(1.0)
     assert measured.batches == (IMAGES, IMAGES) and measured.participation == (0, 0, IMAGES)
-    assert measured.largest_contribution == 1 and measured.numbers == 2 * SYNTHETIC
-    assert voters.meter.release(RELEASE) == RELEASE
+    assert measured.largest_contribution == 1 and measured.sizes == (SYNTHETIC,) and len(measured.squares) == 2
+    normals = [torch.randn(SYNTHETIC, generator=noise_of(step), dtype=torch.float64).numpy() for step in range(2)]
+    noise = rounded_noise(np.stack(normals)) / RELEASE.noise_multiplier
+    assert measured.squares == pytest.approx((noise**2).sum(1), rel=1e-12)  # sums of 12 squares in another order
+    assert voters.meter.release(RELEASE) == RELEASE and measured.secret == "seed"
+
+
+@pytest.mark.parametrize(("noise", "users"), [("system", None), ("system", np.arange(IMAGES) // 2)])
+def test_in_a_release_every_draw_is_secret(noise, users):
+    voters = electorate(users=users, noise=noise)
+    voters.vote(*clouds(SYNTHETIC, 1), 0)
+    assert voters.meter.measured(1.0).secret == voters.meter.release(RELEASE).noise == "system"
+
+
+def test_votes_of_more_than_the_batch_are_seen(monkeypatch):
+    """Whoever adds them: an image that votes twice, or one that was not drawn."""
+    everyone = Electorate.histogram
+    others = {
+        "twice": lambda self, chosen, *centres: everyone(self, torch.cat([chosen, chosen[:1]]), *centres),
+        "not drawn": lambda self, chosen, *centres: everyone(self, torch.arange(IMAGES), *centres),
+    }
+    for histogram in others.values():
+        voters = dataclasses.replace(electorate(), release=replace(RELEASE, sampling_rate=0.5))
+        monkeypatch.setattr(Electorate, "histogram", histogram)
+        voters.vote(*clouds(SYNTHETIC, 1), 0)
+        assert voters.meter.measured(1.0).largest_contribution > 1
 
 
 def test_images_are_drawn_in_proportion_to_their_votes_above_the_threshold():
