@@ -152,7 +152,7 @@ class Meter:
             del added
         batches = len(self._facts["batches"])
         if chunks and batches != self._probed and _is_power(batches, PROBE_EVERY):
-            self._probe(torch.cat(chunks), sums_of)
+            self._probe(chunks, sums_of)
             self._probed = batches
         return facts
 
@@ -254,18 +254,25 @@ class Meter:
     def _released(self, parts: list[torch.Tensor]) -> Released:
         return Released(tuple(parts), self._done.get("sampling_rate", 1.0) * self.population)
 
-    def _probe(self, positions: torch.Tensor, sums_of: SumsOf) -> None:
-        """Add up some units together and one by one: each is clipped by itself, and nothing else comes in."""
-        some = positions[torch.from_numpy(np.random.default_rng(secrets.randbits(128)).permutation(len(positions))[:PROBED])]
-        if len(some) < 2:
+    def _probe(self, chunks: list[torch.Tensor], sums_of: SumsOf) -> None:
+        """Add up some units together and one by one: each is clipped by itself, and nothing else comes in.
+
+        No more than the largest chunk has: units that are never in a pass together cannot change one another.
+        """
+        positions, size = torch.cat(chunks), min(PROBED, max(map(len, chunks)))
+        some = positions[torch.from_numpy(np.random.default_rng(secrets.randbits(128)).permutation(len(positions))[:size])]
+        if size < 2:
             return
-        together, *alone = (added for added, _ in sums_of([some, *some.split(1)]))
-        alone = [[part.double() for part in added] for added in alone]
-        for added in alone:
-            self.contribution(joint_norm(added))
-        gap = [part - sum(parts) for part, *parts in zip(together, *alone, strict=True)]
-        most = sum(map(joint_norm, alone))
-        found = joint_norm(gap) / most if most else joint_norm(together)
+        sums = sums_of([some, *some.split(1)])
+        together, _ = next(sums)
+        gap, most = [part.to(torch.float64, copy=True) for part in together], 0.0
+        for alone, _ in sums:  # overwrites the one before on a GPU
+            norm = joint_norm(alone)
+            self.contribution(norm)
+            most += norm
+            for rest, part in zip(gap, alone, strict=True):
+                rest.sub_(part)
+        found = joint_norm(gap) / (most or 1.0)
         self._facts["not_additive"] = max(self._facts["not_additive"], found if math.isfinite(found) else sys.float_info.max)
 
     def _step(self, mechanism: str, noise_multiplier: float, sensitivity: float, source: NoiseSource) -> None:

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from dpsapf.experiment.records import Release
+from dpsapf.privacy.evidence import ADDITIVE
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
 from dpsapf.privacy.noise import SeededNoise, SystemNoise
 from dpsapf.privacy.noise_seen import likeness
@@ -134,6 +135,68 @@ def test_the_largest_contribution_is_kept(norms, largest):
     for norm in norms:
         meter.contribution(norm)
     assert meter.measured(1.0).largest_contribution == largest
+
+
+def added_up(rows, together=lambda rows: rows.sum(0), micro_batch=3, step=1):
+    """A meter's measures, the sum, and the sizes of the passes; on a GPU a pass overwrites what the one before gave."""
+    meter, total, place, sizes = Meter(len(rows)), torch.zeros(rows.shape[1], dtype=torch.float64), torch.zeros_like(rows[0]), []
+
+    def sums_of(chunks):
+        for chunk in chunks:
+            sizes.append(len(chunk))
+            yield [place.copy_(together(rows[chunk]))], torch.tensor(len(chunk))
+
+    for number in range(step):
+        meter.batch(1.0, torch_generator(number))
+    told = meter.add([total], first_alone(torch.arange(len(rows)), micro_batch), sums_of)
+    assert told == len(rows)
+    return meter.measured(1.0), total, sizes
+
+
+def some_rows(count=7):
+    return torch.randn(count, 5, generator=torch_generator(0, "rows"))
+
+
+def test_units_are_added_up_chunk_by_chunk_and_some_of_them_again_alone():
+    rows = some_rows()
+    measured, total, sizes = added_up(rows)
+    assert sizes == [1, 3, 3, *[3, 1, 1, 1]] and torch.allclose(total, rows.double().sum(0), rtol=1e-6)  # fp32 sums of 3
+    assert measured.not_additive < 1e-6 and measured.largest_contribution in rows.double().norm(dim=1).tolist()
+    assert added_up(rows, micro_batch=9)[2] == [1, 6, *[4, 1, 1, 1, 1]], "four at the most"
+
+
+@pytest.mark.parametrize(("step", "probed"), [(1, True), (2, False), (7, False), (8, True), (9, False), (16, False), (64, True)])
+def test_units_are_added_up_again_at_powers_of_eight(step, probed):
+    assert (len(added_up(some_rows(), step=step)[2]) > 3) == probed
+
+
+@pytest.mark.parametrize(
+    "together",
+    [
+        lambda rows: rows.sum(0) / rows.norm(),  # clipped together instead of each
+        lambda rows: rows.mean(0),
+        lambda rows: rows.sum(0) + (len(rows) > 1),  # what is of no unit
+        lambda rows: rows.sum(0) * (len(rows) > 1),  # alone they add nothing
+        lambda rows: rows.sum(0) * (math.nan if len(rows) > 1 else 1),
+    ],
+)
+def test_units_that_change_one_another_are_seen(together):
+    assert added_up(some_rows().abs(), together)[0].not_additive > 2 * ADDITIVE
+
+
+def test_units_that_are_never_in_a_pass_together_need_no_second():
+    measured, _, sizes = added_up(some_rows(4), micro_batch=1)
+    assert sizes == [1, 1, 1, 1] and measured.not_additive == 0
+
+
+@pytest.mark.parametrize(("votes", "expected"), [((3, 2), 1.0), ((3,), 0.6), ((3, 3), 1.2), ((5, 5), 2.0), ((), 0.0)])
+def test_votes_are_measured_by_how_many_there_are_for_each_unit(votes, expected):
+    meter = Meter(5)
+    for step in range(2):
+        meter.batch(1.0, torch_generator(step))
+        counts = [meter.votes(torch.arange(count) % 2, 4) for count in votes]
+    assert meter.measured(1.0).largest_contribution == expected
+    assert sum(counts, torch.zeros(4)).sum() == sum(votes)
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])
