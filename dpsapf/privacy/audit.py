@@ -19,6 +19,7 @@ from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
+SAME = 1e-4  # share by which an epsilon may differ from the planned one: other machines round otherwise
 KEPT = "ledgers"  # folder beside ledger.json: of each passed audit its ledger, by what was released
 
 
@@ -53,7 +54,25 @@ def verdict(options: AuditPrivacy) -> Ledger:
     if plan.target_epsilon is not None:
         spent = spent_epsilon((*plan.prior, *releases, *plan.reserved), plan.delta)
         check_target(plan, spent)
-    return _ledger(plan, spends, spent)
+    ledger = _ledger(plan, spends, spent)
+    check_ledger(ledger, plan)
+    return ledger
+
+
+def check_ledger(ledger: Ledger, plan: Plan) -> None:
+    """Check a ledger against its plan: delta, releases, and the epsilon that was planned of them at that delta.
+
+    Raises:
+        UserError: names the key that differs.
+    """
+    for key in ("run", "unit", "target_epsilon", "delta", "dataset_id", "prior", "reserved"):
+        if getattr(ledger, key) != getattr(plan, key):
+            raise UserError(f"ledger: {key}", getattr(ledger, key), f"the plan has {getattr(plan, key)}: a defect, report it")
+    for name, planned in plan.planned_epsilon.items():
+        spent = ledger.spent_epsilon.get(name, math.inf)
+        if math.isfinite(planned) and not math.isclose(spent, planned, rel_tol=SAME):
+            remedy = f"the same releases were planned to compose to {planned}: plan the run again with this version"
+            raise UserError(f"ledger: {name} epsilon", spent, remedy)
 
 
 def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:

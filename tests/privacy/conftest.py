@@ -1,6 +1,7 @@
 """An audited run as its stages would have left it: files that name one another by digest, and true measures."""
 
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ import torch
 from dpsapf.experiment.records import Measured, Plan, Release, Selection, Spend
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import AuditPrivacy
+from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import Draws
@@ -34,6 +36,18 @@ def metered(release: Release, images: int, numbers: int, seed: int = 0) -> Meter
     return meter
 
 
+@functools.cache
+def composed(releases, delta):
+    return {name: epsilon(name, releases, delta) for name in ("pld", "rdp")}
+
+
+def replanned(plan):
+    """Put into a plan what its releases compose to."""
+    if plan.target_epsilon is None:
+        return replace(plan, planned_epsilon={})
+    return replace(plan, planned_epsilon=composed((*plan.prior, *plan.reserved, *plan.releases), plan.delta))
+
+
 @dataclasses.dataclass
 class Run:
     """A run's folder; change its records or files, then `audit`."""
@@ -46,6 +60,7 @@ class Run:
 
     def make(self, seed=0):
         """Write every file and record of the plan's releases."""
+        self.plan = replanned(self.plan)
         write_record(self.path("plan.json"), self.plan)
         names = [release.name for release in self.plan.releases]
         self.path("latents.safetensors").write_text("latents")
@@ -109,7 +124,7 @@ class Run:
 
     def change_plan(self, **changes):
         """Change the plan, and the digest that the spend record of DP-SGD has of it."""
-        self.plan = replace(self.plan, **changes)
+        self.plan = replace(replanned(replace(self.plan, **changes)), **changes)
         write_record(self.path("plan.json"), self.plan)
         if self.path("dp-sgd.json").exists():
             made_from = self.spent("dp-sgd").made_from

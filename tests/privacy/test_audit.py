@@ -1,6 +1,7 @@
 import pytest
 
 from dpsapf.experiment.records import Ledger, Measured, Release, Selection
+from dpsapf.privacy import audit
 from dpsapf.privacy.accounting import ACCOUNTANTS, spent_epsilon
 from dpsapf.privacy.audit import check_target
 from dpsapf.support.checked import replace
@@ -443,3 +444,25 @@ def test_either_certifier_refuses_and_the_other_accountants_do_not(plan, account
             check_target(plan, spent | {accountant: beyond})
     else:
         check_target(plan, spent | {accountant: beyond})
+
+
+LEDGER_FAULTS = {
+    "delta": ("_ledger", lambda ledger: replace(ledger, delta=ledger.delta / 10)),
+    "releases before it": ("_ledger", lambda ledger: replace(ledger, reserved=ledger.releases)),
+    "epsilon": ("_ledger", lambda ledger: replace(ledger, spent_epsilon={k: v - 0.1 for k, v in ledger.spent_epsilon.items()})),
+    "epsilon at another delta": ("spent_epsilon", None),
+}
+
+
+@pytest.mark.parametrize("name", LEDGER_FAULTS)
+def test_a_ledger_that_is_not_what_was_planned_is_not_written(audited, monkeypatch, name):
+    """Whatever puts it together: it is compared with the plan, whose epsilon was composed before."""
+    function, change = LEDGER_FAULTS[name]
+    right = getattr(audit, function)
+    if change is None:
+        monkeypatch.setattr(audit, function, lambda releases, delta: right(releases, 10 * delta))
+    else:
+        monkeypatch.setattr(audit, function, lambda *arguments: change(right(*arguments)))
+    with pytest.raises(UserError, match="ledger: "):
+        audited.audit()
+    assert not audited.path("ledger.json").exists()
