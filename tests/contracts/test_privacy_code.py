@@ -8,7 +8,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "dpsapf"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
-ADDS_NOISE = {"add_gaussian_noise", "add_gumbel_noise", "add_laplace_noise"}
+NOISE = {"add_gaussian_noise", "gumbel_noise", "laplace_noise"}
+RELEASES = ("finetune/train.py", "finetune/dp_sgd.py", "saliency/score.py", "evolution/votes.py", "evaluation/private_counts.py")
+SECRET_DRAWS = {"torch_generator", "SystemNoise", "SeededNoise", "_system_generator"}
 NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri", "log_normal_", "NormalDistribution", "Normal"}
 # privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
 DRAWN = {"privacy/noise.py", "public_models/latents.py", "public_models/encode.py"}
@@ -27,15 +29,26 @@ def calls(path):
 
 def named(tree):
     """Every name that code uses, however it is reached: attributes, names, imports, and strings given to getattr."""
+    yield from reached(tree)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute):
-            yield node.attr
-        elif isinstance(node, ast.Name):
+        if isinstance(node, ast.Name):
             yield node.id
         elif isinstance(node, ast.alias):
             yield node.name.rpartition(".")[2]
+
+
+def reached(tree):
+    """Names that are reached through something else: attributes, and strings given to getattr."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            yield node.attr
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
             yield from (word.value for word in node.args if isinstance(word, ast.Constant) and isinstance(word.value, str))
+
+
+def aliases(path):
+    """What a file imports, and the names that it gives it."""
+    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.alias)]
 
 
 def users_of(names):
@@ -61,7 +74,7 @@ def test_a_draw_is_seen_however_it_is_written(code):
 
 
 def test_privacy_noise_is_added_by_the_meter_alone():
-    assert users_of(ADDS_NOISE) == {"privacy/meter.py"}
+    assert users_of(NOISE) == {"privacy/meter.py"}
     assert {user for user in users_of({"Meter"}) if not user.startswith("bench/")} == {
         "privacy/mechanisms.py",
         "saliency/score.py",
@@ -76,6 +89,34 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "evolution/evolve.py",
         "evaluation/private_counts.py",
     }
+
+
+def test_what_is_called_noise_is_drawn_by_these_functions_alone():
+    tree = ast.parse((PACKAGE / "privacy/noise.py").read_text())
+    assert {node.name for node in tree.body if isinstance(node, ast.FunctionDef) and "noise" in node.name} == NOISE
+
+
+@pytest.mark.parametrize("file", RELEASES)
+def test_what_releases_draws_in_one_way_alone(file):
+    """By `Draws`, which knows the plan's mode: no draw of a release in mode ``system`` can come from a seed."""
+    assert not SECRET_DRAWS & set(named(ast.parse((PACKAGE / file).read_text())))
+
+
+def test_draws_of_a_release_are_made_by_what_releases():
+    assert users_of({"Draws"}) == set(RELEASES) - {"finetune/dp_sgd.py"}  # is given its noise
+
+
+def test_private_sums_are_opened_where_noise_is_added_alone():
+    openers = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if "opened" in set(reached(ast.parse(path.read_text())))}
+    assert {"privacy/meter.py"} <= openers and {opener.partition("/")[0] for opener in openers} == {"privacy"}
+    assert users_of({"_parts"}) == {"privacy/values.py"}
+
+
+def test_released_numbers_are_made_where_noise_is_added_alone():
+    makers = {path.relative_to(PACKAGE).as_posix() for path in SOURCES if {"Released", "values.Released"} & set(calls(path))}
+    assert makers == {"privacy/meter.py", "privacy/mechanisms.py"}
+    renamed = [alias for path in SOURCES for alias in aliases(path) if alias.name in ("Released", "Private") and alias.asname]
+    assert renamed == []
 
 
 def test_batches_are_drawn_by_the_meter_alone():
