@@ -179,7 +179,7 @@ class Side:
 
     def planned(self, changes):
         out = self.root / "plan.json"
-        plan_privacy(PlanPrivacy(public_model="tiny", out=out, **self.inputs("dataset", "candidate_table"), **changes))
+        plan_privacy(PlanPrivacy(public_model="tiny", out=out, **self.inputs("dataset", "archive", "candidate_table"), **changes))
         plan = read_record(out, Plan)
         target = Path(self.layout.run(plan.run.id, "plan.json"))
         target.parent.mkdir(parents=True)
