@@ -9,7 +9,7 @@ import torch
 from dpsapf.experiment.records import Measured, Plan, Release, Selection, Spend
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import AuditPrivacy
-from dpsapf.privacy.accounting import epsilon
+from dpsapf.privacy.accounting import epsilon, finite
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import Draws
@@ -38,7 +38,7 @@ def metered(release: Release, images: int, numbers: int, seed: int = 0) -> Meter
 
 @functools.cache
 def composed(releases, delta):
-    return {name: epsilon(name, releases, delta) for name in ("pld", "rdp")}
+    return finite({name: epsilon(name, releases, delta) for name in ("pld", "rdp")})
 
 
 def replanned(plan):
