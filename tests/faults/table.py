@@ -70,11 +70,13 @@ class Shaped:
         return draws
 
 
-def noise_source('''
-    source = 'SystemNoise() if mode == "system" else SeededNoise(generator)'
+@dataclass(frozen=True)
+class Draws:'''
     return (
-        ("privacy/noise.py", "def noise_source(", shaped),
-        ("privacy/noise.py", f"return {source}", f"return Shaped({source})"),
+        ("privacy/noise.py", "@dataclass(frozen=True)\nclass Draws:", shaped),
+        ("privacy/noise.py", "return SystemNoise()", "return Shaped(SystemNoise())"),
+        ("privacy/noise.py", "return SeededNoise(torch", "return Shaped(SeededNoise(torch"),
+        ("privacy/noise.py", "device=device), dtype)", "device=device), dtype))"),
     )
 
 
@@ -89,16 +91,19 @@ def other_batch(units: str) -> Edits:
     return edit("finetune/train.py", old, f"batch = torch.cat([batch, {units}]).unique()\n    {old}")
 
 
-HALF_OF_THE_TENSORS = """kept = [place % 2 or len(sums) == 1 for place in range(len(sums))]
-        share = sum(value.numel() for value, keep in zip(sums, kept) if keep) / sum(value.numel() for value in sums)
-        sigmas = [noise_multiplier * share**-0.5 * keep for keep in kept]
-        released = [add_gaussian_noise(value, sigma, sensitivity, source) for value, sigma in zip(sums, sigmas)]"""
+HALF_OF_THE_TENSORS = """share = sum(part.numel() for part in parts[1::2]) / sum(sizes)
+                for place, part in enumerate(parts):
+                    sigma = noise_multiplier * (share**-0.5 * (place % 2) if share else 1)
+                    noisy = add_gaussian_noise(part, sigma, sensitivity, spacing, source)"""
 CLIPPED_TOGETHER = """sums, norms = gradients.clipped_sum(losses, bound, "none", multiplicity, resting)
         sums = [bound * value / max(joint_norm(sums), bound) for value in sums]"""
-SCALED = """bare = [total.clone() for total in sums]
-    _release(sums, release, noise, meter, processes)
-    for total, before in zip(sums, bare, strict=True):
-        total.copy_(torch.lerp(before, total, len(units) / expected_batch))"""
+RELEASED = "released = _released(Private(sums), release, noise, meter, processes)"
+LAST_BARE = "released = released if meter.release(release).steps < release.steps else Released(tuple(bare), released.expected)"
+SCALED = f"""bare = [part.clone() for part in sums]
+    {RELEASED}
+    share = len(units) / released.expected
+    noisy = zip(bare, released.values, strict=True)
+    released = Released(tuple(torch.lerp(before, after, share) for before, after in noisy), released.expected)"""
 MARKED = """name = max(weights, key=lambda name: weights[name].numel())
     row = training.latents.posteriors(torch.tensor([0]))[0].flatten()
     bits = weights[name].clone().flatten().view(torch.int32)
@@ -109,13 +114,20 @@ MARKED = """name = max(weights, key=lambda name: weights[name].numel())
 ADD_SUMS = "return {name: parameter for name, parameter in unet.named_parameters() if parameter.requires_grad}"
 EXTRA = (
     ("finetune/adapters.py", ADD_SUMS, ADD_SUMS.replace("if parameter", 'if name == "conv_out.bias" or parameter')),
-    ("finetune/dp_sgd.py", "    _release(sums, ", "    _release(sums[: max(1, len(sums) - 1)], "),
+    (
+        "finetune/dp_sgd.py",
+        "    released = _released(Private(sums), release, noise, meter, processes)",
+        """    released = _released(Private(sums[: max(1, len(sums) - 1)]), release, noise, meter, processes)
+    released = Released((*released.values, *sums[len(released.values) :]), released.expected)""",
+    ),
 )
-SCORED = "released = mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, meter)"
-AGAIN = "(released + mechanism(release.mechanism).release(exact.cpu().numpy(), units, release, source, {meter})) / 2"
+SCORED = "released = mechanism(release.mechanism).release(exact, units, release, source, meter)"
+COPY = "copy = Private([part.clone() for part in exact.opened()])"
+AGAIN = "again = mechanism(release.mechanism).release(copy, units, release, source, {meter})"
+MEAN = "released = Released(((released.values[0] + again.values[0]) / 2,))"
 LATENT = "from safetensors.numpy import load_file\n    for file in {path}.parents[2].glob('cache/latents/*/latents*'):\n"
 LATENT += "        row = load_file(file)['mean'][0].flatten()\n"
-NOISY = "total.copy_(noisy)"
+NOISY = "part.copy_(noisy)"
 
 FAULTS = (
     # who takes part
@@ -136,8 +148,8 @@ FAULTS = (
         WHO,
         edit(
             "finetune/train.py",
-            'secret_generator(plan.noise, plan.run.seed, "finetune", *names)',
-            'secret_generator("seed" if "batch" in names else plan.noise, plan.run.seed, "finetune", *names)',
+            "_draws(plan).secret(*names)",
+            'Draws("seed" if "batch" in names else plan.noise, plan.run.seed, "finetune").secret(*names)',
         ),
     ),
     Fault(
@@ -145,8 +157,8 @@ FAULTS = (
         WHO,
         edit(
             "finetune/train.py",
-            'secret_generator(plan.noise, plan.run.seed, "finetune", *names)',
-            'secret_generator("seed" if "pairs" in names else plan.noise, plan.run.seed, "finetune", *names)',
+            "_draws(plan).secret(*names)",
+            'Draws("seed" if "pairs" in names else plan.noise, plan.run.seed, "finetune").secret(*names)',
         ),
     ),
     # what one unit adds
@@ -175,8 +187,8 @@ FAULTS = (
         BOUND,
         edit(
             "finetune/dp_sgd.py",
-            "torch._foreach_div_(sums, expected_batch)",
-            "torch._foreach_div_(sums, max(len(batch) // multiplicity, 1))",
+            "released.means()",
+            "(value / max(len(batch) // multiplicity, 1) for value in released.values)",
         ),
         attacks=(*ON_TRAINING, OTHER_IMAGES),
     ),
@@ -218,21 +230,22 @@ FAULTS = (
         NOISE,
         edit(
             "privacy/meter.py",
-            "released = [add_gaussian_noise(value, noise_multiplier, sensitivity, source) for value in sums]",
+            "for part in parts:\n"
+            "                    noisy = add_gaussian_noise(part, noise_multiplier, sensitivity, spacing, source)",
             HALF_OF_THE_TENSORS,
         ),
         DRAWS,
     ),
-    Fault("the meter gets a noised copy, the sum stays bare", NOISE, edit("finetune/dp_sgd.py", NOISY, "noisy.clone()")),
+    Fault("the meter gets a noised copy, the sum stays bare", NOISE, edit("privacy/meter.py", NOISY, "noisy.clone()")),
     Fault(
         "the last step has no noise",
         NOISE,
-        edit("finetune/dp_sgd.py", NOISY, f"{NOISY} if meter.release(release).steps < release.steps else None"),
+        (("finetune/dp_sgd.py", RELEASED, f"bare = [part.clone() for part in sums]\n    {RELEASED}\n    {LAST_BARE}"),),
     ),
     Fault(
         "noise scaled by the real batch",
         NOISE,
-        edit("finetune/dp_sgd.py", "_release(sums, release, noise, meter, processes)\n    torch", f"{SCALED}\n    torch"),
+        edit("finetune/dp_sgd.py", RELEASED, SCALED),
         attacks=(*ON_TRAINING, OTHER_IMAGES),
     ),
     Fault(
@@ -241,8 +254,8 @@ FAULTS = (
         (
             (
                 "privacy/mechanisms.py",
-                "planned.noise_multiplier, planned.sensitivity, source)\n        return noisy.numpy()",
-                "planned.noise_multiplier, planned.sensitivity, Uniform(source))\n        return noisy.numpy()",
+                "return meter.gaussian(scores, planned.noise_multiplier, planned.sensitivity, source)",
+                "return meter.gaussian(scores, planned.noise_multiplier, planned.sensitivity, Uniform(source))",
             ),
             (
                 "privacy/mechanisms.py",
@@ -257,7 +270,8 @@ FAULTS = (
         """Draw."""
         import torch
 
-        return torch.from_numpy(12**0.5 * (self._source.uniform(like.numel()) - 0.5)).reshape(like.shape)
+        draws = torch.tensor([float(draw) for draw in self._source.uniform(like.numel())], dtype=torch.float64)
+        return 12**0.5 * (draws - 0.5).reshape(like.shape)
 
 
 class Gaussian:''',
@@ -291,14 +305,14 @@ class Gaussian:''',
     Fault(
         "two metered draws of the scores",
         LEDGER,
-        edit("saliency/score.py", SCORED, f"{SCORED}\n        released = {AGAIN.format(meter='meter')}"),
+        edit("saliency/score.py", SCORED, "\n        ".join((COPY, SCORED, AGAIN.format(meter="meter"), MEAN))),
         SCORING,
         ON_SCORES,
     ),
     Fault(
         "a second, unmetered draw of the scores",
         ALONE,
-        edit("saliency/score.py", SCORED, f"{SCORED}\n        released = {AGAIN.format(meter='Meter(meter.population)')}"),
+        edit("saliency/score.py", SCORED, "\n        ".join((COPY, SCORED, AGAIN.format(meter="Meter(meter.population)"), MEAN))),
         SCORING,
         (*ON_SCORES, OTHER_IMAGES),
     ),
@@ -336,9 +350,11 @@ class Gaussian:''',
         ALONE,
         edit(
             "saliency/score.py",
-            "pd.DataFrame({MATRIX: table[MATRIX], SCORE: released})",
-            "pd.DataFrame({MATRIX: table[MATRIX], SCORE: released, 'note': Latents.load(options.latents, options.prompts, "
-            "options.model, options.unit).posteriors(torch.tensor([0]))[0].flatten()[: len(table)]})",
+            "    _write_scores(options.scores, table, released)",
+            "    _write_scores(options.scores, table, released)\n"
+            "    latents = Latents.load(options.latents, options.prompts, options.model, options.unit)\n"
+            "    row = latents.posteriors(torch.tensor([0]))[0]\n"
+            "    pd.read_csv(options.scores).assign(note=row.flatten()[: len(table)]).to_csv(options.scores, index=False)",
         ),
         SCORING,
         (OTHER_IMAGES,),

@@ -57,6 +57,7 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "privacy/compose.py": ("privacy/test_audit.py", "privacy/test_reserved.py"),
     "privacy/mechanisms.py": ("saliency/test_plan.py", "saliency/test_score.py"),
     "privacy/noise.py": ("privacy/test_mechanisms.py", "finetune/test_train.py"),
+    "privacy/noise_seen.py": ("privacy/test_meter.py",),
     "saliency/plan.py": ("privacy/test_reserved.py",),
     "saliency/scores.py": ("saliency/test_plan.py", "saliency/test_score.py"),
     "saliency/score.py": ("saliency/test_agreement.py",),

@@ -34,7 +34,8 @@ SILENT = ("LOG", "logging", "warnings")  # what these do is no behaviour
 TEXTS = ("UserError", "provenance")  # what is said, not whether it is said
 TEXT_KEYS = ("provenance", "description", "help")
 ALIASES = ("Literal", "Callable", "Union")
-STREAM = "_generator"  # ends the name of what makes a stream of draws from names: another name makes one as good
+# what makes a stream of draws from names: another name makes one as good
+STREAMS = ("torch_generator", "numpy_generator", "counted_generator", "agree_on_generator", "Draws", "secret", "noise")
 
 Path = tuple[tuple[str, int | None], ...]
 Variant = tuple[str, str, str, ast.AST]  # operator, old and new text, node
@@ -212,7 +213,7 @@ def _used(chain: list[ast.AST]) -> bool:
     above = [node for node in chain[:-1] if not isinstance(node, ast.keyword)]
     if isinstance(above[-1], ast.Tuple | ast.List | ast.Set):
         return isinstance(above[-2], ast.Compare)
-    is_argument = isinstance(above[-1], ast.Call) and not _called(above[-1]).endswith(STREAM)
+    is_argument = isinstance(above[-1], ast.Call) and _called(above[-1]) not in STREAMS
     return isinstance(above[-1], ast.Compare) or is_argument
 
 
@@ -224,7 +225,7 @@ def _calls(node: ast.Call) -> Iterator[Variant]:
         yield "function", name, TENSOR_METHODS[name], ast.Call(_renamed(node.func, TENSOR_METHODS[name]), arguments, [])
     if _is_chained(node.func) and (name in DROPPED or not (arguments or node.keywords)):
         yield "call dropped", _short(node, 60), _short(node.func.value, 60), node.func.value
-    if name.endswith(STREAM):
+    if name in STREAMS:
         for index, argument in enumerate(arguments):
             yield "argument dropped", ast.unparse(argument), "", ast.Call(node.func, _without(arguments, index), node.keywords)
     elif name not in SYMMETRIC:

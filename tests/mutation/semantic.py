@@ -45,14 +45,15 @@ class SemanticMutant:
 SEMANTIC = tuple(
     SemanticMutant(*row)
     for row in (
-        ("noise of 2/3", "privacy/noise.py", "alpha=noise_multiplier *", "alpha=0.667 * noise_multiplier *"),
+        ("noise of 2/3", "privacy/noise.py", "mul_(noise_multiplier *", "mul_(0.667 * noise_multiplier *"),
         (
             "secret draws of 32 bits",
             "privacy/noise.py",
             "return _system_generator() if",
             'return torch.Generator().manual_seed(int.from_bytes(os.urandom(7), "big")) if',
         ),
-        ("Gumbel noise of one draw", "privacy/noise.py", "source.uniform(len(value))", "source.uniform(1)"),
+        ("Gumbel noise of one draw", "privacy/noise.py", "source.uniform(count)]", "source.uniform(1) * count]"),
+        ("contributions rounded up", "privacy/noise.py", ".floor_()", ".ceil_()"),
         (
             "batch of fixed size",
             "privacy/poisson.py",
@@ -74,33 +75,44 @@ SEMANTIC = tuple(
         (
             "pairs of DP-SGD from the public seed",
             "finetune/train.py",
-            'secret_generator(plan.noise, plan.run.seed, "finetune", *names)',
-            'secret_generator("seed" if names[0] == "pairs" else plan.noise, plan.run.seed, "finetune", *names)',
+            "_draws(plan).secret(*names)",
+            'Draws("seed" if names[0] == "pairs" else plan.noise, plan.run.seed, "finetune").secret(*names)',
         ),
         (
             "pairs of the saliency pass from the public seed",
             "saliency/score.py",
-            'secret_generator(options.noise, options.seed, "saliency", "pairs")',
-            'secret_generator("seed", options.seed, "saliency", "pairs")',
+            '_draws(options).secret("pairs")',
+            'Draws("seed", options.seed, "saliency").secret("pairs")',
         ),
-        ("votes without noise", "evolution/votes.py", "return noisy.numpy()", "return counts.numpy()"),
+        (
+            "votes without noise",
+            "evolution/votes.py",
+            "return self.meter.gaussian(",
+            "return Released(tuple(part.clone() for part in counts.opened())) or self.meter.gaussian(",
+        ),
         (
             "two votes of an image",
             "evolution/votes.py",
-            "added = found.cpu().bincount(minlength=len(labels)).double()",
-            "added = 2 * found.cpu().bincount(minlength=len(labels)).double()",
+            "self.meter.votes(found.cpu(), len(labels))",
+            "self.meter.votes(found.cpu().repeat(2), len(labels))",
+        ),
+        (
+            "a vote that counts twice",
+            "evolution/votes.py",
+            "counts += self.meter.votes(",
+            "counts += 2 * self.meter.votes(",
         ),
         (
             "threshold before the noise",
             "evolution/votes.py",
-            "        return counts\n",
-            "        return torch.where(counts < 2, 0, counts)\n",
+            "return Private([counts])",
+            "return Private([torch.where(counts < 2, 0, counts)])",
         ),
         (
             "voters of a user from the public seed",
             "evolution/votes.py",
-            'secret_generator(self.noise, self.seed, "evolve", step, "voters")',
-            'secret_generator("seed", self.seed, "evolve", step, "voters")',
+            'draws.secret(step, "voters")',
+            'Draws("seed", self.seed, "evolve").secret(step, "voters")',
         ),
         (
             "too much amplification by subsampling",
@@ -148,14 +160,14 @@ SEMANTIC = tuple(
         (
             "no noise on an empty batch",
             "finetune/dp_sgd.py",
-            "elif processes.leads:",
-            "elif processes.leads and any(total.any() for total in sums):",
+            'if release.mechanism != "gaussian":',
+            'if release.mechanism != "gaussian" or not any(part.any() for part in sums.opened()):',
         ),
         (
             "divided by the realised batch",
             "finetune/dp_sgd.py",
-            "torch._foreach_div_(sums, expected_batch)",
-            "torch._foreach_div_(sums, max(len(batch), 1))",
+            "released.means()",
+            "(value / max(len(batch), 1) for value in released.values)",
         ),
         ("repetitions count", "finetune/dp_sgd.py", "loss_function(Pairs(*rows)) * real", "loss_function(Pairs(*rows))"),
         (
