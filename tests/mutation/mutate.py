@@ -56,6 +56,8 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "privacy/evidence.py": ("privacy/test_audit.py",),
     "privacy/compose.py": ("privacy/test_audit.py", "privacy/test_reserved.py"),
     "privacy/mechanisms.py": ("saliency/test_plan.py", "saliency/test_score.py"),
+    "privacy/spend_record.py": ("privacy/test_spends.py", "privacy/test_spends_found.py"),
+    "privacy/spends.py": ("privacy/test_spends_found.py", "saliency/test_plan.py"),
     "privacy/noise.py": ("privacy/test_mechanisms.py", "finetune/test_train.py"),
     "privacy/noise_seen.py": ("privacy/test_meter.py",),
     "saliency/plan.py": ("privacy/test_reserved.py",),

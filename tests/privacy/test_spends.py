@@ -67,24 +67,6 @@ def test_nobody_but_the_owner_reads_the_record(know, spends_folder):
     assert set(modes) == {"key", "spends.jsonl", f"images/{'a' * 64}.npy"} and set(modes.values()) == {0o600}
 
 
-@pytest.mark.parametrize("given", ["", "relative/data"])
-def test_without_the_variable_it_lies_among_the_users_data(monkeypatch, tmp_path, given):
-    monkeypatch.delenv("DPSAPF_SPENDS")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setenv("XDG_DATA_HOME", given)
-    assert spends.folder() == tmp_path / ".local/share/dpsapf/spends"
-    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
-    assert spends.folder() == tmp_path / "data/dpsapf/spends"
-
-
-def test_a_folder_that_cannot_be_made_is_told_with_the_remedy(monkeypatch, tmp_path, know):
-    (tmp_path / "file").write_text("")
-    for folder, told in ((tmp_path / "file" / "spends", "cannot be made"), ("some/where", "must be an absolute path")):
-        monkeypatch.setenv("DPSAPF_SPENDS", str(folder))
-        with pytest.raises(UserError, match=f"DPSAPF_SPENDS = .*{told}"):
-            know("a")
-
-
 SAME = {
     "another salt": (PIXELS, "mine"),
     "another name": (PIXELS, "theirs"),
@@ -303,38 +285,3 @@ def test_processes_at_once_lose_nothing(know, spend):
     know("e", PIXELS[35:], "ours")
     with spends.opened() as book:
         assert book.same_images("e" * 64) == {letter * 64 for letter in "abcde"}, "one key made all digests"
-
-
-# a line as it was first written; whatever comes later has to read it
-OLD = {
-    "previous": None,
-    "when": "2025-12-01T00:00:00+00:00",
-    "told": {
-        "kind": "spent",
-        "subject": "mine--public-mini--dp-lora--eps10--seed0",
-        "dataset_id": "a" * 64,
-        "unit": "image",
-        "release": {
-            "name": "dp-sgd",
-            "mechanism": "gaussian",
-            "noise_multiplier": 0.7,
-            "sensitivity": 1.0,
-            "sampling_rate": 0.1,
-            "steps": 4,
-            "noise": "system",
-            "epsilon": None,
-            "delta": None,
-        },
-        "key": "w" * 64,
-        "refused": False,
-        "reserved_as": None,
-        "record": {"whatever": "the stage knew then"},
-    },
-}
-
-
-def test_lines_of_the_first_version_are_read_for_ever(spends_folder):
-    spends_folder.mkdir(parents=True)
-    (spends_folder / "spends.jsonl").write_text(json.dumps(OLD) + "\n")
-    with spends.opened() as book:
-        assert [spent.key for spent in book.of(spends.Spent)] == ["w" * 64]

@@ -1,15 +1,13 @@
-"""What a results folder says was spent is put on record, and the owner's word sets a run free."""
+"""What a results folder says was spent is put on record."""
 
 import pytest
 
-from dpsapf.cli.main import main
 from dpsapf.experiment.records import Ledger
 from dpsapf.experiment.stages import SpendAgain
 from dpsapf.privacy import spends
 from dpsapf.privacy.spend_again import spend_again
 from dpsapf.privacy.spend_record import Spent, opened
 from dpsapf.support.checked import replace
-from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
 from tests.published_run import COUNTS, DP_SGD, SALIENCY, put_on_record, spec, write_counts, write_run
 
@@ -73,26 +71,3 @@ def test_counts_that_were_made_twice_are_counted_twice_and_the_first_with_its_le
     known(root)
     names = [key for key, release in spends.priors(spec("dp-lora"), ledger.dataset_id, "image", {}) if release == COUNTS]
     assert names == [f"reserved by {folder.name}, {ledger.weights_digest}", "e" * 64]
-
-
-def test_the_owners_word_names_what_is_on_record(root, capsys):
-    folder = write_run(root)
-    known(root)
-    assert main(["spend-again", "--run", folder.name]) == 0
-    told = capsys.readouterr().err
-    assert f"{folder.name} released dp-sgd on" in told and "noise multiplier 0.7, 4 steps at sampling rate 0.1" in told
-    assert "every later plan and release on these images counts what it spent" in told
-    assert main(["spend-again", "--run", folder.name]) == 2, "said twice, it would let it be released twice"
-    assert f"set free already: must be one of {spec().scores_id}" in capsys.readouterr().err
-
-
-def test_a_run_that_nobody_knows_cannot_be_set_free(root, spends_folder):
-    with pytest.raises(UserError, match="--run = 'x': is not on record, or is set free already: nothing is, in "):
-        spend_again(SpendAgain(run="x"))
-    write_run(root)
-    before = known(root)
-    with pytest.raises(
-        UserError, match="must be one of shapes--public-mini--.*did you mean shapes--public-mini--attention-share"
-    ):
-        spend_again(SpendAgain(run=spec().scores_id + "1"))
-    assert known(root) == before and (spends_folder / "spends.jsonl").exists()

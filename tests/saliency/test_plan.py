@@ -61,9 +61,9 @@ def uncalibrated(monkeypatch):
 def prepared(tmp_path):
     """Give a dataset's record a file of images, two to train on and one to validate."""
 
-    def write(record, salt=b"s" * 32):
-        images = np.arange(48, dtype=np.uint8).reshape(3, 4, 4, 1)
-        parts = {"train": (images[:2], np.array([0, 1])), "validation": (images[2:], np.array([0]))}
+    def write(record, salt=b"s" * 32, train=(0, 1), validation=(2,)):
+        images, labels = np.arange(64, dtype=np.uint8).reshape(4, 4, 4, 1), np.array([0, 1, 0, 1])
+        parts = {"train": (images[[*train]], labels[[*train]]), "validation": (images[[*validation]], labels[[*validation]])}
         return replace(record, id=sha256(write_dataset(tmp_path / "dataset.safetensors", parts, salt=salt)))
 
     return write
@@ -334,6 +334,28 @@ def test_runs_without_a_guarantee_for_good_leave_the_record_alone(tmp_path, data
     exact = {"mechanism": None, "sigma_s": None} if "method" in changes else {}
     plan_privacy(options(tmp_path, dataset_record, **exact, **changes))
     assert not spends_folder.exists()
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_images_to_validate_on_are_known_again_too(tmp_path, dataset_record, prepared):
+    train(tmp_path, planned(tmp_path, prepared(dataset_record)))
+    other = replace(dataset_record, name="other")
+    assert planned(tmp_path, prepared(other, train=(2,), validation=(3,))).prior_keys == ("w",)
+    assert planned(tmp_path, prepared(replace(other, name="third"), train=(3,), validation=())).prior_keys == ("w",)
+
+
+@pytest.mark.usefixtures("uncalibrated")
+def test_what_an_earlier_version_left_in_the_results_folder_counts(tmp_path, dataset_record, prepared, monkeypatch, caplog):
+    """Before there was a record, spends lay beside the runs alone."""
+    runs = tmp_path / "results" / "mine" / "runs"
+    first = planned(tmp_path, prepared(dataset_record))
+    spend = train(tmp_path, first)
+    write_record(runs / first.run.id / "spend.json", spend)
+    monkeypatch.setenv("DPSAPF_SPENDS", str(tmp_path / "new record"))
+    later = planned(tmp_path, prepared(dataset_record), out=runs / "later" / "plan.json", ratio=0.5)
+    assert later.prior_keys == ("w",) and "1 releases of these images were not on record" in caplog.text
+    with pytest.raises(UserError, match="released dp-sgd on"):
+        planned(tmp_path, prepared(dataset_record), out=runs / first.run.id / "plan.json")
 
 
 @pytest.mark.usefixtures("uncalibrated")
