@@ -79,7 +79,10 @@ def imports_broken(tree: Path) -> str:
 
 
 def tried(fault: Fault) -> dict[str, str]:
-    """Return what stopped a fault, for each of `COLUMNS`; empty where nothing did."""
+    """Return what stopped a fault, for each of `COLUMNS`; empty where nothing did.
+
+    An attack that a stage or the audit refuses has found nothing of its own.
+    """
     with faulty_tree(fault) as tree:
         contract, broken = first_failure(tree, CONTRACTS), imports_broken(tree)
         stage, refusal = first_failure(tree, (WHOLE_RUN,))
@@ -90,7 +93,9 @@ def tried(fault: Fault) -> dict[str, str]:
             "construction": contract[0] or broken or (refusal if built else ""),
             "audit": "" if built else refusal,
             "tests": test.removeprefix("tests/"),
-            "attacks": f"{attack.rpartition('::')[2].partition('[')[2].rstrip(']')}: {found}" if attack else "",
+            "attacks": ""
+            if "UserError" in found or not attack
+            else f"{attack.rpartition('::')[2].partition('[')[2].rstrip(']')}: {found}",
         }
 
 
