@@ -226,7 +226,7 @@ def users_that_no_entry_names(work: Work) -> str:
 @of("targets_can_be_told")
 def a_target_below_the_resolution(work: Work) -> str:
     work.main["epsilon"] = [0.001]
-    return "epsilon = 0.001: must be greater than"
+    return "epsilon = 0.001: must be at least 0.01"
 
 
 @of("earlier_ledgers_are_there")

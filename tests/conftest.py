@@ -42,7 +42,7 @@ def calibrated_once(monkeypatch, calibrations):
     """Plans of the same releases look for their noise once; `accounting.calibrate` itself is left alone."""
 
     def known(target, delta, build):
-        key = (target, delta, tuple(build(7.0)), accounting.MARGIN)
+        key = (target, delta, tuple(build(7.0)), accounting.CARRIED)
         if key not in calibrations:
             calibrations[key] = accounting.calibrate(target, delta, build)
         return calibrations[key]

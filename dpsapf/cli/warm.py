@@ -42,7 +42,6 @@ LAZY = (
     "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion_img2img",
     "dp_accounting.pld.pld_privacy_accountant",
     "dp_accounting.rdp.rdp_privacy_accountant",
-    "dp_accounting.mechanism_calibration",
     "opacus.accountants",
     "peft",
     "timm.models.resnet",

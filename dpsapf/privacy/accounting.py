@@ -21,27 +21,33 @@ from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
     from dp_accounting import DpEvent
-    from dp_accounting.mechanism_calibration import LowerEndpointAndGuess
 
-PRV_ERROR = 0.005  # least eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
+PRV_ERROR = 0.005  # usual eps_error of the PRV accountant: its estimate may be off by this, its upper bound by twice this
+PRV_USUAL = 0.98  # epsilon below which its errors are smaller in proportion: below what runs of target 1 spend
 PRV_SHARE = 2.5e-4  # its eps_error as a share of epsilon, where that is more: time and memory grow with epsilon / eps_error
-MARGIN = 2 * PRV_ERROR  # least that calibration leaves to the target, so that PRV's upper bound certifies the plan too
-MARGIN_SHARE = 2 * PRV_SHARE  # what it leaves as a share of the target, where that is more
+PRV_STEP = 4e-4  # times the root of the steps: the epsilon below which PRV gets no finer, as it would need over 3 GB
+PRV_DELTA = 1000  # parts of delta, one of which is its usual error of delta: Opacus' default
+LEAST = 0.01  # smallest target epsilon
 CARRIED = 600.0  # largest epsilon that noise is looked for at; Opacus' PRV works with e^epsilon, and floats end at e^709
 PLD_INTERVAL = 1e-3  # pessimistic discretisation of the privacy loss: 6e-6 above 1e-4's epsilon at epsilon 10
+PLD_STEPS = 1200  # steps that this interval is fine enough for at epsilon 1: its error is then a thousandth of it
 USUAL_SIGMA = 0.4  # noise multiplier from which the search goes up, or down where the target is loose
 LARGEST_SIGMA = 2000.0
-SIGMA_TOLERANCE = 1e-3
+SIGMA_TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)  # of the search: the next one where too little of the target is used up
+USED_UP = 0.996  # share of what PLD may compose to that is enough
 DIGITS = 6  # of a recorded epsilon, rounded up: PRV's FFT differs by the machine in later ones
 CALIBRATED = {"dp-sgd": "DP-SGD", "pe-histogram": "a histogram of votes in each round"}  # releases whose noise is found
 
 
-def pld_epsilon(gaussians: Sequence[Release], delta: float) -> float:
+def pld_epsilon(gaussians: Sequence[Release], delta: float, finest: float = 0.0) -> float:
     """Compose with dp-accounting's privacy loss distributions (pessimistic discretisation), an upper bound.
+
+    The interval of the discretisation becomes finer until it suits the epsilon: see `pld_interval`.
 
     Args:
         gaussians: Gaussian releases, at least one.
         delta: target delta in (0, 1).
+        finest: the interval becomes no finer than this.
 
     Returns:
         The smallest epsilon for which the composition is (epsilon, delta)-DP.
@@ -49,8 +55,31 @@ def pld_epsilon(gaussians: Sequence[Release], delta: float) -> float:
     from dp_accounting import NeighboringRelation
     from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
 
-    accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL)
-    return _composed(accountant, gaussians, delta)
+    interval, finer = math.inf, PLD_INTERVAL
+    while finer < interval:
+        interval = finer
+        accountant = PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=interval)
+        composed = _composed(accountant, gaussians, delta)
+        finer = max(finest, pld_interval(composed, gaussians))
+    return composed
+
+
+def pld_interval(composed: float, gaussians: Sequence[Release]) -> float:
+    """Return the interval that losses are rounded up to: `PLD_INTERVAL`, or finer if epsilon is small or steps are many.
+
+    Rounding to an interval h adds at most T h^2 / 4 to the variance of the loss of T steps. Here h <= 0.001 epsilon sqrt(1200/T).
+    It is halved, never shrunk by other factors: a grid that refines another one never gives a larger epsilon.
+
+    Args:
+        composed: epsilon that the releases compose to, or are to compose to.
+        gaussians: the Gaussian ones among the releases give the number of steps.
+    """
+    wanted = max(composed, LEAST) * math.sqrt(PLD_STEPS / _steps(gaussians))
+    return PLD_INTERVAL * 2.0 ** min(0, math.floor(math.log2(wanted)))
+
+
+def _steps(releases: Sequence[Release]) -> int:
+    return sum(release.steps for release in releases if release.mechanism == "gaussian")
 
 
 def rdp_epsilon(gaussians: Sequence[Release], delta: float) -> float:
@@ -67,18 +96,27 @@ def prv_epsilon(gaussians: Sequence[Release], delta: float) -> float:
     """Compose with Opacus' PRV accountant (Gopi, Lee, Wutschitz 2021), upper bound; imports torch."""
     from opacus.accountants import PRVAccountant
 
-    accountant = PRVAccountant()
+    accountant, scale = PRVAccountant(), pld_epsilon(gaussians, delta)
     accountant.history = [(r.noise_multiplier, r.sampling_rate, r.steps) for r in gaussians]
+    errors = {"eps_error": prv_error(scale, gaussians), "delta_error": delta / PRV_DELTA * _small(scale, gaussians)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # its RDP bound on the domain warns of low orders: harmless
-        return float(accountant.get_epsilon(delta, eps_error=prv_error(gaussians, delta)))
+        return float(accountant.get_epsilon(delta, **errors))
 
 
-def prv_error(gaussians: Sequence[Release], delta: float) -> float:
-    """Return the eps_error of the PRV accountant: `PRV_ERROR`, or more where epsilon is large."""
-    if PRV_SHARE * rdp_epsilon(gaussians, delta) <= PRV_ERROR:  # PLD's epsilon is less, and takes longer
-        return PRV_ERROR
-    return max(PRV_ERROR, PRV_SHARE * pld_epsilon(gaussians, delta))
+def prv_error(composed: float, gaussians: Sequence[Release]) -> float:
+    """Return the eps_error of the PRV accountant: a share of epsilon below 0.98 and above 20, `PRV_ERROR` between them.
+
+    Args:
+        composed: epsilon that the releases compose to, or are to compose to.
+        gaussians: the Gaussian ones among the releases give the number of steps.
+    """
+    return max(PRV_ERROR * _small(composed, gaussians), PRV_SHARE * composed)
+
+
+def _small(composed: float, gaussians: Sequence[Release]) -> float:
+    """Return PRV's errors as a share of its usual ones, in (0, 1]."""
+    return min(1.0, max(composed, PRV_STEP * math.sqrt(_steps(gaussians))) / PRV_USUAL)
 
 
 def gdp_epsilon(gaussians: Sequence[Release], delta: float) -> float:
@@ -182,14 +220,18 @@ def _composed(accountant: typing.Any, gaussians: Sequence[Release], delta: float
     return float(accountant.get_epsilon(delta))
 
 
-def margin(target: float) -> float:
-    """Return what calibration leaves to a target: PLD's and PRV's errors at it, so that no upper bound exceeds it."""
-    return max(MARGIN, MARGIN_SHARE * target)
-
-
 def _goal(target: float, releases: Sequence[Release]) -> float:
-    """Return what PLD may compose releases to, so that PRV meets the target and carries its part of them."""
-    return min(target - margin(target), CARRIED + sum(release.epsilon or 0 for release in releases))
+    """Return what PLD may compose the Gaussian ones among releases to, so that no upper bound, rounded up, exceeds the target.
+
+    PRV's upper bound is at most twice its error above the truth, and carries no more than `CARRIED`.
+    """
+    left = target - _whole(releases)
+    return min(left - max(2 * prv_error(left, releases), 10 ** (1 - DIGITS) * target), CARRIED)
+
+
+def _whole(releases: Sequence[Release]) -> float:
+    """Return the epsilon of the releases that are private as a whole."""
+    return sum(release.epsilon for release in releases if release.mechanism != "gaussian")
 
 
 def surely_meets(target: float, delta: float, releases: Sequence[Release]) -> bool:
@@ -198,10 +240,10 @@ def surely_meets(target: float, delta: float, releases: Sequence[Release]) -> bo
     Without sampling, Gaussian releases compose exactly to one of noise multiplier 1/m, m^2 the sum of steps over squared noise
     multipliers, and Phi(m/2 - epsilon/m) bounds its delta (Balle and Wang 2018, arXiv 1805.06530, theorem 8). Sampling lowers it.
     """
-    if any(release.mechanism != "gaussian" for release in releases) or target <= MARGIN:
+    if any(release.mechanism != "gaussian" for release in releases):
         return False
     goal, m = _goal(target, releases), math.sqrt(sum(release.steps / release.noise_multiplier**2 for release in releases))
-    return math.erfc((goal / m - m / 2) / math.sqrt(2)) / 2 <= delta
+    return goal > 0 and math.erfc((goal / m - m / 2) / math.sqrt(2)) / 2 <= delta
 
 
 def check_target(target: float, delta: float, build: Callable[[float], Sequence[Release]]) -> None:
@@ -213,73 +255,91 @@ def check_target(target: float, delta: float, build: Callable[[float], Sequence[
     """
     highest = build(LARGEST_SIGMA)
     goal = _goal(target, highest)
-    if goal <= 0 or epsilon("pld", highest, delta) > goal:
+    if goal <= 0 or epsilon("pld", highest, delta) - _whole(highest) > goal:
         raise UserError("epsilon", target, _infeasible(target, goal, highest, delta))
 
 
 def calibrate(target: float, delta: float, build: Callable[[float], Sequence[Release]]) -> float:
-    """Find the smallest noise multiplier whose composition meets the target under PLD.
+    """Find the smallest noise multiplier whose composition meets the target under PLD and PRV.
 
-    The search (dp-accounting's, by Brent's method) aims at ``target - margin(target)`` so that Opacus' PRV
-    upper bound certifies the plan too, and returns a value on the safe side. It aims at an epsilon of `CARRIED` at most,
-    beside releases that are private as a whole: PRV carries no further. A looser target is then not used up.
+    The search (by Brent's method) aims under PLD at twice PRV's error below the target, so that Opacus' PRV
+    upper bound certifies the plan too, and returns a value on the safe side. It ends where at least 99 % of the target is
+    spent, as the larger of the two bounds says. It aims at an epsilon of `CARRIED` at most, beside releases that are private
+    as a whole: PRV carries no further. A looser target is then not used up. Nor is one below `PRV_STEP` times the root of the
+    steps, where PRV gets no finer.
 
     Args:
-        target: target epsilon > 0.
+        target: target epsilon, at least `LEAST`.
         delta: target delta.
         build: noise multiplier of DP-SGD, or of votes -> every release that the target has to hold, that one the last.
 
     Returns:
-        A noise multiplier within `SIGMA_TOLERANCE` above the smallest feasible one; below 0.4 within that share of it.
+        A noise multiplier within the last of `SIGMA_TOLERANCES` that was used above the smallest feasible one; below 0.4 within
+        that share of it.
 
     Raises:
         UserError: no noise is enough; see `check_target`.
     """
-    from dp_accounting import ComposedDpEvent, NeighboringRelation, calibrate_dp_mechanism
-    from dp_accounting.pld.pld_privacy_accountant import PLDAccountant
+    from scipy.optimize import brentq
 
     check_target(target, delta, build)
-    whole = [release for release in build(LARGEST_SIGMA) if release.mechanism != "gaussian"]
-    goal = _goal(target, whole)
-    bracket = _bracket(lambda sigma: epsilon("pld", build(sigma), delta) <= goal)
-    return calibrate_dp_mechanism(
-        lambda: PLDAccountant(NeighboringRelation.ADD_OR_REMOVE_ONE, value_discretization_interval=PLD_INTERVAL),
-        lambda sigma: ComposedDpEvent([event(release) for release in build(sigma) if release.mechanism == "gaussian"]),
-        goal - sum(release.epsilon for release in whole),
-        delta - sum(release.delta for release in whole),
-        bracket_interval=bracket,
-        tol=SIGMA_TOLERANCE * (1 if bracket.lower_endpoint == USUAL_SIGMA else bracket.lower_endpoint),
-    )
+    highest = build(LARGEST_SIGMA)
+    goal, left = _goal(target, highest), delta - sum(release.delta for release in highest if release.mechanism != "gaussian")
+    finest = pld_interval(goal, highest)
+
+    def excess(sigma: float) -> float:
+        return pld_epsilon([release for release in build(sigma) if release.mechanism == "gaussian"], left, finest) - goal
+
+    lower, upper = _bracket(excess)
+    for tolerance in SIGMA_TOLERANCES:
+        step = tolerance * (1 if lower >= USUAL_SIGMA else lower)
+        sigma = brentq(excess, lower, upper, xtol=step)
+        while (beyond := excess(sigma)) > 0:
+            sigma += step
+        if goal + beyond >= USED_UP * goal:
+            break
+    return sigma
 
 
-def _bracket(enough: Callable[[float], bool]) -> "LowerEndpointAndGuess":
-    """Find noise multipliers between which the search starts: the lower one is not enough.
+def _bracket(excess: Callable[[float], float]) -> tuple[float, float]:
+    """Find two noise multipliers between which the search goes on: the lower one is not enough, the upper one is.
 
     Args:
-        enough: whether a noise multiplier meets the target.
+        excess: noise multiplier -> by how much it exceeds what it may cost.
     """
-    from dp_accounting.mechanism_calibration import LowerEndpointAndGuess
-
     lower, upper = USUAL_SIGMA, 1.0
-    while enough(lower):  # the loss of a step grows without end as its noise shrinks
+    while excess(lower) <= 0:  # the loss of a step grows without end as its noise shrinks
         lower, upper = 0.8 * lower, lower
-    return LowerEndpointAndGuess(lower, upper)
+    gap = upper - lower
+    while excess(upper) > 0:
+        gap *= 2
+        lower, upper = upper, upper + gap
+    return lower, upper
 
 
 def _infeasible(target: float, goal: float, releases: Sequence[Release], delta: float) -> str:
     fixed = list(releases[:-1])
-    spent = epsilon("pld", fixed or releases, delta)
-    needed = max(spent + MARGIN, spent / (1 - MARGIN_SHARE))
+    needed = _least_target(fixed or releases, delta)
     most = f"{CALIBRATED[releases[-1].name]} with noise multiplier {LARGEST_SIGMA:g} costs"
     scored = len(fixed) == 1 and fixed[0].name == "saliency"
     reserved = "reserved and " if any(release.name == "validation" for release in fixed) else ""
     what = "the saliency release alone costs" if scored else f"the {reserved}earlier releases alone cost" if fixed else most
-    told = f"cannot be met: {what} {needed:.3f} at delta {delta:.2e}"
-    if goal < target - margin(target):
+    told = f"cannot be met: {what} {needed:g} at delta {delta:.2e}"
+    if goal == CARRIED:
         return f"{told}, and accountants carry {CARRIED:g}: leave earlier releases out, or use other images"
-    remedy = f"{told}; raise epsilon above {needed:.3f}"
+    remedy = f"{told}; raise epsilon above {needed:g}"
     if not scored or fixed[0].mechanism != "gaussian" or goal <= 0:
         return remedy
 
     alone = calibrate(target, delta, lambda sigma: [replace(fixed[0], noise_multiplier=sigma)])
     return f"{remedy}, or sigma_s from {fixed[0].noise_multiplier:g} above {alone:.2f}"
+
+
+def _least_target(releases: Sequence[Release], delta: float) -> float:
+    """Return the target whose `_goal` the releases just meet, rounded up to four digits."""
+    whole = _whole(releases)
+    composed = epsilon("pld", releases, delta) - whole
+    needed = composed
+    for _ in range(9):  # PRV's error is at most a hundredth of epsilon: each time two digits more are right
+        needed = composed + 2 * prv_error(needed, releases)
+    return rounded_up(whole + needed, 4)

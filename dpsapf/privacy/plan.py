@@ -10,7 +10,7 @@ from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, MARGIN, calibrate, check_target, epsilon, margin, surely_meets
+from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, LEAST, calibrate, check_target, epsilon, surely_meets
 from dpsapf.support.errors import UserError
 from dpsapf.support.provenance import provenance
 
@@ -114,9 +114,9 @@ def spends_less(target: float, planned: float) -> str | None:
     """Say what a plan spends and why, if that is clearly less than its target; else None."""
     if planned >= NEARLY * target:
         return None
-    error = f"calibration leaves {margin(target):g} to the target, the accountants' error"
+    error = f"calibration leaves {target - planned:.2g} to the target, the error of accountants over so many steps"
     end = f"accountants carry Gaussian noise up to an epsilon of {CARRIED:g}; a larger target changes nothing"
-    return f"the run spends {planned:.4g} of it, {planned / target:.0%}: {end if target - margin(target) > CARRIED else error}"
+    return f"the run spends {planned:.4g} of it, {planned / target:.0%}: {end if target > CARRIED else error}"
 
 
 def cautions(releases: Sequence[Release], delta: float, population: int, options: PlanPrivacy) -> list[str]:
@@ -274,5 +274,5 @@ def check_axes(run: RunSpec) -> None:
         if axis not in uses and value is not None:
             raise UserError(axis, value, f"method {run.method} does not use it; leave it out")
     check_rule(run)
-    if run.epsilon is not None and run.epsilon <= MARGIN:
-        raise UserError("epsilon", run.epsilon, f"must be greater than {MARGIN}, the accountants' resolution")
+    if run.epsilon is not None and run.epsilon < LEAST:
+        raise UserError("epsilon", run.epsilon, f"must be at least {LEAST}, the accountants' resolution")

@@ -10,7 +10,7 @@ from dpsapf.experiment.methods import AXES, METHODS
 from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import MARGIN, calibrate, epsilon
+from dpsapf.privacy.accounting import LEAST, PRV_ERROR, calibrate, epsilon
 from dpsapf.privacy.plan import PUBLIC, RELATION, check_axes, check_delta, default_delta, dp_sgd_release, make_plan, population
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -87,7 +87,7 @@ def test_votes_are_planned_with_the_noise_that_meets_the_target(dataset_record, 
         steps=4,
         noise="system",
     )
-    assert all(1.98 < plan.planned_epsilon["pld"] <= 2 - MARGIN for plan in plans)
+    assert all(1.98 < plan.planned_epsilon["pld"] <= 2 - 2 * PRV_ERROR for plan in plans)
     assert plans[1].releases[0].noise_multiplier > votes.noise_multiplier, "what was released before counts"
     assert [(plan.clipping, plan.dp_sgd_noise_alone, plan.selection_epsilon) for plan in plans] == [("none", None, None)] * 2
 
@@ -96,7 +96,7 @@ def test_a_plan_calibrates_dp_sgd_beside_the_selection(dataset_record):
     plan = make_plan(spec(epsilon=2.0), dataset_record, [SALIENCY], settings())
     assert plan.releases[0] == SALIENCY
     assert plan.releases[1] == dp_sgd_release(plan.releases[1].noise_multiplier, 3500, settings())
-    assert 1.9 < plan.planned_epsilon["pld"] <= 2 - MARGIN and plan.planned_epsilon["pld"] < plan.planned_epsilon["rdp"]
+    assert 1.9 < plan.planned_epsilon["pld"] <= 2 - 2 * PRV_ERROR and plan.planned_epsilon["pld"] < plan.planned_epsilon["rdp"]
     assert plan.planned_epsilon["pld"] == epsilon("pld", plan.releases, plan.delta)
     assert plan.selection_epsilon == epsilon("pld", [SALIENCY], plan.delta)
     alone = calibrate(2.0, plan.delta, lambda sigma: [dp_sgd_release(sigma, 3500, settings())])
@@ -137,7 +137,7 @@ def test_earlier_releases_leave_less_for_this_run(dataset_record):
     alone = make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings())
     after = make_plan(spec("dp-lora", epsilon=2.0), dataset_record, [], settings(), [SALIENCY])
     assert after.prior == (SALIENCY,) and after.releases[0].noise_multiplier > alone.releases[0].noise_multiplier
-    assert 1.9 < epsilon("pld", [SALIENCY, *after.releases], after.delta) == after.planned_epsilon["pld"] <= 2 - MARGIN
+    assert 1.9 < epsilon("pld", [SALIENCY, *after.releases], after.delta) == after.planned_epsilon["pld"] <= 2 - 2 * PRV_ERROR
     with pytest.raises(UserError, match="the earlier releases alone cost"):
         make_plan(spec(epsilon=2.0), dataset_record, [SALIENCY], settings(), alone.releases)
 
@@ -179,9 +179,11 @@ def warned(caplog, run, record, options, saliency=()):
 def test_a_plan_that_spends_clearly_less_than_its_target_says_both_numbers_and_why(dataset_record, caplog, monkeypatch):
     monkeypatch.setattr("dpsapf.privacy.accounting.CARRIED", 8.0)
     monkeypatch.setattr("dpsapf.privacy.plan.CARRIED", 8.0)
-    for target, why in ((100.0, "accountants carry Gaussian noise up to an epsilon of 8"), (0.1, "calibration leaves 0.01")):
+    end, error = "accountants carry Gaussian noise up to an epsilon of 8", "calibration leaves 0.0007"
+    for target, why, steps in ((100.0, end, 30), (0.01, error, 30_000)):
         caplog.clear()
-        plan, told = warned(caplog, spec("dp-lora", epsilon=target), dataset_record, settings())
+        options = settings(steps=steps, expected_batch_size=35)
+        plan, told = warned(caplog, spec("dp-lora", epsilon=target), dataset_record, options)
         spent = plan.planned_epsilon["pld"]
         assert spent < NEARLY * target and why in plan.spends_less
         assert [line for line in told if f"epsilon = {target:g}: the run spends {spent:.4g} of it" in line and why in line]
@@ -240,11 +242,11 @@ def test_a_run_has_the_axes_of_its_method_and_no_others(method):
             check_axes(wrong)
 
 
-@pytest.mark.parametrize("target", [MARGIN / 2, MARGIN])
+@pytest.mark.parametrize("target", [LEAST / 2, math.nextafter(LEAST, 0)])
 def test_a_target_below_the_accountants_resolution_is_refused(target):
-    with pytest.raises(UserError, match="epsilon = .*must be greater than 0.01, the accountants' resolution"):
+    with pytest.raises(UserError, match="epsilon = .*must be at least 0.01, the accountants' resolution"):
         check_axes(spec(epsilon=target))
-    check_axes(spec(epsilon=1.01 * MARGIN))
+    check_axes(spec(epsilon=LEAST))
 
 
 @pytest.mark.parametrize(

@@ -103,7 +103,7 @@ def test_no_finetune_releases_nothing(tmp_path, dataset_record):
     ("changes", "message"),
     [
         ({"epsilon": 0.2, "sigma_s": 5.0}, "cannot be met"),
-        ({"epsilon": 0.005}, "must be greater than 0.01"),
+        ({"epsilon": 0.005}, "must be at least 0.01"),
         ({"level": None}, "method dp-sapf needs it"),
         ({"method": "dp-lora"}, "method dp-lora does not use it"),
         ({"method": "no-dp"}, "method no-dp does not use it"),

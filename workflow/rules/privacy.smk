@@ -69,7 +69,7 @@ rule audit_privacy:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
     params:
         files=lambda w, input: given(input),
         code=code_digest("audit-privacy"),
@@ -94,7 +94,7 @@ rule audit_validation:
         ENVIRONMENT
     threads: 1
     resources:
-        mem_mb=2000,
+        mem_mb=4000,
     params:
         files=lambda w, input: given(input),
         code=code_digest("audit-validation"),
