@@ -277,7 +277,7 @@ def test_the_part_that_is_calibrated_beside_whole_releases_is_used_up_and_roundi
 def test_the_docs_say_where_targets_end():
     text = (Path(__file__).parents[2] / "docs" / "privacy.md").read_text()
     assert f"until epsilon is {CARRIED:g}. Above, nothing changes: the run spends {CARRIED:g}" in text
-    assert f"Targets begin at {LEAST:g}." in text
+    assert "Targets begin at a hundredth." in text and LEAST == 0.01
     assert f"below the root of the steps over {1 / PRV_STEP:g}" in text
     for told, target in ((f"1 part in {0.1 / 2 / prv_error(0.1, [SALIENCY]):.0f} of", 0.5), ("a hundredth above 1", 10.0)):
         assert told in text and 2 * prv_error(target, [SALIENCY]) == pytest.approx(0.01 * min(target, 1), rel=0.03)  # 1/98
