@@ -64,6 +64,8 @@ def make_plan(
     less = spends_less(run.epsilon, planned["pld"]) if guaranteed else None
     for caution in [*([f"epsilon = {run.epsilon:g}: {less}"] if less else []), *cautions(releases, delta, count, options)]:
         LOG.warning("%s: %s", run.id, caution)
+    if prior and guaranteed:
+        LOG.warning("%s: of epsilon = %g earlier releases have spent %.4g", run.id, run.epsilon, epsilon("pld", prior, delta))
     return Plan(
         run=run,
         unit=options.unit,

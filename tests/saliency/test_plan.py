@@ -299,13 +299,15 @@ def test_what_was_spent_on_the_images_is_planned_for_under_another_salt_and_fold
     assert f"counts what {spend.subject} released dp-sgd on" in caplog.text
 
 
-def test_the_noise_grows_by_what_was_spent(tmp_path, dataset_record, prepared):
+def test_the_noise_grows_by_what_was_spent(tmp_path, dataset_record, prepared, caplog):
     """Calibrated in truth: the same run, planned alone and after another of the same images."""
     alone = planned(tmp_path, prepared(dataset_record), **LORA)
     train(tmp_path, alone)
     later = planned(tmp_path, prepared(dataset_record), **(LORA | {"epsilon": 14.0}))
     total = epsilon("pld", [*later.prior, *later.releases], later.delta)
     assert later.prior == alone.releases and 13.9 < total <= 14
+    told = epsilon("pld", alone.releases, alone.delta)
+    assert f"{later.run.id}: of epsilon = 14 earlier releases have spent {told:.4g}" in caplog.text
     assert epsilon("pld", later.releases, later.delta) < 10 + epsilon("pld", alone.releases, alone.delta) < 2 * 10
 
 
