@@ -272,6 +272,7 @@ def secrets_of(root, folder):
     for path in [folder / "private.json", *root.glob("cache/scores/*/private.json")]:
         measured = json.loads(path.read_text()) if path.exists() else {}
         measured.pop("secret", None)  # names the noise mode, which is published
+        measured.pop("sizes", None)  # of the tensors, which the weights show
         values += [each for value in measured.values() for each in (value if isinstance(value, list) else [value])]
     if (folder / "private_log.csv").exists():
         log = pd.read_csv(folder / "private_log.csv")
