@@ -8,7 +8,7 @@ import math
 import sys
 import typing
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import numpy as np
 
@@ -110,8 +110,9 @@ class Exponential:
     Rogers 2019, arXiv 1905.04273). With rho = 1/(2 sigma_s^2), e = 2/(sigma_s sqrt(k)); rho-zCDP is (rho + 2 sqrt(rho
     ln(1/d)), d)-DP.
 
-    On a computer: sums of scores are exact (`dpsapf.privacy.meter.Meter.rows`), noise is made of 128 random bits and has 50
-    digits, and nothing leaves but an order. It differs from that of exact noise with a chance below 2^-100 for each pair.
+    On a computer: sums of scores are exact (`dpsapf.privacy.meter.Meter.rows`), noise is made of 128 random bits, it and its sum
+    with a score have 50 digits, and nothing leaves but an order. It differs from that of exact noise with a chance below 2^-100
+    for each pair.
     """
 
     def plan(self, ranking: Ranking, sigma_s: float | None, rate: float, delta: float) -> Release:
@@ -168,11 +169,14 @@ class ProposeTestRelease:
         Raises:
             Refused: the test failed; epsilon is spent all the same.
         """
+        from dpsapf.privacy.noise import DIGITS
+
         units = ranking.unit_scores(scores)
         ordered = sorted(units.tolist(), reverse=True)
         next_best = ordered[ranking.kept] if ranking.kept < len(units) else -sys.float_info.max
-        gap = (Decimal(ordered[ranking.kept - 1]) - Decimal(next_best)) / Decimal(planned.sensitivity)
-        threshold = 1 + (1 / (2 * Decimal(planned.delta))).ln() / Decimal(planned.epsilon)
+        with localcontext(prec=DIGITS):
+            gap = (Decimal(ordered[ranking.kept - 1]) - Decimal(next_best)) / Decimal(planned.sensitivity)
+            threshold = 1 + (1 / (2 * Decimal(planned.delta))).ln() / Decimal(planned.epsilon)
         if not meter.laplace(gap, planned.noise_multiplier, planned.sensitivity, source) > threshold:
             remedy = (
                 f"refused: the gap after the {ranking.kept} best is not certainly stable; epsilon {planned.epsilon:.3g} is "

@@ -9,7 +9,7 @@ import secrets
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator
-from decimal import Decimal
+from decimal import Decimal, localcontext
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from scipy import special, stats
 
 from dpsapf.experiment.records import Measured, Release
 from dpsapf.privacy.noise import (
+    DIGITS,
     NoiseSource,
     add_gaussian_noise,
     grid,
@@ -195,14 +196,16 @@ class Meter:
         noise = gumbel_noise(len(scores), Decimal(scale), source)
         self._step("exponential", sigma_s, sensitivity, source)
         self._drew(stats.gumbel_r.cdf(np.array([float(draw) for draw in noise]) / scale))
-        return [Decimal(float(score)) + draw for score, draw in zip(scores, noise, strict=True)]
+        with localcontext(prec=DIGITS):
+            return [Decimal(float(score)) + draw for score, draw in zip(scores, noise, strict=True)]
 
     def laplace(self, gap: Decimal, sigma_s: float, sensitivity: float, source: NoiseSource) -> Decimal:
         """Add the Laplace noise of propose-test-release, epsilon 1/sigma_s, to a gap in units of the sensitivity."""
         noise = laplace_noise(Decimal(sigma_s), source)
         self._step("ptr", sigma_s, sensitivity, source)
         self._drew(stats.laplace.cdf(np.array([float(noise) / sigma_s])))
-        return gap + noise
+        with localcontext(prec=DIGITS):
+            return gap + noise
 
     def exact(self, sums: Private, sensitivity: float | None = None) -> Released:
         """Count a step that is released without noise; ``sensitivity``: C, None if nothing was clipped."""

@@ -21,7 +21,7 @@ from dpsapf.experiment.methods import NoiseMode
 from dpsapf.support.randomness import torch_generator
 
 GRID_SHARE = 2.0**-14  # of the sensitivity, by which rounding to the grid may raise it
-DIGITS = 50  # of noise that decides a ranking
+DIGITS = 50  # of noise that decides a ranking, and of its sum with what it is added to
 _BITS = 128  # of a uniform that such noise is made of
 _TWISTER = slice(24, 24 + 8 * 624)  # bytes of torch's CPU generator state, after its seed and two counters
 _ZEROS = np.zeros(2**20, dtype=np.uint8)  # what the cipher encrypts: the result is its key stream

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 import pickle
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from scipy import stats
 
 from dpsapf.privacy.mechanisms import Ranking, mechanism
 from dpsapf.privacy.meter import Meter
-from dpsapf.privacy.noise import SeededNoise
+from dpsapf.privacy.noise import DIGITS, SeededNoise
 from dpsapf.privacy.values import Private, only_released
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
@@ -160,6 +161,22 @@ def test_ptr_gap_moves_by_at_most_one_between_neighbours():
     for _ in range(300):
         scores, kept = generator.random(6) * 5, int(generator.integers(1, 6))
         assert abs(gap(scores + generator.random(6), kept) - gap(scores, kept)) <= 1
+
+
+def test_ptr_gap_keeps_its_digits():
+    """Scores of 53 bits, far apart: their difference has more."""
+    seen = []
+
+    class Looking(Meter):
+        def laplace(self, gap, *arguments):
+            seen.append(gap)
+            return super().laplace(gap, *arguments)
+
+    scores = [2.0**40, 2.0**-60]
+    planned = mechanism("ptr").plan(ranking((0, 1), kept=1, unit_sensitivity=0.75), 5.0, 1.0, DELTA)
+    mechanism("ptr").release(private(scores), ranking((0, 1), kept=1), planned, SeededNoise(torch_generator(0, "x")), Looking(1))
+    exact = (Fraction(scores[0]) - Fraction(scores[1])) / Fraction(3, 4)
+    assert abs(Fraction(seen[0]) - exact) <= exact / 10 ** (DIGITS - 2)  # a subtraction and a division
 
 
 def test_without_noise_scores_are_exact():

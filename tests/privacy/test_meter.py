@@ -1,6 +1,7 @@
 import math
 import sys
 from decimal import Decimal
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 from dpsapf.experiment.records import Release
 from dpsapf.privacy.evidence import ADDITIVE
 from dpsapf.privacy.meter import Meter, first_alone, joint_norm
-from dpsapf.privacy.noise import SeededNoise, SystemNoise
+from dpsapf.privacy.noise import DIGITS, SeededNoise, SystemNoise, gumbel_noise, laplace_noise
 from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.privacy.values import Private
 from dpsapf.support.errors import UserError
@@ -195,6 +196,16 @@ def test_gumbel_noise_has_the_scale_of_the_exponential_mechanism():
     assert measured.sizes == (4000,) and 1e-6 < stats.chi2(4000).cdf(measured.squares[0]) < 1 - 1e-6
     done = meter.release(PLANNED)
     assert (done.mechanism, done.noise_multiplier, done.sensitivity) == ("exponential", 5.0, 0.7)
+
+
+@pytest.mark.parametrize("score", [0.0, 2.0**-40, 1e6 + 2.0**-20])
+def test_noise_and_what_it_is_added_to_keep_their_digits(score):
+    """A ranking is decided by all of them: with few, two sums would be equal too often."""
+    (won,), (noise,) = Meter(5).gumbel(np.array([score]), 1, 2.0, 1.0, source()), gumbel_noise(1, Decimal(1), source())
+    gap = Meter(5).laplace(Decimal(score), 2.0, 1.0, source())
+    for found, drawn in ((won, noise), (gap, laplace_noise(Decimal(2), source()))):
+        exact = Fraction(score) + Fraction(drawn)
+        assert abs(Fraction(found) - exact) <= abs(exact) / 10 ** (DIGITS - 1)
 
 
 class Extreme:
