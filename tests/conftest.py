@@ -3,13 +3,15 @@
 import os
 import tempfile
 
+import numpy as np
 import pytest
 import torch
 
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.pretraining.architecture import build, save_pipeline
-from dpsapf.privacy import accounting
+from dpsapf.privacy import accounting, spends
+from dpsapf.support.checked import replace
 from tests.tiny_models import save_z_image
 
 # what is spent in tests stays out of the user's record of spends, also where a module starts processes before its tests
@@ -29,6 +31,21 @@ def spends_folder(tmp_path_factory, monkeypatch):
     folder = tmp_path_factory.mktemp("spends") / "of" / "the" / "owner"
     monkeypatch.setenv("DPSAPF_SPENDS", str(folder))
     return folder
+
+
+@pytest.fixture
+def new_owner(tmp_path_factory, monkeypatch, dataset_record):
+    """Start a record of spends that knows a dataset, and nothing that was released of it; maybe a run is planned."""
+
+    def start(dataset_id="d" * 64, name="mnist5k", run=None):
+        monkeypatch.setenv("DPSAPF_SPENDS", str(tmp_path_factory.mktemp("owner")))
+        image = np.frombuffer(f"{dataset_id:0<{192}}"[:192].encode(), np.uint8).reshape(1, 8, 8, 3)
+        spends.know(replace(dataset_record, id=dataset_id, name=name), lambda: [image])
+        if run:
+            with spends.planning(run, dataset_id, "image", {}):
+                pass
+
+    return start
 
 
 @pytest.fixture(scope="session")

@@ -14,12 +14,13 @@ from pydantic import ValidationError
 
 import dpsapf
 from dpsapf.cli.commands import COMMANDS, Command
-from dpsapf.cli.nodes import check_device, leads, run
+from dpsapf.cli.nodes import check_device, run, set_to_now
 from dpsapf.experiment.fields import READS, WRITES, below_a_file, paths, wrong_paths
 from dpsapf.support.checked import Checked, mistakes
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.files import write_text
 from dpsapf.support.interruption import AGAIN, Interrupted, heard, listening
+from dpsapf.support.leading import leads
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import as_json
 
@@ -81,6 +82,7 @@ def _entry(command: Command) -> Callable[..., int]:
             print(_describe(command, options))
             return 0
         check_device(options)
+        set_to_now(options)
         start = time.monotonic()
         run(getattr(importlib.import_module(command.module), command.name.replace("-", "_")), options)
         if leads() and command.keeps_options:

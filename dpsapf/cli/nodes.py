@@ -1,5 +1,6 @@
 """What goes wrong on a node and is nobody's mistake, or the job's: memory, disks, GPUs, files. Each is told in one line."""
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -13,7 +14,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
-from dpsapf.experiment.fields import READS, WRITES, paths
+from dpsapf.experiment.fields import GIVEN, READS, WRITES, paths
 from dpsapf.support.checked import Checked, replace
 from dpsapf.support.errors import UserError, out_of_memory
 
@@ -24,11 +25,6 @@ BROKEN = {errno.EIO, errno.ESTALE, errno.ENXIO, errno.EREMOTEIO}
 NETWORK = {errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ECONNREFUSED, errno.ECONNRESET, errno.ETIMEDOUT}
 PATIENCE = 300.0  # seconds for which a file system may be read-only while a stage writes to it
 LOOK = 5.0  # seconds between two looks at it
-
-
-def leads() -> bool:
-    """Say whether this process writes and tells, of those that torchrun started; one that it did not start does."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def has_gpu() -> bool:
@@ -54,6 +50,18 @@ def check_device(options: Checked) -> None:
     if not torch.cuda.is_available():
         remedy = "torch sees no GPU here: let the job ask for one (resources: gpus), load the node's driver, or take --device cpu"
         raise UserError("--device", "cuda", remedy)
+
+
+def set_to_now(options: Checked) -> None:
+    """Set the time of a stage's inputs to now where it is still to come: Snakemake refuses, and removes, what is older than them.
+
+    What no stage wrote is left alone, and what another user wrote.
+    """
+    for file in (file for name, files in paths(options, READS).items() if name not in GIVEN for file in files):
+        if file.is_file() and file.stat().st_mtime > time.time():
+            with contextlib.suppress(PermissionError):
+                os.utime(file)
+                LOG.warning("%s: its time was still to come, and is now set to this one", file)
 
 
 def run(stage: Callable[[Checked], None], options: Checked) -> None:

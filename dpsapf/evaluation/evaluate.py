@@ -44,13 +44,33 @@ def evaluate(options: Evaluate) -> None:
         _test_images(options)
     synthetic = labelled_images(options.synthetic, read_record(options.dataset, DatasetRecord), options.threads)
     counts = _planned_counts(synthetic, protocol, options) if "utility" in options.what else None
+    checkpoint = Checkpoint.beside(options.utility, settings(options)) if "utility" in options.what else None
+    if counts is None:
+        _write(synthetic, protocol, options, checkpoint, None)
+    else:
+        from dpsapf.evaluation.private_counts import released_once
+
+        once = released_once(options, digest(protocol))
+        if once.put_back():
+            return
+        with once.making() as there:
+            _write(synthetic, protocol, there, checkpoint, counts)
+    if checkpoint:
+        checkpoint.remove()
+
+
+def _write(
+    synthetic: tuple[np.ndarray, np.ndarray],
+    protocol: ProtocolEntry,
+    options: Evaluate,
+    checkpoint: Checkpoint | None,
+    counts: "PrivateCounts | None",
+) -> None:
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:
-        checkpoint = Checkpoint.beside(options.utility, settings(options))
         utility = measure_utility(synthetic, protocol, options, checkpoint, counts)
         write_record(options.utility, replace(utility, protocol_digest=digest(protocol)))
-        checkpoint.remove()
 
 
 def measure_fidelity(synthetic: Pixels, protocol: ProtocolEntry, options: Evaluate) -> Fidelity:

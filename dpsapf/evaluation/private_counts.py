@@ -13,6 +13,7 @@ from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.records import Ledger, Release, Spend
 from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.stages import Evaluate
+from dpsapf.privacy.kept import Once
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import Draws
 from dpsapf.privacy.values import Private
@@ -104,6 +105,17 @@ def planned_counts(recipe: Recipe, images: int, options: Evaluate) -> PrivateCou
     part = read_held_out(options.archive, "validation", f"protocol {options.protocol}")
     images = Images.all(part, part.labels, options.device)
     return PrivateCounts(images, ledger.reserved[0], ledger.noise, options.seed, Meter(len(part)))
+
+
+def released_once(options: Evaluate, protocol: str) -> Once:
+    """Describe the counts as a release that is made once, with all that is written beside them.
+
+    Args:
+        options: of the stage.
+        protocol: digest of the protocol's entry.
+    """
+    ledger = read_record(options.ledger, Ledger)
+    return Once(options, "validation", ledger.noise, ledger.run.id, ledger.dataset_id, {"protocol_digest": protocol})
 
 
 def write_counts(counts: PrivateCounts, options: Evaluate) -> None:

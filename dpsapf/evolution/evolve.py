@@ -25,7 +25,9 @@ from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release,
 from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.settings import check_evolving
 from dpsapf.experiment.stages import Evolve
+from dpsapf.privacy.kept import Once
 from dpsapf.privacy.meter import Meter
+from dpsapf.privacy.spends import check_planned
 from dpsapf.privacy.values import only_released
 from dpsapf.sampling.sample import fitted
 from dpsapf.support.arrays import Partial
@@ -70,7 +72,8 @@ class Contest:
 def evolve(options: Evolve) -> None:
     """Write the population with the votes that made it, the spend record of the votes, and their private measures.
 
-    The checkpoint, private too, stands beside the population until it is written.
+    The checkpoint, private too, stands beside the population until it is written. What was released with real noise is put
+    back, and not made again (`dpsapf.privacy.kept`).
 
     Raises:
         UserError: the plan has no votes; the archive is another than the plan's; there is a class without an image; or the
@@ -79,6 +82,10 @@ def evolve(options: Evolve) -> None:
     start = time.monotonic()
     torch.set_num_threads(options.threads)
     plan, release = _planned(options)
+    once = Once(options, release.name, release.noise and plan.noise, plan.run.id, plan.dataset_id)
+    if once.put_back():
+        return
+    check_planned(plan)
     dataset = read_record(options.dataset, DatasetRecord)
     _check(plan, dataset, options)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
@@ -93,9 +100,11 @@ def evolve(options: Evolve) -> None:
     advance = _next_drawn if method(plan.run.method).evolves == "drawn" else _next_first
     checkpoint = Checkpoint.beside(options.population, settings(options), options.checkpoint_minutes)
     state = _evolved(advance, Contest(api, electorate, features, labels), checkpoint, start)
-    _enlarged(api, state, labels, dataset, options, checkpoint).finish(options.population)
-    write_record(options.private, electorate.meter.measured(time.monotonic() - state.started))
-    write_record(options.spend, _spend(options, plan, electorate, len(state.votes[0])))
+    population = _enlarged(api, state, labels, dataset, options, checkpoint)
+    with once.making() as there:
+        population.finish(there.population)
+        write_record(there.private, electorate.meter.measured(time.monotonic() - state.started))
+        write_record(there.spend, _spend(there, plan, electorate, len(state.votes[0])))
     checkpoint.remove()
 
 

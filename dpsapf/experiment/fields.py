@@ -89,7 +89,10 @@ def settings(options: Checked) -> dict[str, object]:
     Left out is where files stand, and what may change the result by rounding only, on another device also by other draws of
     the same law.
     """
-    told = {name: value for name, value in as_json(options).items() if name not in ROUNDING}
-    for name in paths(options, WRITES):
-        del told[name]
-    return told | {name: [f"digest {sha256(file)}" for file in files] for name, files in paths(options, READS).items()}
+    return asked(options) | {name: [f"digest {sha256(file)}" for file in files] for name, files in paths(options, READS).items()}
+
+
+def asked(options: Checked) -> dict[str, object]:
+    """Say what a stage's result depends on besides the files that it reads: see `settings`."""
+    files = paths(options, READS) | paths(options, WRITES)
+    return {name: value for name, value in as_json(options).items() if name not in {*ROUNDING, *files}}

@@ -42,7 +42,7 @@ class ModelRecord(Checked):
 
     name: str
     family: str  # a key of dpsapf.public_models.families.FAMILIES
-    path: str  # folder in diffusers layout
+    path: str  # folder in diffusers layout; package:NAME: that of a packaged model, wherever the checkout lies
     vae_path: str
     resolution: int
     licence: str

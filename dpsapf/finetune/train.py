@@ -23,8 +23,10 @@ from dpsapf.gradients.per_image import PerImageGradients, per_image_gradients
 from dpsapf.optimization.noise_walk import noise_deviation, noise_walk
 from dpsapf.optimization.optimizers import build_optimizer
 from dpsapf.optimization.schedule import average_weight, rate_factor
+from dpsapf.privacy.kept import Once
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import Draws
+from dpsapf.privacy.spends import check_planned
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Objective
 from dpsapf.public_models.latents import Batch, Latents, Origin, check_origin, draw_batch, origin
@@ -67,6 +69,10 @@ def finetune(options: Finetune) -> None:
     """
     torch.set_num_threads(options.threads)
     plan, release = _planned(options)
+    once = Once(options, release.name, release.noise and plan.noise, plan.run.id, plan.dataset_id)
+    if once.put_back():
+        return
+    check_planned(plan)
     check_origin("--latents", options.latents, Origin(plan.dataset_id, sha256(options.model)))
     latents = Latents.load(options.latents, options.prompts, options.model, plan.unit)
     if len(latents) != plan.population:
@@ -74,10 +80,10 @@ def finetune(options: Finetune) -> None:
     with processes(options.device) as joined:
         gradients, objective, state = _build(options, plan, release)
         watched = dataclasses.replace(latents, read=state.meter.watched(latents.users))
-        _train(Training(options, plan, release, watched, objective, gradients, joined, Replay(options.device)), state)
+        _train(Training(options, plan, release, watched, objective, gradients, joined, Replay(options.device)), state, once)
 
 
-def _train(training: Training, state: TrainingState) -> None:
+def _train(training: Training, state: TrainingState, once: Once) -> None:
     options, plan, steps, joined = training.options, training.plan, training.release.steps, training.processes
     checkpoint = Checkpoint.beside(options.weights, settings(options), options.checkpoint_minutes, options.checkpoint_every)
     if (saved := checkpoint.load()) is not None:
@@ -88,7 +94,8 @@ def _train(training: Training, state: TrainingState) -> None:
     for _ in checkpoint.kept(left, lambda: contents(state), joined):
         train_step(training, state)
     if joined.leads:
-        _write(training, state)
+        with once.making() as there:
+            _write(dataclasses.replace(training, options=there), state)
         checkpoint.remove()
 
 

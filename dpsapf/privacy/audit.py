@@ -14,9 +14,9 @@ from dpsapf.experiment.stages import AuditPrivacy, AuditValidation
 from dpsapf.privacy.accounting import finite, spent_epsilon
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import sha256
+from dpsapf.support.files import copied, sha256
 from dpsapf.support.provenance import provenance
-from dpsapf.support.records import read_record, write_record
+from dpsapf.support.records import lasting, read_record, write_record
 
 LOG = logging.getLogger(__name__)
 SAME = 1e-4  # share by which an epsilon may differ from the planned one: other machines round otherwise
@@ -26,12 +26,17 @@ KEPT = "ledgers"  # folder beside ledger.json: of each passed audit its ledger, 
 def audit_privacy(options: AuditPrivacy) -> None:
     """Write ledger.json if and only if what was released is what was planned, within the target (see `verdict`).
 
-    What was spent stays on record: a copy for each digest that was released, which no later audit removes.
+    What was spent stays on record: a copy for each digest that was released, which no later audit removes. With real noise a
+    second audit of the same release that finds the same writes the same bytes.
     """
     ledger = verdict(options)
     LOG.info("%s: spent %s of epsilon %s", ledger.run.id, ledger.spent_epsilon, ledger.target_epsilon)
+    kept, name = options.out.parent / KEPT, (ledger.released_digest or ledger.dataset_id)[:12]
+    if ledger.noise == "system":
+        copied(lasting(kept, name, ledger), options.out)
+        return
     if ledger.released_digest:
-        write_record(options.out.parent / KEPT / f"{ledger.released_digest[:12]}.json", ledger)
+        write_record(kept / f"{name}.json", ledger)
     write_record(options.out, ledger)
 
 
@@ -179,7 +184,7 @@ def _unchanged(option: str, path: Path | None, recorded: str, noise: NoiseMode) 
     """Check that a file is still the one that the record of its stage names.
 
     Raises:
-        UserError: it is missing among the options, or it is another; says how to mend it, and what that costs.
+        UserError: it is missing among the options, or it is another; says how to mend it.
     """
     if path is None:
         raise UserError(option, None, f"give the file whose digest is {recorded[:12]}")
@@ -187,16 +192,13 @@ def _unchanged(option: str, path: Path | None, recorded: str, noise: NoiseMode) 
     if found == recorded:
         return
     again = {
-        "seed": "noise from a seed comes out the same",
-        "system": f"that is another release, and what the last one spent stays spent: see {KEPT}/ beside ledger.json, and name "
-        "its file in privacy.prior",
+        "seed": "makes it and what follows anew (noise from a seed comes out the same)",
+        "system": "puts it back (what was released with real noise is kept, and not made again)",
     }[noise]
-    raise UserError(
-        str(path),
-        found[:12],
-        f"is not the file that was recorded, {recorded[:12]}: it was changed or cut off after it was written. Put it back from a "
-        f"copy; or delete it and run the same command again, which makes it and what follows anew ({again})",
+    told = (
+        f"is not the file that was recorded, {recorded[:12]}: it was changed or cut off after it was written. Put it back from a"
     )
+    raise UserError(str(path), found[:12], f"{told} copy; or delete it and run the same command again, which {again}")
 
 
 def _same(what: str, found: str | None, recorded: str | None) -> None:
@@ -217,6 +219,13 @@ def check_target(plan: Plan | Ledger, spent: dict[str, float]) -> None:
             raise UserError(f"{name} epsilon", spent[name], f"exceeds the target {plan.target_epsilon} of {plan.run.id}")
 
 
+def _check_made_under(ledger: Path, spend: Spend, path: Path) -> None:
+    """Check that counts were made under a run's ledger, or under one that its release had before the audit was changed."""
+    made_under = spend.made_from.get("ledger")
+    if made_under not in map(sha256, (ledger, *(ledger.parent / KEPT).glob("*.json"))):
+        raise UserError(f"{path}: ledger", made_under, f"the run has {sha256(ledger)}: evaluate it again")
+
+
 def audit_validation(options: AuditValidation) -> None:
     """Write validation_ledger.json if and only if noisy counts are what the run's ledger reserved.
 
@@ -235,11 +244,11 @@ def audit_validation(options: AuditValidation) -> None:
         "dataset_id": (spend.dataset_id, ledger.dataset_id),
         "--dataset": (dataset.id, ledger.dataset_id),
         "population": (spend.population, dataset.validation),
-        "ledger": (spend.made_from.get("ledger"), sha256(options.ledger)),
     }
     for key, (found, expected) in compared.items():
         if found != expected:
             raise UserError(f"{options.spend}: {key}", found, f"the run has {expected}: evaluate it again")
+    _check_made_under(options.ledger, spend, options.spend)
     _unchanged("--counts", options.counts, spend.digest, ledger.noise)
     _unchanged("--private", options.private, spend.private, ledger.noise)
     check_measures(spend, read_record(options.private, Measured), options.private)

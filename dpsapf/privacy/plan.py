@@ -11,7 +11,8 @@ from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, LEAST, calibrate, check_target, epsilon, surely_meets
-from dpsapf.support.errors import UserError
+from dpsapf.privacy.kept import AGAIN
+from dpsapf.support.errors import Mistakes, UserError
 from dpsapf.support.provenance import provenance
 
 LOG = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ PUBLIC = (
     "hyperparameters, chosen without the images that the run trains on",
     "the public model",
 )
+ASKED = ("mechanism", "sensitivity", "sampling_rate", "steps", "noise")  # what a user says of a release; not the noise's size
 LARGE_DELTA = 1e-3  # the field takes 1e-5 or less, far below 1/N
 PUBLIC_VALIDATION = "the number of validation images, of which right predictions are counted"
 
@@ -110,6 +112,55 @@ def check_possible(run: RunSpec, dataset: DatasetRecord, before: Sequence[Releas
 
     if run.epsilon is not None and not surely_meets(run.epsilon, delta, build(LARGEST_SIGMA)):
         check_target(run.epsilon, delta, build)
+
+
+def check_same(
+    kept: Plan, run: RunSpec, dataset: DatasetRecord, saliency: list[Release], reserved: list[Release], options: PlanPrivacy
+) -> None:
+    """Check that a plan that something was released by is what is asked for now.
+
+    What the suite computes itself may differ: noise that it found, epsilons, earlier releases, what made the record.
+
+    Args:
+        kept: the plan that something was released by.
+        run: and
+        dataset: and
+        saliency: and
+        reserved: and
+        options: as of `make_plan`.
+
+    Raises:
+        UserErrors: a line for everything that differs.
+    """
+    count, own = population(dataset, options.unit), [item for item in kept.releases if item.name != "saliency"]
+    told = {"run": run, "unit": options.unit, "dataset_id": dataset.id, "population": count, "noise": options.noise}
+    told |= {"target_epsilon": run.epsilon, "delta": target_delta(count, options), "clipping_norm": options.clipping_norm}
+    compared = {name: (getattr(kept, name), value) for name, value in told.items()}
+    if method(run.method).clips:
+        compared["clipping"] = (kept.clipping, options.clipping)
+    if method(run.method).spends:
+        own = [own_release(method(run.method), item.noise_multiplier, count, options) for item in own]
+    compared |= _compared(kept.releases, [*saliency, *own], ASKED) | _compared(
+        kept.reserved, reserved, (*ASKED, "noise_multiplier")
+    )
+    mistakes = Mistakes()
+    for name, (before, now) in compared.items():
+        if before != now:
+            remedy = f"{kept.run.id} was released with {before!r}, and cannot be planned otherwise: ask for that again, {AGAIN}"
+            mistakes.append(UserError(name, now, remedy))
+    mistakes.tell()
+
+
+def _compared(kept: Sequence[Release], asked: Sequence[Release], keys: tuple[str, ...]) -> dict[str, tuple[object, object]]:
+    """Pair what was released with what is asked for, release by release."""
+    names = [[release.name for release in releases] for releases in (kept, asked)]
+    if names[0] != names[1]:
+        return {"releases": tuple(names)}
+    return {
+        f"{one.name}: {key}": (getattr(one, key), getattr(other, key))
+        for one, other in zip(kept, asked, strict=True)
+        for key in keys
+    }
 
 
 def spends_less(target: float, planned: float) -> str | None:

@@ -4,6 +4,7 @@ import typing
 from collections.abc import Sequence
 from pathlib import Path
 
+from dpsapf.experiment.registries import PACKAGED
 from dpsapf.public_models.check import variant
 from dpsapf.support.errors import UserError
 
@@ -11,6 +12,11 @@ if typing.TYPE_CHECKING:
     import torch
     from diffusers import UNet2DConditionModel
     from transformers import CLIPTokenizer
+
+
+def folder_of(path: str) -> Path:
+    """Return the folder of a path in a record; a packaged model, ``package:NAME``, lies in this checkout wherever that is."""
+    return Path(__file__).parent / path.removeprefix(PACKAGED) if path.startswith(PACKAGED) else Path(path)
 
 
 def packaged_unet() -> "UNet2DConditionModel":

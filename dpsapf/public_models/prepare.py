@@ -10,10 +10,11 @@ from dpsapf.experiment.registries import PACKAGED, ModelEntry, entry
 from dpsapf.experiment.stages import FetchPublicModel, PreparePublicModel
 from dpsapf.public_models.check import check_is_folder, has_weights
 from dpsapf.public_models.families import find_family
+from dpsapf.public_models.load import folder_of
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic, sha256, write_text
+from dpsapf.support.files import atomic, copied, sha256, write_text
 from dpsapf.support.provenance import provenance
-from dpsapf.support.records import write_record
+from dpsapf.support.records import lasting
 
 LOG = logging.getLogger(__name__)
 FOLDERS = ("unet", "transformer", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -29,6 +30,8 @@ HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 def prepare_public_model(options: PreparePublicModel) -> None:
     """Write model.json and the table of candidate matrices.
 
+    A model.json that was made before and says the same is written again as it was, so that what names its digest still holds.
+
     Raises:
         UserError: the folder is missing or incomplete, or of no family or what its family does not know; its digest differs;
             a download is not pinned or fails.
@@ -43,11 +46,12 @@ def prepare_public_model(options: PreparePublicModel) -> None:
     table, parameters = family.candidate_table(path)
     with atomic(options.candidates) as temporary:
         table.to_csv(temporary, index=False)
+    recorded = model.path if (model.path or "").startswith(PACKAGED) else str(path)
     record = ModelRecord(
         name=options.name,
         family=family.name,
-        path=str(path),
-        vae_path=str(vae_path),
+        path=recorded,
+        vae_path=f"{recorded}/vae" if model.vae is None else str(vae_path),
         resolution=model.resolution,
         licence=model.licence,
         sha256=model.sha256,
@@ -56,7 +60,7 @@ def prepare_public_model(options: PreparePublicModel) -> None:
         **_downloaded(model),
         provenance=provenance(),
     )
-    write_record(options.record, record)
+    copied(lasting(options.record.parent / "first_made", options.record.stem, record), options.record)
 
 
 def _downloaded(model: ModelEntry) -> dict[str, str | None]:
@@ -110,7 +114,7 @@ def _local(path: str | None) -> Path | None:
     """Return the folder of a packaged or a local model, whether or not it is there; None for one of the hub."""
     if path is None:
         return None
-    return Path(__file__).parent / path.removeprefix(PACKAGED) if path.startswith(PACKAGED) else Path(path).resolve()
+    return folder_of(path) if path.startswith(PACKAGED) else Path(path).resolve()
 
 
 def _local_vae(model: ModelEntry) -> Path | None:

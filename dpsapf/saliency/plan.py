@@ -1,6 +1,7 @@
 """plan-privacy: describe the saliency release of a run, and hand it to `dpsapf.privacy.plan` for the rest."""
 
 import contextlib
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,23 +12,25 @@ from dpsapf.datasets.images import BATCH
 from dpsapf.datasets.prepared import read_part
 from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.methods import AXES, NoiseMode, method
-from dpsapf.experiment.records import DatasetRecord, Release
+from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy import spends
 from dpsapf.privacy.compose import Named, named_prior
+from dpsapf.privacy.kept import source
 from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.privacy.plan import check_axes, check_possible, default_delta, make_plan, population, validation_release
+from dpsapf.privacy.plan import check_axes, check_possible, check_same, default_delta, make_plan, population, validation_release
 from dpsapf.privacy.spends_found import take_in
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import sha256
+from dpsapf.support.files import copied, sha256
 from dpsapf.support.records import read_record, write_record
 
+LOG = logging.getLogger(__name__)
 DEFAULT_AXES = {"score": "energy", "mechanism": "gaussian", "rule": "top", "candidates": "attention", "adapter": "lora"}
 
 
@@ -35,17 +38,25 @@ def plan_privacy(options: PlanPrivacy) -> None:
     """Write plan.json: target, relation, unit, what is public, every release and its noise.
 
     With noise of the operating system, what was spent on the images before counts, too, see `dpsapf.privacy.spends.planning`.
+    A plan by which something was released stays as it was (`dpsapf.privacy.kept`).
 
     Args:
         options: the run, DP-SGD's settings and the saliency release's.
 
     Raises:
-        UserError: the target cannot be met; the run is released already; or see `_described`.
+        UserError: the target cannot be met; the run is released already, by another plan or one that is not kept; or see
+            `_described`.
     """
     run, dataset, saliency, told, reserved = _described(options)
+    if kept := source("plan.json", options.out.parent, run.id):
+        check_same(read_record(kept, Plan), run, dataset, saliency, reserved, options)
+        copied(kept, options.out)
+        LOG.info("%s was released by a plan, which is put back: %s", run.id, kept)
+        return
     counted = contextlib.nullcontext(told)
-    if _spends_for_good(run, options):
+    if options.noise == "system" and (run.epsilon is not None or reserved):
         _put_on_record(run, dataset, options)
+    if _spends_for_good(run, options):
         counted = spends.planning(run, dataset.id, options.unit, told)
     with counted as prior:
         plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
@@ -59,6 +70,9 @@ def check_plan(options: PlanPrivacy) -> None:
         UserError: it cannot, for the reason that it would tell.
     """
     run, dataset, saliency, prior, reserved = _described(options)
+    if kept := source("plan.json", options.out.parent, run.id):
+        check_same(read_record(kept, Plan), run, dataset, saliency, reserved, options)
+        return
     if _spends_for_good(run, options):
         prior = spends.priors(run, dataset.id, options.unit, prior)
     check_possible(run, dataset, [*prior.values(), *reserved, *saliency], options)

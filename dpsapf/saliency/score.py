@@ -15,6 +15,7 @@ from dpsapf.experiment.records import DatasetRecord, ModelRecord, Release, Spend
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CompareScores, ScoreSaliency
 from dpsapf.gradients.ghost_norms import GhostNorms
+from dpsapf.privacy.kept import Once, on_record
 from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import Draws
@@ -49,8 +50,10 @@ def score_saliency(options: ScoreSaliency) -> None:
             before; or mechanism and sigma_s do not go together. A refusal has spent its epsilon: refused.json, beside the
             spend record, says so, stays, and is not drawn again.
     """
-    _check_no_refusal(options)
     dataset = read_record(options.dataset, DatasetRecord)
+    once = Once(options, "saliency", options.noise if options.mechanism else None, _subject(options), dataset.id)
+    if _made(once):
+        return
     check_origin("--latents", options.latents, Origin(dataset.id, sha256(options.model)))
     checkpoint = Checkpoint.beside(options.scores, settings(options), options.checkpoint_minutes)
     torch.set_num_threads(options.threads)
@@ -65,12 +68,11 @@ def score_saliency(options: ScoreSaliency) -> None:
         objective = model.objective()
         exact = saliency_scores(denoiser, objective, latents, batch, table[MATRIX].tolist(), options, progress)
     if joined.leads:
-        try:
-            _release(options, exact, table, units, release, progress.meter, checkpoint.seconds)
-        except Refused:
-            checkpoint.remove()
-            raise
+        with once.making() as there:
+            refused = _release(there, exact, table, units, release, progress.meter, checkpoint.seconds)
         checkpoint.remove()
+        if refused:
+            raise refused
 
 
 def _batch(options: ScoreSaliency, release: Release, progress: Progress) -> torch.Tensor:
@@ -90,16 +92,18 @@ def _release(
     release: Release,
     meter: Meter,
     seconds: float,
-) -> None:
+) -> Refused | None:
+    """Write the scores and their records; or the refusal's records, if the mechanism refused, which is returned."""
     identity = origin(options.latents).dataset_id
     source = _draws(options).noise("privacy noise")
     try:
         released = mechanism(release.mechanism).release(exact, units, release, source, meter)
-    except Refused:
+    except Refused as refused:
         write_record(_refusal(options), _spend(options, release, meter, identity, None, len(table), seconds))
-        raise
+        return refused
     _write_scores(options.scores, table, released)
     write_record(options.spend, _spend(options, release, meter, identity, options.scores, len(table), seconds))
+    return None
 
 
 def _write_scores(path: Path, table: pd.DataFrame, released: Released) -> None:
@@ -116,13 +120,20 @@ def _refusal(options: ScoreSaliency) -> Path:
     return options.spend.with_name("refused.json")
 
 
-def _check_no_refusal(options: ScoreSaliency) -> None:
-    if _refusal(options).exists():
+def _made(once: Once) -> bool:
+    """Put scores back that were released with real noise (`dpsapf.privacy.kept`); say whether there are any.
+
+    Raises:
+        UserError: the release was refused before; one that the owner has set free since does not count.
+    """
+    made, refusal = once.put_back(), _refusal(once.options)
+    if once.refused if made else refusal.exists() and not on_record(read_record(refusal, Spend)):
         remedy = (
             "this release was refused before, and epsilon is spent. Use mechanism gaussian or exponential, a smaller sigma_s or "
             "another ratio; give the file to plan-privacy as --prior"
         )
-        raise UserError("--spend", str(_refusal(options)), remedy)
+        raise UserError("--spend", str(refusal), remedy)
+    return made
 
 
 def _spend(

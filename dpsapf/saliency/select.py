@@ -1,5 +1,6 @@
 """select-matrices: which matrices a run trains on. Post-processing of released scores: it costs nothing."""
 
+import io
 import logging
 from pathlib import Path
 
@@ -26,11 +27,12 @@ from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.optimization.noise_walk import level_ranks, noise_walk
+from dpsapf.privacy.kept import AGAIN, source
 from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.saliency.noise_aware import affordable_count, best_count, by_worth, noise_energy, signal_energy
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic, sha256
+from dpsapf.support.files import atomic, copied, sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import numpy_generator
 from dpsapf.support.records import read_record, write_record
@@ -42,8 +44,11 @@ UNITS: dict[str, str] = {"matrix": MATRIX, "layer": LAYER, "block": BLOCK}
 def select_matrices(options: SelectMatrices) -> None:
     """Write selection.csv, the candidate table with released scores and a ``selected`` column; and selection.json.
 
+    A selection by which weights were released with real noise stays as it was (`dpsapf.privacy.kept`).
+
     Raises:
-        UserError: the method needs scores, or its rule fragilities, and none are given, or they are of other candidates.
+        UserError: the method needs scores, or its rule fragilities, and none are given, or they are of other candidates; or
+            the run was released by a selection from other scores.
     """
     plan = read_record(options.plan, Plan)
     run = plan.run
@@ -55,10 +60,23 @@ def select_matrices(options: SelectMatrices) -> None:
     if run.lora_rank == "auto":
         table[RANK] = ranks(table, plan, options)
     LOG.info("%s: %d of %d matrices", run.id, table[SELECTED].sum(), len(table))
-    with atomic(options.out) as temporary:
-        table.to_csv(temporary, index=False)
+    if kept := source("selection.csv", options.out.parent, run.id):
+        _check_scores(table, kept, run)
+        copied(kept, options.out)
+        LOG.info("%s was trained by a selection, which is put back: %s", run.id, kept)
+    else:
+        with atomic(options.out) as temporary:
+            table.to_csv(temporary, index=False)
     scores = sha256(options.scores) if method(run.method).selects else None
     write_record(options.record, Selection(run=run, scores=scores, digest=sha256(options.out), provenance=provenance()))
+
+
+def _check_scores(table: pd.DataFrame, kept: Path, run: RunSpec) -> None:
+    """Check that a selection by which weights were released is of the scores that are here."""
+    found, before = (pd.read_csv(text, dtype=str)[[MATRIX, SCORE]] for text in (io.StringIO(table.to_csv(index=False)), kept))
+    if not found.equals(before):
+        remedy = f"were released again since {run.id} was trained by others: put those back from a copy, {AGAIN}"
+        raise UserError("--scores", run.scores_id, remedy)
 
 
 def candidates(path: Path, names: Candidates) -> pd.DataFrame:

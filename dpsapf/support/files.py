@@ -46,6 +46,22 @@ def atomic(path: Path | str) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def synced(folder: Path) -> None:
+    """Wait until a folder, and every file in it, is on the disk; folders in it are not looked into."""
+    for path in (*(path for path in folder.iterdir() if path.is_file()), folder):
+        number = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
+
+
+def copied(source: Path, target: Path) -> None:
+    """Copy a file's contents, atomically."""
+    with atomic(target) as temporary:
+        shutil.copyfile(source, temporary)
+
+
 def write_text(path: Path | str, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:

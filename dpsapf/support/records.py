@@ -1,5 +1,6 @@
 """JSON records: written atomically, read back only if they fit their model."""
 
+import itertools
 import json
 import re
 import sys
@@ -21,6 +22,34 @@ def as_json(record: Checked) -> dict:
 def write_record(path: Path | str, record: Checked) -> None:
     """Write a model as JSON, atomically."""
     write_text(path, json.dumps(as_json(record), indent=2) + "\n")
+
+
+def lasting(folder: Path, name: str, record: Checked) -> Path:
+    """Find the record in a folder that says the same but for its provenance; written there, if there is none.
+
+    So a record that is made again keeps its digest, and none is ever written over.
+
+    Args:
+        folder: of records that stay.
+        name: of the file, without its ending; a number follows where it is taken.
+        record: with a field ``provenance``.
+    """
+    said = {key: value for key, value in as_json(record).items() if key != "provenance"}
+    for number in itertools.count(1):
+        path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not path.exists():
+            write_record(path, record)
+        elif _said(path) != said:
+            continue
+        return path
+
+
+def _said(path: Path) -> dict | None:
+    """Return what a record says besides its provenance; None if it cannot be read."""
+    try:
+        return {key: value for key, value in json.loads(path.read_bytes()).items() if key != "provenance"}
+    except ValueError:
+        return None
 
 
 def read_record(path: Path | str, cls: type[Record]) -> Record:

@@ -34,6 +34,7 @@ from dpsapf.support.records import read_record, write_record
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_objective, tiny_record, tiny_unet, write_latents
 
 IMAGES = 12
+OUTPUTS = {"weights": "weights.safetensors", "training_log": "log.csv", "private": "private.json", "spend": "spend.json"}
 ROOT = pathlib.Path(__file__).parents[2]
 
 
@@ -53,10 +54,7 @@ def options(tmp_path, plan, monkeypatch):
         selection=tmp_path / "sel.csv",
         latents=tmp_path / "latents.safetensors",
         prompts=tmp_path / "prompts.safetensors",
-        weights=tmp_path / "out" / "weights.safetensors",
-        training_log=tmp_path / "out" / "log.csv",
-        private=tmp_path / "out" / "private.json",
-        spend=tmp_path / "out" / "spend.json",
+        **{name: tmp_path / "out" / file for name, file in OUTPUTS.items()},
         learning_rate_lora=1e-2,
         learning_rate_full=1e-3,
         lora_rank=2,
@@ -331,20 +329,30 @@ def test_an_optimizer_that_is_not_installed_is_named_with_its_remedy(options, mo
         train.finetune(replace(options, optimizer="adamw-8bit"))
 
 
-def test_system_noise_differs_every_time(options):
-    record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, replace(record, noise="system"))
-    train.finetune(options)
-    first = weights(options)
-    train.finetune(options)
-    assert any(not torch.equal(value, first[name]) for name, value in weights(options).items())
+def with_noise(options, mode):
+    """Plan real noise, or seeded one."""
+    record = read_record(options.plan, train.Plan)
+    releases = tuple(replace(release, noise=mode) for release in record.releases)
+    write_record(options.plan, replace(record, noise=mode, releases=releases))
+    return record.run
+
+
+def test_system_noise_differs_every_time(options, new_owner):
+    """Of two owners; one releases once."""
+    run, found = with_noise(options, "system"), []
+    for out in ("a", "b"):
+        new_owner(run=run)
+        there = {name: options.plan.parent / out / file for name, file in OUTPUTS.items()}
+        train.finetune(replace(options, **there))
+        found.append(weights(replace(options, **there)))
+    first, second = found
+    assert any(not torch.equal(value, first[name]) for name, value in second.items())
 
 
 @pytest.mark.parametrize("mode", ["seed", "system"])
-def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, mode):
+def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, new_owner, mode):
     """Pairs drawn by position from a public seed would change for all images behind one that is added."""
-    record = train.read_record(options.plan, train.Plan)
-    write_record(options.plan, replace(record, noise=mode))
+    run = with_noise(options, mode)
     states = {"poisson_batch": [], "draw_batch": []}
 
     def recording(name, function):
@@ -356,9 +364,10 @@ def test_only_system_mode_draws_secret_batches_and_pairs(options, monkeypatch, m
 
     monkeypatch.setattr("dpsapf.privacy.meter.poisson_batch", recording("poisson_batch", poisson_batch))
     monkeypatch.setattr(train, "draw_batch", recording("draw_batch", draw_batch))
-    train.finetune(options)
-    train.finetune(options)
-    steps = record.releases[1].steps
+    for out in ("a", "b"):
+        new_owner(run=run)
+        train.finetune(replace(options, **{name: options.plan.parent / out / file for name, file in OUTPUTS.items()}))
+    steps = read_record(options.plan, train.Plan).releases[1].steps
     for name, seen in states.items():
         assert len(seen) == 2 * steps and len(set(seen)) == (steps if mode == "seed" else 2 * steps), name
 

@@ -279,9 +279,10 @@ def test_a_file_that_was_cut_off_is_named_and_the_remedy_works(kind, name, share
 
 
 @pytest.mark.parametrize(
-    ("noise", "told"), [("seed", "noise from a seed comes out the same"), ("system", "what the last one spent stays spent")]
+    ("noise", "told"),
+    [("seed", "noise from a seed comes out the same"), ("system", "was released with real noise is kept, and not made again")],
 )
-def test_a_changed_file_says_what_making_it_again_costs(audited, noise, told):
+def test_a_changed_file_says_what_a_second_start_does(audited, noise, told):
     recorded = audited.spent("dp-sgd").digest
     audited.change_plan(noise=noise)
     audited.path("weights.safetensors").write_text("wei")

@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import itertools
+import shutil
 import signal
 from decimal import Decimal
 from types import SimpleNamespace
@@ -265,11 +266,13 @@ def test_another_seed_draws_another_batch_and_other_noise(stage, tmp_path):
     assert len(batches) == len(noise) == 2
 
 
-def test_only_system_mode_draws_secret_batches(stage, tmp_path):
+def test_only_system_mode_draws_secret_batches(stage, tmp_path, new_owner):
     """Two batches of about 700 have one size once in 80 times, five once in 4e7."""
     for mode in ("seed", "system"):
         batches = set()
         for _ in range(5):
+            new_owner()
+            shutil.rmtree(tmp_path / "private.released", ignore_errors=True)
             stage("gaussian", "matrix", 0.3, 700, noise=mode)
             batches.add(read_record(tmp_path / "private.json", Measured).batches)
         assert (len(batches) > 1) == (mode == "system")
@@ -321,7 +324,8 @@ def test_an_interrupted_pass_goes_on_to_the_same_scores(tmp_path, monkeypatch, n
 
 
 @pytest.mark.parametrize("noise", ["seed", "system"])
-def test_an_interrupted_stage_keeps_its_batch_and_leaves_no_checkpoint(stage, tmp_path, monkeypatch, noise):
+def test_an_interrupted_stage_keeps_its_batch_and_leaves_no_checkpoint(stage, tmp_path, monkeypatch, new_owner, noise):
+    new_owner()
     batches, scored = [], score.saliency_scores
 
     def ended(*inputs):

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 ROOT = Path(__file__).parents[2]
 NODE = Path(__file__).with_name("one_node.sh")
-SOURCES = ("Snakefile", "workflow", "config", "slurm", "dpsapf", "envs", "paper_figures")
+SOURCES = ("Snakefile", "workflow", "config", "slurm", "profiles", "dpsapf", "envs", "paper_figures")
 RUN = "results/slurm/runs/digits--public-mini--dp-sapf-matrix-r30-share-s10--eps10--seed0"
 STEPS = 60
 PATIENCE = 600  # seconds

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = ("Snakefile", "workflow", "config", "slurm", "envs")
+PARTS = ("Snakefile", "workflow", "config", "slurm", "profiles", "envs")
 STAGE = """
 import json, os, pathlib, sys, time
 started = time.time()

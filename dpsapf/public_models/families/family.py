@@ -9,7 +9,7 @@ from pathlib import Path
 from dpsapf.experiment.methods import Sampler
 from dpsapf.experiment.records import ModelRecord
 from dpsapf.public_models.check import Settings, check_keys, check_settings, check_weights, read_config
-from dpsapf.public_models.load import load_part
+from dpsapf.public_models.load import folder_of, load_part
 from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -164,7 +164,7 @@ class Family(ABC):
         """Load the autoencoder from ``vae_path``: fp32, in evaluation mode."""
         from diffusers import AutoencoderKL
 
-        path = Path(self.record.vae_path)
+        path = folder_of(self.record.vae_path)
         return load_part(AutoencoderKL, path.parent, path.name, device)
 
     def scaled(self, vae: "AutoencoderKL", mean: "torch.Tensor", std: "torch.Tensor") -> "tuple[torch.Tensor, torch.Tensor]":

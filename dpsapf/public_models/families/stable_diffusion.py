@@ -10,7 +10,7 @@ from dpsapf.experiment.methods import Sampler
 from dpsapf.public_models.candidates import matrix_table
 from dpsapf.public_models.check import check_fits, check_resolution, check_vocabulary, read_config
 from dpsapf.public_models.families.family import Configs, Family, Objective
-from dpsapf.public_models.load import load_part, tokenise
+from dpsapf.public_models.load import folder_of, load_part, tokenise
 from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -136,7 +136,7 @@ class StableDiffusion(Family):
         """See `Family`."""
         from diffusers import UNet2DConditionModel
 
-        return load_part(UNet2DConditionModel, Path(self.record.path), "unet", device)
+        return load_part(UNet2DConditionModel, folder_of(self.record.path), "unet", device)
 
     def objective(self) -> NoiseObjective:
         """See `Family`."""
@@ -146,15 +146,15 @@ class StableDiffusion(Family):
         """Load the noise schedule, as the sampler that the model was published with or as DDIM's."""
         import diffusers
 
-        published = read_config(self.record.name, Path(self.record.path) / "model_index.json")["scheduler"][1]
+        published = read_config(self.record.name, folder_of(self.record.path) / "model_index.json")["scheduler"][1]
         cls = diffusers.DDIMScheduler if sampler == "ddim" else getattr(diffusers, published)
-        return cls.from_pretrained(self.record.path, subfolder="scheduler")
+        return cls.from_pretrained(folder_of(self.record.path), subfolder="scheduler")
 
     def text(self, device: str = "cpu") -> "tuple[CLIPTokenizer, CLIPTextModel]":
         """Load tokenizer and text encoder."""
         from transformers import CLIPTextModel, CLIPTokenizer, CLIPTokenizerFast
 
-        path = Path(self.record.path)
+        path = folder_of(self.record.path)
         slow = (path / "tokenizer" / "vocab.json").is_file()
         tokenizer = (CLIPTokenizer if slow else CLIPTokenizerFast).from_pretrained(path, subfolder="tokenizer")
         return tokenizer, load_part(CLIPTextModel, path, "text_encoder", device)

@@ -11,7 +11,7 @@ from dpsapf.experiment.methods import Sampler
 from dpsapf.public_models.candidates import matrix_table
 from dpsapf.public_models.check import check_fits, check_resolution, check_vocabulary
 from dpsapf.public_models.families.family import Configs, Family, Objective
-from dpsapf.public_models.load import load_part
+from dpsapf.public_models.load import folder_of, load_part
 from dpsapf.support.errors import UserError
 
 if typing.TYPE_CHECKING:
@@ -148,7 +148,7 @@ class ZImage(Family):
         """See `Family`."""
         from diffusers import ZImageTransformer2DModel
 
-        return load_part(ZImageTransformer2DModel, Path(self.record.path), "transformer", device)
+        return load_part(ZImageTransformer2DModel, folder_of(self.record.path), "transformer", device)
 
     def scheduler(self, sampler: Sampler = "model") -> "FlowMatchEulerDiscreteScheduler":
         """Load the noise levels, as the sampler that the model was published with.
@@ -162,7 +162,7 @@ class ZImage(Family):
             raise UserError(
                 "sampler", sampler, f"family {self.name} matches flows and is sampled by its own scheduler: use model"
             )
-        return FlowMatchEulerDiscreteScheduler.from_pretrained(self.record.path, subfolder="scheduler")
+        return FlowMatchEulerDiscreteScheduler.from_pretrained(folder_of(self.record.path), subfolder="scheduler")
 
     def objective(self) -> FlowObjective:
         """See `Family`."""
@@ -172,7 +172,7 @@ class ZImage(Family):
         """Load tokenizer and text encoder."""
         from transformers import Qwen2Tokenizer, Qwen3Model
 
-        path = Path(self.record.path)
+        path = folder_of(self.record.path)
         tokenizer = Qwen2Tokenizer.from_pretrained(path, subfolder="tokenizer")
         return tokenizer, load_part(Qwen3Model, path, "text_encoder", device)
 
