@@ -209,7 +209,7 @@ def check_within(setting, target):
         ("one step", 0.1),
         ("one step of all", 0.01),
         ("every image in every step", 0.1),
-        ("ten images", 0.02),
+        ("ten images", 0.01),
         ("one step beside scores", 0.3),
         ("the paper's, little noise for small targets", 0.1),
         ("one step of all", 20.0),
