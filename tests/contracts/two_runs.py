@@ -55,6 +55,7 @@ from tests.tiny import digest_of, tiny_latents, tiny_record, tiny_unet, write_la
 IMAGES, CLASSES, USERS = 12, 2, 4
 PRIVACY = {"steps": 3, "expected_batch_size": 6, "delta": 0.01, "noise": "system"}
 TRAINED = {"learning_rate_lora": 0.01, "learning_rate_full": 0.001}
+WEIGHED_RATE = 0.01  # that a selection by what noise breaks is made for
 UPDATES = {"lora_rank": 2, "lora_alpha": 4.0}
 MEASURED_TIMES = re.compile(rb'"(seconds|peak_memory_mb)": [^,\n]+')  # the only values that may differ
 
@@ -216,7 +217,7 @@ def trained(side, plan, settings):
             **chosen,
             **walked,
             **updates,
-            learning_rate=0.01,
+            learning_rate=WEIGHED_RATE,
             out=side.run_file(plan, "selection")["selection"],
         )
     )
@@ -247,7 +248,7 @@ def fine_tuned(side, changes, settings, audit=True, images=False):
         scored(side, plan, {})
     trained(side, plan, settings)
     if audit:
-        audited(side, plan, {**UPDATES, **settings})
+        audited(side, plan, {**UPDATES, **settings, "learning_rate": WEIGHED_RATE})
     if images:
         sampled(side, plan)
 
