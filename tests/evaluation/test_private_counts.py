@@ -255,6 +255,23 @@ def test_an_interrupted_evaluation_releases_what_a_whole_one_does(counted, monke
     assert replace(again, salt="", seconds=0) == replace(measured, salt="", seconds=0)
 
 
+def test_counts_with_real_noise_are_made_once(counted, plan, new_owner):
+    """Deleted, they are put back with all that was written beside them; under another protocol they are refused."""
+    real = replace(RELEASE, noise="system")
+    change(counted / "ledger.json", Ledger, noise="system", reserved=(real,), not_for_release=None)
+    new_owner(sha256(counted / "dataset.safetensors"), plan.run.dataset)
+    evaluate(options(counted))
+    names = ("utility.json", "validation.csv", "validation_spend.json", "private_validation.json")
+    first = {name: sha256(counted / name) for name in names}
+    for name in names:
+        (counted / name).unlink()
+    evaluate(options(counted))
+    assert {name: sha256(counted / name) for name in names} == first and audit(counted).counts == first["validation.csv"]
+    other_recipe(batch=7)(counted)
+    with pytest.raises(UserError, match="--protocol-digest = .* was released with"):
+        evaluate(options(counted))
+
+
 def test_the_ceiling_counts_no_private_image(counted):
     """It is chosen by a share of the real training images, and its record says so."""
     values = {name: getattr(options(counted), name) for name in ("archive", "dataset", "protocol", "registry")}

@@ -84,6 +84,39 @@ def test_a_rerun_gives_the_same_bytes_and_system_noise_does_not(folder):
     assert read_record(folder / "ledger.json", Ledger).not_for_release is None
 
 
+def test_what_was_released_with_real_noise_is_put_back_and_so_is_its_plan(folder):
+    planned(folder, noise="system")
+    evolve(evolving(folder))
+    names = ("plan.json", "population.safetensors", "spend.json", "private.json")
+    first = {name: sha256(folder / name) for name in names}
+    for name in names:
+        (folder / name).unlink()
+    planned(folder, noise="system")
+    evolve(evolving(folder))
+    assert {name: sha256(folder / name) for name in names} == first
+    audit_privacy(auditing(folder))
+    ledger = sha256(folder / "ledger.json")
+    audit_privacy(auditing(folder))
+    assert sha256(folder / "ledger.json") == ledger
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"evolution": {"iterations": 3}}, "pe-histogram: steps = 3: .* was released with 2"),
+        ({"delta": 1e-3}, r"delta = 0\.001: .* was released with"),
+        ({"noise": "seed"}, "noise = 'seed': .* was released with 'system'"),
+    ],
+)
+def test_another_plan_of_what_was_released_is_refused(folder, changes, message):
+    planned(folder, noise="system")
+    evolve(evolving(folder))
+    before = sha256(folder / "plan.json")
+    with pytest.raises(UserError, match=message):
+        planned(folder, **({"noise": "system"} | changes))
+    assert sha256(folder / "plan.json") == before
+
+
 def test_users_vote_once_each(folder):
     planned(folder, unit="user")
     evolve(evolving(folder))

@@ -77,8 +77,8 @@ class Owner:
         self.start("--unlock")
 
     def elsewhere(self, folder):
-        """Copy the working folder, without Snakemake's notes."""
-        shutil.copytree(self.work, folder, ignore=shutil.ignore_patterns(".snakemake"))
+        """Copy the working folder as cp -r does, without times and without Snakemake's notes."""
+        shutil.copytree(self.work, folder, ignore=shutil.ignore_patterns(".snakemake"), copy_function=shutil.copy)
         return Owner(folder, self.checkout, self.spends)
 
     @property
@@ -90,7 +90,8 @@ class Owner:
     @property
     def spent(self):
         """Digests that are on record as spent."""
-        lines = [json.loads(line)["told"] for line in (self.spends / "spends.jsonl").read_bytes().splitlines()]
+        record = self.spends / "spends.jsonl"
+        lines = [json.loads(line)["told"] for line in record.read_bytes().splitlines()] if record.exists() else []
         return [line["key"] for line in lines if line["kind"] == "spent"]
 
 
