@@ -1,19 +1,18 @@
 """A results folder with audited runs as their stages leave it: small, with noise of the operating system and true measures."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from safetensors.torch import save_file
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Release, Selection, Spend, Timing, WeightsHeader
+from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Release, Spend, Timing
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.runs import RunSpec, normalise
 from dpsapf.experiment.stages import AuditPrivacy
-from dpsapf.finetune.weights import write_weights
 from dpsapf.privacy import spends
 from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.compose import named_prior
@@ -24,11 +23,11 @@ from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
+from tests import true_files
 
 SEED = 730219  # of the runs: found by a grep if it is anywhere
 N = 3500
 DATASET_ID = "5d" * 32
-NUMBERS = {"saliency": 40, "dp-sgd": 900, "pe-histogram": 30}
 SALIENCY = Release(name="saliency", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="system")
 DP_SGD = Release(name="dp-sgd", noise_multiplier=0.7, sensitivity=1.0, sampling_rate=0.1, steps=4, noise="system")
 COUNTS = Release(name="validation", noise_multiplier=20.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
@@ -74,8 +73,8 @@ def write_public(layout):
     model = ModelRecord(
         name="public-mini",
         family="stable-diffusion",
-        path="/secret/place/of/models",
-        vae_path="/secret/place/of/models/vae",
+        path=str(layout.root / "secret/place/of/models"),
+        vae_path=str(layout.root / "secret/place/of/models/vae"),
         resolution=32,
         licence="MIT",
         sha256="ab" * 32,
@@ -85,6 +84,7 @@ def write_public(layout):
     )
     write_record(layout.dataset("shapes", "dataset.json"), dataset)
     write_record(layout.model("public-mini", "model.json"), model)
+    true_files.write_public(Path(model.path), Path(layout.model("public-mini", "candidates.csv")))
 
 
 def write_run(root, run=None, noise="system", prior=(), unit="image", releases=None, reserved=()):
@@ -120,7 +120,8 @@ def write_run(root, run=None, noise="system", prior=(), unit="image", releases=N
         elif not root.joinpath("cache/scores", run.scores_id, "spend.json").exists():
             _write_scores(layout, plan, release)
     folder = root / "runs" / run.id
-    audit_privacy(AuditPrivacy(**audit_files(layout, run), out=folder / "ledger.json"))
+    told = {"count": true_files.COUNT} if method(run.method).evolves else true_files.SETTINGS
+    audit_privacy(AuditPrivacy(**audit_files(layout, run), **told, out=folder / "ledger.json"))
     write_samples(folder, run)
     return folder
 
@@ -135,7 +136,7 @@ def put_on_record(root, pixels=PIXELS):
     take_in(root, dataset)
 
 
-def metered(release):
+def metered(release, numbers):
     """Do what a release's stage does with the meter, on sums of zeros."""
     meter, draws = Meter(N), Draws(release.noise or "seed", SEED, release.name)
     for step in range(release.steps):
@@ -144,13 +145,13 @@ def metered(release):
             meter.exact(Private([torch.zeros(1)]), release.sensitivity)
             continue
         meter.contribution(release.sensitivity)
-        sums = Private([torch.zeros(NUMBERS[release.name])])
+        sums = Private([torch.zeros(numbers)])
         meter.gaussian(sums, release.noise_multiplier, release.sensitivity, draws.noise("noise", step))
     return meter
 
 
-def _spend(plan, release, at, subject, made_from, digest):
-    meter = metered(release)
+def _spend(plan, release, at, subject, made_from, digest, numbers):
+    meter = metered(release, numbers)
     write_record(at("private.json"), meter.measured(41.125))
     spend = Spend(
         subject=subject,
@@ -160,8 +161,8 @@ def _spend(plan, release, at, subject, made_from, digest):
         dataset_id=DATASET_ID,
         made_from=made_from,
         digest=digest,
-        numbers=NUMBERS[release.name],
-        trainable_parameters=NUMBERS[release.name] if release.name == "dp-sgd" else 0,
+        numbers=numbers,
+        trainable_parameters=numbers if release.name == "dp-sgd" else 0,
         peak_memory_mb=1234.5,
         private=sha256(at("private.json")),
         provenance={},
@@ -178,8 +179,9 @@ def _write_scores(layout, plan, release):
         return layout.root / layout.scores(plan.run.scores_id, file)
 
     at("x").parent.mkdir(parents=True)
-    at("scores.csv").write_text(f"noisy scores {np.random.default_rng().random()}")
-    _spend(plan, release, at, plan.run.scores_id, _made_from(layout), sha256(at("scores.csv")))
+    true_files.write_scores(at("scores.csv"), None)
+    made_from = _made_from(layout) | {"candidate_table": sha256(layout.model("public-mini", "candidates.csv"))}
+    _spend(plan, release, at, plan.run.scores_id, made_from, sha256(at("scores.csv")), true_files.MATRICES)
 
 
 def _write_own(layout, plan, release):
@@ -190,19 +192,17 @@ def _write_own(layout, plan, release):
 
     planned = {"plan": sha256(at("plan.json"))}
     if release.name == "pe-histogram":
-        save_file({"votes": torch.rand(3)}, at("population.safetensors"))
-        return _spend(plan, release, at, run.id, planned, sha256(at("population.safetensors")))
-    at("selection.csv").write_text("matrix,selected\na,True\n")
-    scores = layout.root / layout.scores(run.scores_id, "scores.csv")
-    digest = sha256(scores) if method(run.method).selects else None
-    selection = Selection(run=run, scores=digest, digest=sha256(at("selection.csv")), provenance={})
-    write_record(at("selection.json"), selection)
-    header = WeightsHeader(adapter=run.adapter, lora_alpha=8.0)
-    write_weights(at("weights.safetensors"), {"unet.a.lora_A": torch.rand(2, 3), "unet.a.lora_B": torch.rand(3, 2)}, header)
+        numbers = true_files.write_votes(at("population.safetensors"), release.steps)
+        made_from = planned | {"model": _made_from(layout)["model"], "archive": DATASET_ID}
+        return _spend(plan, release, at, run.id, made_from, sha256(at("population.safetensors")), numbers)
+    scores = layout.scores(run.scores_id, "scores.csv")
+    table = layout.model("public-mini", "candidates.csv")
+    true_files.select(plan, at("plan.json"), table, scores, at("selection.csv"), at("selection.json"))
+    numbers = true_files.write_trained(plan, at("selection.csv"), at("weights.safetensors"))
     log = {"step": range(4), "units": [351, 347, 366, 339], "loss": [0.48291733, 0.47182931, 0.46918273, 0.45192837]}
     pd.DataFrame(log).to_csv(at("private_log.csv"), index=False)
-    made_from = _made_from(layout) | planned | {"selection": selection.digest}
-    return _spend(plan, release, at, run.id, made_from, sha256(at("weights.safetensors")))
+    made_from = _made_from(layout) | planned | {"selection": sha256(at("selection.csv"))}
+    return _spend(plan, release, at, run.id, made_from, sha256(at("weights.safetensors")), numbers)
 
 
 def write_samples(folder, run, count=6):

@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 from dpsapf.experiment.records import ModelRecord
 from dpsapf.public_models.families.stable_diffusion import NoiseObjective, StableDiffusion
 from dpsapf.public_models.latents import Latents
+from dpsapf.support.checked import replace
 from dpsapf.support.records import as_json
 
 
@@ -44,6 +45,13 @@ def tiny_record():
         candidates=1,
         provenance={},
     )
+
+
+def write_tiny_model(folder):
+    """Write the tiny UNet as a folder, for whoever reads what parameters it has; returns its record."""
+    (folder / "unet").mkdir(parents=True)
+    save_file(tiny_unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return replace(tiny_record(), path=str(folder))
 
 
 def tiny_scheduler():

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
 from dpsapf.experiment.registries import COUNTS, DatasetEntry, ProtocolEntry, entry, load_registry
+from dpsapf.experiment.run_files import fragility_file, selects_by_fragility
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
@@ -60,14 +61,9 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
     files = {"plan": layout.run(run.id, "plan.json"), "candidate_table": layout.model(run.public_model, "candidates.csv")}
     if method(run.method).selects:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
-    if run.rule in ("noise-aware", "noise-budget") or run.lora_rank == "auto":
+    if selects_by_fragility(run):
         files |= fragility_file(layout, run)
     return files
-
-
-def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:
-    """Map the input's name to what noise breaks in the matrices that a run chooses from."""
-    return {"fragility": layout.fragility(run.dataset, run.public_model, run.released_from)}
 
 
 def counted_runs(config: Config) -> list[RunSpec]:

@@ -19,7 +19,7 @@ from dpsapf.experiment.stages import Diagnose
 from dpsapf.support.checked import Checked
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
-from dpsapf.support.provenance import provenance
+from dpsapf.support.provenance import Provenance, provenance
 from dpsapf.support.randomness import numpy_generator
 from dpsapf.support.records import write_record
 
@@ -67,7 +67,7 @@ class Diagnostics(Checked):
     compared_images: int  # training, and test images, to which distances are compared
     samples: str  # SHA-256 of the synthetic images' file
     outside_the_guarantee: bool
-    provenance: dict
+    provenance: Provenance
 
 
 def diagnose(options: Diagnose) -> None:

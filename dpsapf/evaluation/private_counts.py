@@ -19,10 +19,13 @@ from dpsapf.privacy.noise import Draws
 from dpsapf.privacy.values import Private
 from dpsapf.support.checkpoint import State
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic, sha256
+from dpsapf.support.files import sha256
 from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
+from dpsapf.support.tables import write_table
+
+COLUMNS = ("classifier", "repeat", "noisy_count")  # of what is released
 
 
 @dataclass
@@ -60,7 +63,7 @@ class PrivateCounts:
             counts = Private([self.meter.rows(added[:, None], self.release.sensitivity)])
             source = draws.noise("privacy noise", step)
             (noisy,) = self.meter.gaussian(counts, self.release.noise_multiplier, self.release.sensitivity, source).values
-            self.rows.append({"classifier": classifier, "repeat": repeat, "noisy_count": float(noisy)})
+            self.rows.append(dict(zip(COLUMNS, (classifier, repeat, float(noisy)), strict=True)))
             return float(noisy)
 
         return count
@@ -121,8 +124,7 @@ def released_once(options: Evaluate, protocol: str) -> Once:
 def write_counts(counts: PrivateCounts, options: Evaluate) -> None:
     """Write the noisy counts, the spend record and, private, what was measured."""
     ledger = read_record(options.ledger, Ledger)
-    with atomic(options.counts) as temporary:
-        pd.DataFrame(counts.rows).to_csv(temporary, index=False)
+    write_table(options.counts, pd.DataFrame(counts.rows), COLUMNS)
     write_record(options.private, counts.meter.measured(time.monotonic() - counts.began))
     spend = Spend(
         subject=ledger.run.id,

@@ -18,6 +18,7 @@ SELECTED = "selected"  # True if the run trains on it
 RANK = "rank"  # of its adapter, 0 where it is not selected; only if ranks differ (lora_rank: auto)
 SIGNAL_ENERGY = "signal_energy"  # S: energy of the mean clipped gradient in the matrix, without the release's noise; in C^2
 PREDICTED_RISE = "predicted_rise"  # R: what noise alone does to the mean squared prediction; see dpsapf.optimization.noise_walk
+RISE_DIGITS = 6  # digits that are kept of it: the noise is simulated, and machines differ in the eighth
 NOISE_ENERGY = "noise_energy"  # N: energy of DP-SGD's noise in the matrix' trained parameters, in a step; in C^2
 
 # fragility.csv, one row per candidate matrix: the rise of the mean squared prediction per unit of noise energy in its adapter

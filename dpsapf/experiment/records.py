@@ -8,9 +8,10 @@ from dpsapf.experiment.columns import FIDELITY
 from dpsapf.experiment.methods import Adapter, NoiseMode, Unit
 from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.experiment.settings import UpdateConfig
+from dpsapf.experiment.settings import AuditConfig, UpdateConfig
 from dpsapf.support.checked import Checked
 from dpsapf.support.names import Composed
+from dpsapf.support.provenance import Provenance
 
 Claim = typing.Literal["claimed, not audited by this suite"]  # what the epsilon of another group's images is
 CLAIMED: Claim = "claimed, not audited by this suite"
@@ -34,7 +35,7 @@ class DatasetRecord(Checked):
     users: int | None = None  # persons that the training images are of; null: not told
     train_per_class: tuple[int, ...]
     id: str  # SHA-256 of dataset.safetensors, which holds 32 secret bytes: says nothing to whoever lacks the file
-    provenance: dict
+    provenance: Provenance
 
 
 class ModelRecord(Checked):
@@ -53,7 +54,7 @@ class ModelRecord(Checked):
     revision: str | None = None  # commit of that repository
     vae_hub_id: str | None = None  # likewise of a VAE that replaces the model's own
     vae_revision: str | None = None
-    provenance: dict
+    provenance: Provenance
 
 
 class Release(Checked):
@@ -98,7 +99,7 @@ class Plan(Checked):
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
     dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection; null: nothing is trained
     dataset_id: str
-    provenance: dict
+    provenance: Provenance
 
 
 class Measured(Checked):
@@ -138,7 +139,7 @@ class Spend(Checked):
     trainable_parameters: int  # 0 where nothing is trained
     peak_memory_mb: float
     private: str  # SHA-256 of private.json
-    provenance: dict
+    provenance: Provenance
 
 
 class Selection(Checked):
@@ -147,7 +148,7 @@ class Selection(Checked):
     run: RunSpec
     scores: str | None  # SHA-256 of scores.csv; null for methods that do not select by scores
     digest: str  # SHA-256 of selection.csv
-    provenance: dict
+    provenance: Provenance
 
 
 class WeightsHeader(UpdateConfig):
@@ -177,7 +178,8 @@ class Ledger(Checked):
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
     digests: dict[str, str]  # model, latents, scores, selection, population -> SHA-256
     weights_digest: str | None
-    provenance: dict
+    held_against: AuditConfig | None = None  # settings that the files were held against; null: an older audit, or none
+    provenance: Provenance
 
     @property
     def released_digest(self) -> str | None:
@@ -198,7 +200,7 @@ class ValidationLedger(Checked):
     delta: float
     spent_epsilon: dict[str, float]  # of the run with these counts: accountant -> composed epsilon; empty without a guarantee
     not_for_release: str | None
-    provenance: dict
+    provenance: Provenance
 
 
 class Composition(Checked):
@@ -210,7 +212,7 @@ class Composition(Checked):
     records: tuple[str, ...]
     releases: tuple[Release, ...]
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; an accountant without a finite one is left out
-    provenance: dict
+    provenance: Provenance
 
 
 class Timing(Checked):
@@ -234,7 +236,7 @@ class External(Checked):
     source: str  # SHA-256 of the folder, .zip or .npz that was taken in
     samples: str  # SHA-256 of samples.npz
     dataset_id: str  # of the dataset that says what classes and resolution they have
-    provenance: dict
+    provenance: Provenance
 
 
 class Merged(Checked):
@@ -244,7 +246,7 @@ class Merged(Checked):
     parts: tuple[str, ...]  # names of the folders that were joined, in their order
     runs: dict[str, str]  # id -> SHA-256 of its metrics.json
     differences: tuple[str, ...]  # what is not the same in all of them, and was told
-    provenance: dict
+    provenance: Provenance
 
 
 class Fidelity(Checked):
@@ -270,7 +272,7 @@ class Fidelity(Checked):
     real_images: int
     test_images: int | None = None  # of fld
     outside_the_guarantee: bool
-    provenance: dict
+    provenance: Provenance
 
 
 class ClassifierScores(Checked):
@@ -299,7 +301,7 @@ class Utility(Checked):
     train_images: int
     test_images: int
     outside_the_guarantee: bool
-    provenance: dict
+    provenance: Provenance
 
 
 class Metrics(Checked):

@@ -15,16 +15,36 @@ OWN = {  # what a run's own release leaves: its file, and which methods do
     "spend": ("spend.json", "spends"),
     "private": ("private.json", "spends"),
 }
+PUBLIC = {"model": "model.json", "candidate_table": "candidates.csv"}  # of the public model
 
 
 def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
-    """Map input names to what a run's audit reads: the plan, a spend record per release, and the files that they name."""
+    """Map input names to what a run's audit reads: the plan, a spend record per release, the files that they name.
+
+    And public ones, which say what those files hold.
+    """
     row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
     at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.spends
     files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
     if row.selects:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
+    if row.trains:
+        files |= {name: layout.model(run.public_model, file) for name, file in PUBLIC.items()}
+    if selects_by_fragility(run):
+        files |= fragility_file(layout, run)
+    if row.evolves:
+        files["dataset"] = layout.dataset(run.dataset, "dataset.json")
     return files | own_files(layout, run, "selection", "selection_record", "weights", "population")
+
+
+def selects_by_fragility(run: RunSpec) -> bool:
+    """Tell whether what noise breaks decides which matrices a run trains, or at what ranks."""
+    return run.rule in ("noise-aware", "noise-budget") or run.lora_rank == "auto"
+
+
+def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:
+    """Map the input's name to what noise breaks in the matrices that a run chooses from."""
+    return {"fragility": layout.fragility(run.dataset, run.public_model, run.released_from)}
 
 
 def own_files(layout: Layout, run: RunSpec, *names: str) -> dict[str, str]:

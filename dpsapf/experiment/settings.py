@@ -72,6 +72,17 @@ class UpdateConfig(Checked):
     ema_decay: float = Field(0.0, description="decay of the weight average that is released; 0: none", ge=0, le=0.9999)
 
 
+class AuditConfig(UpdateConfig):
+    """What, beside the plan, says exactly which files a run leaves."""
+
+    learning_rate: float | None = Field(
+        None, description="peak learning rate if the run names none; rule noise-budget, rank auto", gt=0
+    )
+    count: int | None = Field(None, description="images that are published, of methods that let images evolve [images]", ge=2)
+    generation: int | None = Field(None, description="images that evolve; omitted: so many; likewise [images]", ge=2)
+    variants: int = Field(2, description="L, images of each chosen one; method aug-pe [images]", ge=2)
+
+
 class FinetuneConfig(UpdateConfig):
     """DP-SGD's settings that do not enter the accounting."""
 

@@ -20,6 +20,7 @@ from dpsapf.experiment.methods import (
 )
 from dpsapf.experiment.runs import Name, Treatment
 from dpsapf.experiment.settings import (
+    AuditConfig,
     ComputeConfig,
     EvolutionConfig,
     FinetuneConfig,
@@ -241,8 +242,8 @@ class Evolve(VariationConfig, SamplingConfig, PrecisionConfig, ComputeConfig):
     private: Path = target("private.json: what was measured; never published")
 
 
-class AuditPrivacy(Checked):
-    """Compose what was released; fail if it exceeds the plan."""
+class AuditPrivacy(AuditConfig):
+    """Compose what was released; fail if it, or what leaves, exceeds the plan."""
 
     plan: Path = source("plan.json")
     spends: tuple[Path, ...] = source("spend records of the run", ())
@@ -252,6 +253,10 @@ class AuditPrivacy(Checked):
     selection_record: Path | None = source("selection.json, for methods that train", None)
     weights: Path | None = source("trained parameters, for methods that train", None)
     population: Path | None = source("noisy votes and images, for methods that evolve", None)
+    model: Path | None = source("model.json, for methods that train", None)
+    candidate_table: Path | None = source("candidates.csv, for methods that train", None)
+    fragility: Path | None = source("fragility.csv, if the selection read it", None)
+    dataset: Path | None = source("dataset.json, for methods that evolve", None)
     out: Path = target("ledger.json")
 
 

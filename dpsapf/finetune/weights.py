@@ -5,10 +5,9 @@ import typing
 from pathlib import Path
 
 from dpsapf.experiment.records import WeightsHeader
-from dpsapf.support.arrays import open_arrays
+from dpsapf.support.arrays import open_arrays, writing
 from dpsapf.support.checked import parse
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic
 from dpsapf.support.records import as_json
 
 if typing.TYPE_CHECKING:
@@ -18,12 +17,18 @@ HEADER = "dpsapf"  # the one key of the file's metadata
 
 
 def write_weights(path: Path, weights: "dict[str, torch.Tensor]", header: WeightsHeader) -> None:
-    """Write parameters of any shape and device, by name, with their header."""
-    from safetensors.torch import save_file
+    """Write fp32 parameters of any shape and device, by name, with their header: equal ones give equal bytes.
 
-    metadata = {HEADER: json.dumps(as_json(header), sort_keys=True)}
-    with atomic(path) as temporary:
-        save_file({name: value.cpu().contiguous() for name, value in weights.items()}, temporary, metadata)
+    Raises:
+        ValueError: a parameter is not fp32.
+    """
+    strange = [name for name, value in weights.items() if str(value.dtype) != "torch.float32"]
+    if strange:
+        raise ValueError(f"{path}: {strange[0]} is {weights[strange[0]].dtype}, and fp32 is due")
+    layout = {name: ("F32", tuple(value.shape)) for name, value in sorted(weights.items())}
+    with writing(path, layout, {HEADER: json.dumps(as_json(header), sort_keys=True)}) as writer:
+        for name, value in weights.items():
+            writer.put(name, 0, value.cpu().numpy())
 
 
 def read_header(path: Path) -> WeightsHeader:

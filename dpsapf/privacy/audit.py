@@ -10,9 +10,11 @@ from pathlib import Path
 from dpsapf.experiment.columns import CERTIFIERS
 from dpsapf.experiment.methods import NoiseMode
 from dpsapf.experiment.records import DatasetRecord, Ledger, Measured, Plan, Release, Selection, Spend, ValidationLedger
+from dpsapf.experiment.settings import AuditConfig
 from dpsapf.experiment.stages import AuditPrivacy, AuditValidation
 from dpsapf.privacy.accounting import finite, spent_epsilon
 from dpsapf.privacy.evidence import check_measures
+from dpsapf.privacy.leaving import check_leaving
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import copied, sha256
 from dpsapf.support.provenance import provenance
@@ -45,13 +47,14 @@ def verdict(options: AuditPrivacy) -> Ledger:
 
     Raises:
         UserError: a release is missing, unplanned, of another run, on other data, noisier in plan than in fact; a file
-            is not what its record says; what was measured contradicts the release; or the composed epsilon exceeds the
-            target under PLD or PRV.
+            is not what its record says, or holds more than its release (`dpsapf.privacy.leaving`); what was measured
+            contradicts the release; or the composed epsilon exceeds the target under PLD or PRV.
     """
     plan = read_record(options.plan, Plan)
     spends = [read_record(path, Spend) for path in options.spends]
     check_against_plan(plan, spends, options.spends)
     check_chain(plan, spends, options)
+    check_leaving(plan, {spend.release.name: spend for spend in spends}, options)
     for spend, path in zip(spends, options.privates, strict=True):
         check_measures(spend, read_record(path, Measured), path)
     releases = tuple(spend.release for spend in spends)
@@ -59,7 +62,8 @@ def verdict(options: AuditPrivacy) -> Ledger:
     if plan.target_epsilon is not None:
         spent = spent_epsilon((*plan.prior, *releases, *plan.reserved), plan.delta)
         check_target(plan, spent)
-    ledger = _ledger(plan, spends, spent)
+    settings = AuditConfig(**{key: getattr(options, key) for key in AuditConfig.model_fields})
+    ledger = _ledger(plan, spends, spent, settings)
     check_ledger(ledger, plan)
     return ledger
 
@@ -80,7 +84,7 @@ def check_ledger(ledger: Ledger, plan: Plan) -> None:
             raise UserError(f"ledger: {name} epsilon", spent, remedy)
 
 
-def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
+def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float], settings: AuditConfig) -> Ledger:
     by_name = {spend.release.name: spend for spend in spends}
     digests = {"scores": by_name["saliency"].digest} if "saliency" in by_name else {}
     if "dp-sgd" in by_name:
@@ -103,6 +107,7 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float]) -> Ledger:
         spent_epsilon=finite(spent),
         digests=digests,
         weights_digest=by_name["dp-sgd"].digest if "dp-sgd" in by_name else None,
+        held_against=settings if spends else None,
         provenance=provenance(),
     )
 
@@ -178,6 +183,8 @@ def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: Au
     if scores:
         for name in ("latents", "model"):
             _same(f"{name} of the scores", scores.made_from[name], trained.made_from[name])
+        _unchanged("--candidate-table", options.candidate_table, scores.made_from.get("candidate_table", ""), plan.noise)
+    _unchanged("--model", options.model, trained.made_from["model"], plan.noise)
 
 
 def _unchanged(option: str, path: Path | None, recorded: str, noise: NoiseMode) -> None:

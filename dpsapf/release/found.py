@@ -125,7 +125,8 @@ def _audited(layout: Layout, name: str) -> Ledger:
     files = audit_files(layout, ledger.run)
     for file in (file for value in files.values() for file in ([value] if isinstance(value, str) else value)):
         _there(Path(file))
-    fresh = verdict(AuditPrivacy(**files, out=path))
+    held = {} if ledger.held_against is None else {key: value for key, value in ledger.held_against if value is not None}
+    fresh = verdict(AuditPrivacy(**files, **held, out=path))
     _check_permitted(path, fresh.not_for_release)
     for key in Ledger.model_fields:
         if key not in ("provenance", "spent_epsilon") and getattr(fresh, key) != getattr(ledger, key):

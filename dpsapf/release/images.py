@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dpsapf.privacy.leaving import check_samples
 from dpsapf.release.found import Found
 from dpsapf.support.errors import UserError
 from dpsapf.support.progress import track
@@ -34,7 +35,7 @@ def write_images(folder: Path, found: Found) -> list[Published]:
         The classes, in label order.
 
     Raises:
-        UserError: the images are of other classes, or another number, than the records say.
+        UserError: the images are of other classes, or another number, than the records say; or more is in their archive.
     """
     with np.load(found.archive, allow_pickle=False) as arrays:
         labels = arrays["labels"]
@@ -42,6 +43,8 @@ def write_images(folder: Path, found: Found) -> list[Published]:
     if len(labels) != found.sampling.count or not np.isin(labels, np.arange(len(dataset.classes))).all():
         remedy = f"the options beside it say {found.sampling.count} of {len(dataset.classes)} classes: sample again"
         raise UserError(str(found.archive), f"{len(labels)} images", remedy)
+    held = found.ledger.held_against
+    check_samples(found.archive, held and held.generation, found.sampling.count, dataset)
     names = class_folders(dataset.classes)
     for name in names:
         (folder / name).mkdir(parents=True)

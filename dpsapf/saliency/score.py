@@ -32,12 +32,13 @@ from dpsapf.saliency.select import candidates, ranking
 from dpsapf.saliency.signal import signal_norms
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic, sha256
+from dpsapf.support.files import sha256
 from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.parallel import processes
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 from dpsapf.support.replay import Replay
+from dpsapf.support.tables import write_table
 
 LOG = logging.getLogger(__name__)
 
@@ -108,8 +109,7 @@ def _release(
 
 def _write_scores(path: Path, table: pd.DataFrame, released: Released) -> None:
     (scores,) = only_released(released).values
-    with atomic(path) as temporary:
-        pd.DataFrame({MATRIX: table[MATRIX], SCORE: scores.cpu().numpy()}).to_csv(temporary, index=False)
+    write_table(path, pd.DataFrame({MATRIX: table[MATRIX], SCORE: scores.cpu().numpy()}), (MATRIX, SCORE))
 
 
 def _draws(options: ScoreSaliency) -> Draws:

@@ -18,6 +18,7 @@ from dpsapf.experiment.columns import (
     PARAMETERS,
     PREDICTED_RISE,
     RANK,
+    RISE_DIGITS,
     SCORE,
     SELECTED,
     SIGNAL_ENERGY,
@@ -32,10 +33,11 @@ from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.saliency.noise_aware import affordable_count, best_count, by_worth, noise_energy, signal_energy
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import atomic, copied, sha256
+from dpsapf.support.files import copied, sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import numpy_generator
 from dpsapf.support.records import read_record, write_record
+from dpsapf.support.tables import write_table
 
 LOG = logging.getLogger(__name__)
 UNITS: dict[str, str] = {"matrix": MATRIX, "layer": LAYER, "block": BLOCK}
@@ -53,6 +55,7 @@ def select_matrices(options: SelectMatrices) -> None:
     plan = read_record(options.plan, Plan)
     run = plan.run
     table = candidates(options.candidate_table, run.released_from)
+    columns = [*table, *selection_columns(run)]
     table[SCORE] = _scores(options, table) if method(run.method).selects else None
     if run.rule in WEIGHS_NOISE:
         table = weighed(table, plan, options)
@@ -65,8 +68,7 @@ def select_matrices(options: SelectMatrices) -> None:
         copied(kept, options.out)
         LOG.info("%s was trained by a selection, which is put back: %s", run.id, kept)
     else:
-        with atomic(options.out) as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(options.out, table, columns)
     scores = sha256(options.scores) if method(run.method).selects else None
     write_record(options.record, Selection(run=run, scores=scores, digest=sha256(options.out), provenance=provenance()))
 
@@ -79,13 +81,19 @@ def _check_scores(table: pd.DataFrame, kept: Path, run: RunSpec) -> None:
         raise UserError("--scores", run.scores_id, remedy)
 
 
+def selection_columns(run: RunSpec) -> list[str]:
+    """Name what a run's selection.csv has beside the candidate table's columns."""
+    weighed = [SIGNAL_ENERGY, PREDICTED_RISE] if run.rule == "noise-budget" else [SIGNAL_ENERGY, NOISE_ENERGY, FRAGILITY_SHRUNK]
+    return [SCORE, *(weighed if run.rule in WEIGHS_NOISE else []), SELECTED, *[RANK] * (run.lora_rank == "auto")]
+
+
 def candidates(path: Path, names: Candidates) -> pd.DataFrame:
     """Read the rows of a candidate table that belong to a candidate set, in the denoiser's order.
 
     Raises:
         UserError: the public model's family does not know the set.
     """
-    table = pd.read_csv(path)
+    table = pd.read_csv(path, float_precision="round_trip")
     known = set(table[CANDIDATES])
     if names not in known:
         remedy = f"the public model's table has {', '.join(sorted(known))} alone: its family knows no other per-image gradients"
@@ -142,7 +150,8 @@ def weighed(table: pd.DataFrame, plan: Plan, options: SelectMatrices) -> pd.Data
     saliency, trained = (next(release for release in plan.releases if release.name == name) for name in ("saliency", "dp-sgd"))
     signal = signal_energy(table[SCORE].to_numpy(), saliency, plan.population)
     if plan.run.rule == "noise-budget":
-        return table.assign(**{SIGNAL_ENERGY: signal, PREDICTED_RISE: _rises(table, plan, options)})
+        rises = [float(f"{rise:.{RISE_DIGITS}g}") for rise in _rises(table, plan, options)]
+        return table.assign(**{SIGNAL_ENERGY: signal, PREDICTED_RISE: rises})
     adapted = plan.run.adapter_rank(options.lora_rank) * table[LORA_PARAMETERS]
     parameters = adapted if plan.run.adapter else table[PARAMETERS]
     fragility = _column(options.fragility, "--fragility", FRAGILITY_SHRUNK, table) if plan.run.rule == "noise-aware" else 1.0
@@ -216,7 +225,7 @@ def _column(path: Path | None, flag: str, column: str, table: pd.DataFrame) -> l
     if path is None:
         stage = {"--scores": "score-saliency", "--fragility": "measure-fragility"}[flag]
         raise UserError(flag, None, f"the plan's method and rule select by it: run {stage} first")
-    values = pd.read_csv(path)
+    values = pd.read_csv(path, float_precision="round_trip")
     if values[MATRIX].tolist() != table[MATRIX].tolist():
         raise UserError(flag, str(path), "holds other matrices than --candidate-table: use one public model")
     return values[column].tolist()

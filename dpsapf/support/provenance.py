@@ -2,8 +2,12 @@
 
 import platform
 import subprocess
+import typing
 from importlib import metadata
 from pathlib import Path
+
+from pydantic import ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic needs it below Python 3.12
 
 PACKAGES = ("dpsapf", "torch", "diffusers", "peft", "opacus", "dp-accounting", "timm", "clean-fid")
 
@@ -14,8 +18,21 @@ CODE = (
     "pyproject.toml",
 )  # of a checkout: what makes results; configs are recorded by themselves
 
+Version = typing.Annotated[str, Field(pattern=r"^[\w.+!-]{1,40}$")]
 
-def provenance() -> dict:
+
+class Provenance(TypedDict, total=False):
+    """What made a record, and nothing else: no other key, no free text."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    python: Version
+    platform: typing.Annotated[str, Field(pattern=r"^[\w.+~-]{1,150}$")]
+    versions: dict[typing.Literal[PACKAGES], Version]
+    git_commit: typing.Annotated[str, Field(pattern=r"^[0-9a-f]{3,40}(\+dirty)?$")] | None
+
+
+def provenance() -> Provenance:
     """Say what made a record: package, Python and library versions, platform, git commit (or null)."""
     return {
         "python": platform.python_version(),

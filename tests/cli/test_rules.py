@@ -101,7 +101,10 @@ def test_inputs_of_a_run_depend_on_its_method(run):
         "selection": f"{both[1]}/selection.csv",
         "selection_record": f"{both[1]}/selection.json",
         "weights": f"{both[1]}/weights.safetensors",
+        "model": "r/cache/public_models/public-mini/model.json",
+        "candidate_table": "r/cache/public_models/public-mini/candidates.csv",
     }
+    assert "fragility" in audit_files(layout, replace(run, score="signal", rule="noise-aware"))
     lora = normalise(replace(run, method="dp-lora"))
     assert audit_files(layout, lora)["spends"] == [f"r/runs/{lora.id}/spend.json"] and "scores" not in audit_files(layout, lora)
     public = normalise(replace(run, method="no-finetune"))
@@ -113,6 +116,7 @@ def test_inputs_of_a_run_depend_on_its_method(run):
         "spends": [f"r/runs/{evolved.id}/spend.json"],
         "privates": [f"r/runs/{evolved.id}/private.json"],
         "population": f"r/runs/{evolved.id}/population.safetensors",
+        "dataset": "r/cache/datasets/mnist5k/dataset.json",
     }
     assert set(own_files(layout, evolved, "selection", "spend", "private", "training_log")) == {"spend", "private"}
     assert own_files(layout, lora, "weights") == {"weights": f"r/runs/{lora.id}/weights.safetensors"}

@@ -1,5 +1,7 @@
 """Faults, each of which lets something out past the meter; patches of the code between the meter and the files."""
 
+import dataclasses
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from unittest.mock import patch
@@ -14,6 +16,7 @@ from dpsapf.evolution import evolve as evolution
 from dpsapf.experiment.columns import SCORE, SELECTED
 from dpsapf.experiment.layout import Layout
 from dpsapf.finetune import train
+from dpsapf.privacy.values import Released
 from dpsapf.saliency import score
 from dpsapf.support.checked import replace
 
@@ -76,14 +79,18 @@ def an_extra_parameter(written, path, values, header):
     written(path, values | {"conv_in.bias": secret(path).view(8, 8).mean(1)}, header)
 
 
-def gradient(change):
-    """Change what a step of DP-SGD is given."""
-    original = train.private_gradient
-    return patch.object(train, "private_gradient", lambda *inputs, **named: original(*inputs, **change(inputs, named)))
+@contextmanager
+def the_real_batch():
+    """Means are over those who took part, not over as many as do on average."""
+    original, sizes = train.private_gradient, []
 
+    def counting(*inputs, **named):
+        sizes.append(max(1, len(inputs[3]) // named["multiplicity"]))
+        return original(*inputs, **named)
 
-def the_real_batch(inputs, named):
-    return named | {"expected_batch": max(1, len(inputs[3]) // named["multiplicity"])}
+    means = lambda self: (value / sizes[-1] for value in self.values)  # noqa: E731
+    with patch.object(train, "private_gradient", counting), patch.object(Released, "means", means):
+        yield
 
 
 def a_rate_by_the_loss():
@@ -118,7 +125,8 @@ def a_second_release():
 
     def leaking(name):
         def release(scores, *others):
-            return original(name).release(scores, *others) + 1e-6 * scores
+            released, (exact,) = original(name).release(scores, *others), scores.opened()
+            return dataclasses.replace(released, values=(released.values[0] + 1e-6 * exact,))
 
         return SimpleNamespace(release=release)
 
@@ -136,7 +144,7 @@ FAULTS = {
     "pixels in the lowest bits of the scores": (lambda: tables(SCORE, low_bits_of_scores), "scores.csv"),
     "a second, exact release of the scores": (a_second_release, "scores.csv"),
     "a parameter that is trained and not counted": (lambda: weights(an_extra_parameter), "weights.safetensors"),
-    "the sum over the real batch": (lambda: gradient(the_real_batch), "weights.safetensors"),
+    "the sum over the real batch": (the_real_batch, "weights.safetensors"),
     "a learning rate by the private loss": (a_rate_by_the_loss, "weights.safetensors"),
     "stopping early by the private loss": (early_stopping, "weights.safetensors"),
 }

@@ -12,7 +12,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from dpsapf.experiment.records import Plan
 from dpsapf.finetune import train
@@ -35,15 +35,14 @@ from tests.contracts.two_runs import (
     forced_releases,
     forced_winners,
 )
-from tests.tiny import TinyModel, tiny_unet
+from tests.tiny import TinyModel, tiny_unet, write_tiny_model
 
 
 @pytest.fixture(scope="module")
 def public_model(tmp_path_factory):
     """The tiny UNet as a folder, for whoever reads what parameters it has."""
     folder = tmp_path_factory.mktemp("model")
-    (folder / "unet").mkdir()
-    save_file(tiny_unet().state_dict(), folder / "unet" / "diffusion_pytorch_model.safetensors")
+    write_tiny_model(folder)
     return folder
 
 
@@ -164,8 +163,8 @@ def test_weights_are_what_released_sums_alone_make_of_the_public_start(sides, mo
     average = {name: value.detach().clone() for name, value in start.items()}
     optimizer = torch.optim.AdamW(start.values(), lr=TRAINED["learning_rate_lora"], weight_decay=0.0)
     for step, released_sums in enumerate(sums):
-        for value, total in zip(start.values(), released_sums, strict=True):
-            value.grad = total.float() / PRIVACY["expected_batch_size"]
+        for value, total in zip(start.values(), released_sums.values, strict=True):
+            value.grad = (total / PRIVACY["expected_batch_size"]).float()
         optimizer.step()
         for name, value in start.items():
             average[name].lerp_(value.detach(), 1 - min(0.5, (2 + step) / (11 + step)))

@@ -10,6 +10,7 @@ from dpsapf.experiment.fields import READS, WRITES
 from dpsapf.experiment.settings import Config, FinetuneConfig, PrivacyConfig, SaliencyConfig, SamplingConfig
 from dpsapf.experiment.stages import (
     Aggregate,
+    AuditPrivacy,
     Bench,
     Check,
     CollectMetrics,
@@ -34,6 +35,7 @@ KEYS = {name: field for name, field in FIELDS if COUNTS[name] == 1}  # steps, fo
 # no config sets them; and nothing is scored without being told where its noise comes from
 BY_HAND = {(Bench, "threads"), (PretrainPublicModel, "threads"), (ComposeReleases, "delta"), (ScoreSaliency, "noise")}
 BY_HAND |= {(PlanPrivacy, axis) for axis in ("lora_rank", "optimizer")}  # axes of a run: null is the section's
+BY_HAND |= {(AuditPrivacy, "count")}  # of methods that let images evolve: null is any other
 BY_HAND |= {(PlanPrivacy, "protocol")}  # of a protocol that releases something: null is any other
 
 
@@ -81,6 +83,7 @@ TOLD_TWICE = {  # what a stage is told of another one's work, and who finds a co
     "ImportImages": "its delta is what another group claims",
     "PlanPrivacy": "it is the first that is told",
     "Finetune": "it is the first that is told",
+    "AuditPrivacy": "it compares what was written with what the config says",
 }
 
 

@@ -23,7 +23,7 @@ from dpsapf.sampling import sample
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
 from tests.prepared_dataset import write_dataset
-from tests.tiny import TinyModel, candidates, tiny_latents, tiny_record, tiny_unet, write_latents
+from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet, write_latents, write_tiny_model
 
 pytestmark = pytest.mark.slow
 IMAGES, STEPS, BATCH = 300, 40, 60
@@ -60,11 +60,12 @@ def files(tmp_path_factory):
     described |= {"classes": ("a", "b"), "prompts": ("a", "b"), "resolution": 8, "channels": 1, "id": identity}
     counts = {"train": IMAGES, "validation": 0, "test": 0, "train_per_class": (IMAGES // 2, IMAGES // 2)}
     write_record(found["dataset"], DatasetRecord(**described, **counts))
-    write_record(found["model"], tiny_record())
+    folder = Path(found["model"]).parent / "tiny"
+    write_record(found["model"], write_tiny_model(folder))
     names = candidates(tiny_unet())
     table = pd.DataFrame({MATRIX: names, LAYER: names, BLOCK: "b", CANDIDATES: "attention"})
     table.to_csv(found["candidate_table"], index=False)
-    write_latents(Path(found["latents"]).parent, tiny_latents(IMAGES), identity)
+    write_latents(Path(found["latents"]).parent, tiny_latents(IMAGES), identity, sha256(found["model"]))
     with pytest.MonkeyPatch.context() as patch:
         for stage in (train, score, sample):
             patch.setattr(stage, "load_model", TinyModel)
@@ -105,7 +106,7 @@ def test_the_stages_run(files):
 
 def test_the_audit_passes_it(files):
     layout, _ = files
-    call("audit-privacy", **audit_files(layout, RUN), out=layout.run(RUN.id, "ledger.json"))
+    call("audit-privacy", **audit_files(layout, RUN), ema_decay=0.8, out=layout.run(RUN.id, "ledger.json"))
     assert read_record(layout.run(RUN.id, "plan.json"), Plan).noise == "system"
 
 

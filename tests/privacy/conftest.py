@@ -6,7 +6,7 @@ import functools
 import pytest
 import torch
 
-from dpsapf.experiment.records import Measured, Plan, Release, Selection, Spend
+from dpsapf.experiment.records import DatasetRecord, Measured, Plan, Release, Selection, Spend
 from dpsapf.experiment.runs import normalise
 from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.accounting import epsilon, finite
@@ -17,8 +17,10 @@ from dpsapf.privacy.values import Private
 from dpsapf.support.checked import replace
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
+from tests.tiny import tiny_record
+from tests.true_files import COUNT, MATRICES, SETTINGS, SIDE, select, write_public, write_scores, write_trained, write_votes
 
-NUMBERS = {"saliency": 40, "dp-sgd": 900, "pe-histogram": 30}
+NUMBERS = {"saliency": MATRICES, "dp-sgd": 900, "pe-histogram": COUNT}
 RELEASED = {"saliency": "scores.csv", "dp-sgd": "weights.safetensors", "pe-histogram": "population.safetensors"}
 
 
@@ -54,6 +56,7 @@ class Run:
 
     folder: object
     plan: Plan
+    dataset: DatasetRecord
 
     def path(self, name):
         return self.folder / name
@@ -62,19 +65,32 @@ class Run:
         """Write every file and record of the plan's releases."""
         self.plan = replanned(self.plan)
         write_record(self.path("plan.json"), self.plan)
-        names = [release.name for release in self.plan.releases]
         self.path("latents.safetensors").write_text("latents")
-        if "saliency" in names:
-            self.path("scores.csv").write_text("scores")
-        self.path("selection.csv").write_text("selection")
-        self.path("weights.safetensors").write_text("weights")
-        self.path("population.safetensors").write_text("population")
-        scores = sha256(self.path("scores.csv")) if "saliency" in names else None
-        record = Selection(run=self.plan.run, scores=scores, digest=sha256(self.path("selection.csv")), provenance={})
-        write_record(self.path("selection.json"), record)
+        write_public(self.path("model"), self.path("candidates.csv"))
+        write_record(self.path("model.json"), replace(tiny_record(), path=str(self.path("model"))))
+        write_record(self.path("dataset.json"), self.dataset)
         for release in self.plan.releases:
+            self.write(release.name, seed)
             self.spend(release, seed)
         return self
+
+    def write(self, name, seed=0):
+        """Write what a release is."""
+        if name == "saliency":
+            write_scores(self.path("scores.csv"), seed)
+        elif name == "dp-sgd":
+            if not self.path("selection.csv").exists():
+                self.select()
+            write_trained(self.plan, self.path("selection.csv"), self.path("weights.safetensors"), seed)
+        else:
+            write_votes(self.path("population.safetensors"), self.plan.releases[0].steps, seed)
+
+    def select(self):
+        """Write selection.csv and selection.json."""
+        names = ("plan.json", "candidates.csv", "scores.csv", "selection.csv", "selection.json")
+        select(self.plan, *map(self.path, names))
+        record = read_record(self.path("selection.json"), Selection)
+        write_record(self.path("selection.json"), replace(record, provenance={}))
 
     def spend(self, release, seed=0):
         """Measure a release and write its two records."""
@@ -82,15 +98,19 @@ class Run:
         plan = {"plan": sha256(self.path("plan.json"))}
         meter = metered(release, self.plan.population, numbers, seed)
         write_record(self.path(f"{release.name}.private.json"), meter.measured(1.0))
-        latents = {"latents": sha256(self.path("latents.safetensors")), "model": "m"}
-        trained = latents | plan | {"selection": sha256(self.path("selection.csv"))}
+        latents = {"latents": sha256(self.path("latents.safetensors")), "model": sha256(self.path("model.json"))}
+        made_from = {
+            "saliency": lambda: latents | {"candidate_table": sha256(self.path("candidates.csv"))},
+            "dp-sgd": lambda: latents | plan | {"selection": sha256(self.path("selection.csv"))},
+            "pe-histogram": lambda: plan | {"model": "a" * 64, "archive": "b" * 64},
+        }
         spend = Spend(
             subject=self.plan.run.scores_id if saliency else self.plan.run.id,
             release=meter.release(release),
             unit=self.plan.unit,
             population=self.plan.population,
             dataset_id=self.plan.dataset_id,
-            made_from={"saliency": latents, "dp-sgd": trained, "pe-histogram": plan}[release.name],
+            made_from=made_from[release.name](),
             digest=sha256(self.path(RELEASED[release.name])),
             numbers=numbers,
             trainable_parameters=numbers if release.name == "dp-sgd" else 0,
@@ -142,9 +162,10 @@ class Run:
         }
         if "dp-sgd" in names:
             options |= {name: self.path(f"{name}.{end}") for name, end in (("selection", "csv"), ("weights", "safetensors"))}
-            options["selection_record"] = self.path("selection.json")
+            options |= {"selection_record": self.path("selection.json"), "candidate_table": self.path("candidates.csv")}
+            options |= {"model": self.path("model.json"), **SETTINGS}
         if "pe-histogram" in names:
-            options["population"] = self.path("population.safetensors")
+            options |= {"population": self.path("population.safetensors"), "dataset": self.path("dataset.json"), "count": COUNT}
         return AuditPrivacy(**(options | changes))
 
     def audit(self, **changes):
@@ -153,16 +174,23 @@ class Run:
 
 
 @pytest.fixture
-def audited(tmp_path, plan):
-    """A run that passes the audit."""
-    return Run(tmp_path, plan).make()
+def small_dataset(dataset_record):
+    """The record of a dataset of small grey images."""
+    return replace(dataset_record, resolution=SIDE)
 
 
 @pytest.fixture
-def evolved(tmp_path, plan):
+def audited(tmp_path, plan, small_dataset):
+    """A run that passes the audit."""
+    return Run(tmp_path, plan, small_dataset).make()
+
+
+@pytest.fixture
+def evolved(tmp_path, plan, small_dataset):
     """A run of Private Evolution that passes the audit."""
     folder = tmp_path / "evolved"
     folder.mkdir()
     votes = Release(name="pe-histogram", noise_multiplier=1.1, sensitivity=1.0, sampling_rate=1.0, steps=3, noise="seed")
     run = normalise(replace(plan.run, method="pe"))
-    return Run(folder, replace(plan, run=run, releases=(votes,), dp_sgd_noise_alone=None, selection_epsilon=None)).make()
+    votes_alone = replace(plan, run=run, releases=(votes,), dp_sgd_noise_alone=None, selection_epsilon=None)
+    return Run(folder, votes_alone, small_dataset).make()

@@ -1,6 +1,8 @@
 import pytest
 
-from dpsapf.experiment.records import Ledger, Measured, Release, Selection
+from dpsapf.experiment.fields import READS, paths
+from dpsapf.experiment.records import Ledger, Measured, ModelRecord, Release, Selection
+from dpsapf.experiment.runs import normalise
 from dpsapf.privacy import audit
 from dpsapf.privacy.accounting import ACCOUNTANTS, spent_epsilon
 from dpsapf.privacy.audit import check_target
@@ -8,7 +10,8 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
-from tests.privacy.conftest import RELEASED, Run
+from tests.privacy.conftest import Run
+from tests.true_files import write_public
 
 
 def noise_of(squares, steps=4):
@@ -92,11 +95,11 @@ TAMPERINGS = {
     "selection of another run": (selected_for, "is of another run"),
     "selection from other scores": (selected_from, "--selection-record: scores"),
     "latents between scores and training": (
-        lambda run: run.change("saliency", made_from={"latents": "0" * 64, "model": "m"}),
+        lambda run: run.change("saliency", made_from=run.spent("saliency").made_from | {"latents": "0" * 64}),
         "latents of the scores",
     ),
     "model between scores and training": (
-        lambda run: run.change("saliency", made_from={"latents": sha256(run.path("latents.safetensors")), "model": "n"}),
+        lambda run: run.change("saliency", made_from=run.spent("saliency").made_from | {"model": "n"}),
         "model of the scores",
     ),
     "plan after training": (
@@ -158,7 +161,7 @@ TAMPERED_VOTES = {
     "two votes": (lambda run: run.change_measures("pe-histogram", largest_contribution=2**0.5), "exceeds the sensitivity 1.0"),
     "an absent voter": (lambda run: run.change_measures("pe-histogram", batches=(3500, 3499, 3500)), "rate 1 takes all 3500"),
     "no noise": (lambda run: run.change_measures("pe-histogram", **noise_of(0.0, 3)), "the noise was 0 times"),
-    "bins without noise": (lambda run: run.change_measures("pe-histogram", sizes=(20,)), "sizes = 20: must be 30"),
+    "bins without noise": (lambda run: run.change_measures("pe-histogram", sizes=(4,)), "sizes = 4: must be 6"),
 }
 
 
@@ -177,7 +180,7 @@ def test_audit_refuses_tampered_votes_by_name(evolved, name):
 def test_audit_tells_which_file_stands_there_and_which_was_recorded(evolved, name, told):
     path = evolved.path(name)
     recorded = sha256(path)
-    path.write_text(path.read_text() + " ")
+    path.write_bytes(path.read_bytes() + b" ")
     with pytest.raises(UserError, match=f"{path.stem}.* = '{sha256(path)[:12]}': {told} {recorded[:12]}"):
         evolved.audit()
 
@@ -199,7 +202,7 @@ DISAGREEING = {  # tampering -> what is named, what is there, what the records s
         run.spent("dp-sgd").made_from["selection"],
     ),
     "plan after training": lambda run: ("--plan", sha(run, "plan.json"), run.spent("dp-sgd").made_from["plan"]),
-    "model between scores and training": lambda run: ("model of the scores", "n", "m"),
+    "model between scores and training": lambda run: ("model of the scores", "n", sha(run, "model.json")),
 }
 
 
@@ -216,15 +219,14 @@ def release_again(name):
     """Delete nothing more: the stage makes the release, its measures and its record again."""
 
     def stage(run):
-        run.path(RELEASED[name]).write_text(RELEASED[name].split(".")[0])
+        run.write(name)
         run.spend({release.name: release for release in run.plan.releases}[name])
 
     return stage
 
 
 def select_again(run):
-    run.path("selection.csv").write_text("selection")
-    write_record(run.path("selection.json"), replace(run.record, digest=sha(run, "selection.csv")))
+    run.select()
 
 
 TRAINED = {  # each file of the chain that an audit reads -> what makes it, and what else it makes
@@ -237,18 +239,20 @@ TRAINED = {  # each file of the chain that an audit reads -> what makes it, and 
     "weights.safetensors": release_again("dp-sgd"),
     "dp-sgd.json": release_again("dp-sgd"),
     "dp-sgd.private.json": release_again("dp-sgd"),
+    "model.json": lambda run: write_record(run.path("model.json"), run.model),
+    "candidates.csv": lambda run: write_public(run.path("model"), run.path("candidates.csv")),
 }
 EVOLVED = {
     "plan.json": lambda run: write_record(run.path("plan.json"), run.plan),
     "population.safetensors": release_again("pe-histogram"),
     "pe-histogram.json": release_again("pe-histogram"),
     "pe-histogram.private.json": release_again("pe-histogram"),
+    "dataset.json": lambda run: write_record(run.path("dataset.json"), run.dataset),
 }
 
 
 def read_by(options):
-    values = [value for key, value in dict(options).items() if key != "out" and value is not None]
-    return {path.name for value in values for path in (value if isinstance(value, tuple) else [value])}
+    return {path.name for files in paths(options, READS).values() for path in files}
 
 
 def test_every_file_that_an_audit_reads_is_cut_below(audited, evolved):
@@ -260,7 +264,7 @@ def test_every_file_that_an_audit_reads_is_cut_below(audited, evolved):
 def test_a_file_that_was_cut_off_is_named_and_the_remedy_works(kind, name, share, request):
     """Deleting it and running its stage again, as the line says, or putting it back."""
     run = request.getfixturevalue(kind)
-    run.record = run.selection()
+    run.model = read_record(run.path("model.json"), ModelRecord)
     run.audit()
     path, before = run.path(name), ledger(run)
     whole, stage = path.read_bytes(), (TRAINED | EVOLVED)[name]
@@ -297,7 +301,7 @@ def test_what_was_spent_on_other_weights_stays_on_record(audited):
     """Weights that are made again are another release: a ledger for each."""
     audited.audit()
     first = ledger(audited)
-    audited.path("weights.safetensors").write_text("made again")
+    audited.write("dp-sgd", seed=1)
     audited.spend(audited.plan.releases[1], seed=1)
     audited.audit()
     kept = [read_record(path, Ledger) for path in audited.path("ledgers").iterdir()]
@@ -329,9 +333,9 @@ def test_missing_doubled_and_swapped_records_are_refused(audited, changes, messa
     assert not audited.path("ledger.json").exists()
 
 
-def test_audit_without_a_guarantee_certifies_nothing(tmp_path, plan):
+def test_audit_without_a_guarantee_certifies_nothing(tmp_path, plan, small_dataset):
     exact = [replace(r, mechanism="none", noise_multiplier=None, sensitivity=None, noise=None) for r in plan.releases]
-    run = Run(tmp_path, replace(plan, target_epsilon=None, releases=tuple(exact))).make()
+    run = Run(tmp_path, replace(plan, target_epsilon=None, releases=tuple(exact)), small_dataset).make()
     run.audit()
     assert ledger(run).spent_epsilon == {} and ledger(run).not_for_release == "no guarantee: epsilon is infinite"
     run.change_plan(target_epsilon=10.0)
@@ -377,30 +381,31 @@ def test_a_seeded_ledger_is_not_for_release(audited):
     assert "noise from a seed" in ledger(audited).not_for_release
 
 
-def system_run(folder, plan):
+def system_run(folder, plan, dataset):
     """A run whose batches and noise come from the operating system."""
     system = tuple(replace(release, noise="system") for release in plan.releases)
-    return Run(folder, replace(plan, releases=system, noise="system")).make()
+    return Run(folder, replace(plan, releases=system, noise="system"), dataset).make()
 
 
-def test_a_system_ledger_is(tmp_path, plan):
-    run = system_run(tmp_path, plan)
+def test_a_system_ledger_is(tmp_path, plan, small_dataset):
+    run = system_run(tmp_path, plan, small_dataset)
     assert {read_record(run.path(f"{release.name}.private.json"), Measured).secret for release in plan.releases} == {"system"}
     run.audit()
     assert ledger(run).not_for_release is None
 
 
 @pytest.mark.parametrize("name", ["saliency", "dp-sgd"])
-def test_a_system_plan_whose_batches_came_from_a_seed_is_refused(tmp_path, plan, name):
-    run = system_run(tmp_path, plan)
+def test_a_system_plan_whose_batches_came_from_a_seed_is_refused(tmp_path, plan, small_dataset, name):
+    run = system_run(tmp_path, plan, small_dataset)
     run.change_measures(name, secret="seed")
     with pytest.raises(UserError, match=rf"{name}\.private\.json: secret = 'seed': batches or pairs came from a seed"):
         run.audit()
     assert not run.path("ledger.json").exists()
 
 
-def test_a_run_that_selects_without_scores_passes(tmp_path, plan):
-    run = Run(tmp_path, replace(plan, releases=plan.releases[1:])).make()
+def test_a_run_that_selects_without_scores_passes(tmp_path, plan, small_dataset):
+    random = normalise(replace(plan.run, method="random"))
+    run = Run(tmp_path, replace(plan, run=random, releases=plan.releases[1:]), small_dataset).make()
     run.audit()
     assert set(ledger(run).digests) == {"model", "latents", "selection"}
     selected_from(run)
@@ -408,8 +413,8 @@ def test_a_run_that_selects_without_scores_passes(tmp_path, plan):
         run.audit()
 
 
-def test_a_run_that_releases_nothing_has_an_empty_ledger(tmp_path, plan):
-    run = Run(tmp_path, replace(plan, target_epsilon=None, releases=())).make()
+def test_a_run_that_releases_nothing_has_an_empty_ledger(tmp_path, plan, small_dataset):
+    run = Run(tmp_path, replace(plan, target_epsilon=None, releases=()), small_dataset).make()
     run.audit()
     found = ledger(run)
     assert found.releases == () and found.spent_epsilon == {} and found.weights_digest is None

@@ -210,7 +210,7 @@ def test_weights_are_those_that_were_audited(folder, publish):
     digest = read_record(folder / "ledger.json", Ledger).weights_digest
     assert sha256(out / "weights.safetensors") == digest
     assert f"`{digest}`" in (out / "README.md").read_text()
-    assert "rank 4, alpha 8" in (out / "README.md").read_text()
+    assert "rank 5, alpha 8" in (out / "README.md").read_text()
 
 
 def test_no_name_of_a_class_leaves_the_folder_or_breaks_a_table(folder, publish, tmp_path):
@@ -301,7 +301,7 @@ REFUSALS = {
     "another model": (
         lambda folder: of_model(folder, licence="free"),
         {},
-        "model.json = .*: the run was trained on a model",
+        "model.json = .*: is not the file that was recorded",
     ),
     "options of other images": (
         lambda folder: (folder / "sample.options.json").write_text('{"options": {"count": 8}}'),

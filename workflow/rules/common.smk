@@ -26,11 +26,10 @@ from dpsapf.experiment.settings import UpdateConfig, VariationConfig, parse_conf
 from dpsapf.support.errors import UserError
 from dpsapf.experiment.methods import AXES, MEMBERS, WALKING, method
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.run_files import audit_files, own_files
+from dpsapf.experiment.run_files import audit_files, fragility_file, own_files
 from dpsapf.cli.code import code_digest
 from dpsapf.cli.rules import (
     counted_runs,
-    fragility_file,
     flags,
     given,
     run_pattern,
@@ -238,8 +237,19 @@ def training_inputs(wildcards):
 
 
 def audit_inputs(wildcards):
-    """The plan, what was spent and measured, and every file that the spend records name."""
+    """The plan, what was spent and measured, every file that the spend records name, and the public ones that say what those hold."""
     return audit_files(LAYOUT, RUNS[wildcards.run])
+
+
+def audit_settings(wildcards):
+    """What, beside the plan, says exactly which files a run leaves."""
+    row, rate = method(RUNS[wildcards.run].method), CONFIG.finetune.learning_rate_lora
+    if row.trains:
+        return f"{flags(CONFIG.finetune, only=UPDATES)} --learning-rate {rate}"
+    if row.evolves:
+        evolving = flags(CONFIG.evolution, only=("generation", "variants"))
+        return f"{flags(CONFIG.sampling, only=('count',))} {evolving}"
+    return ""
 
 
 def sampling_inputs(wildcards):

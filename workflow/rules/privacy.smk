@@ -72,9 +72,10 @@ rule audit_privacy:
         mem_mb=4000,
     params:
         files=lambda w, input: given(input),
+        settings=audit_settings,
         code=code_digest("audit-privacy"),
     shell:
-        "python -m dpsapf audit-privacy {params.files} --out {output} --log {log}"
+        "python -m dpsapf audit-privacy {params.files} {params.settings} --out {output} --log {log}"
 
 
 rule audit_validation:
