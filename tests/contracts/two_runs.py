@@ -1,6 +1,7 @@
 """A run of every stage in a results folder of its own, made twice on different private images, and what differs."""
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, contextmanager
@@ -35,6 +36,7 @@ from dpsapf.experiment.stages import (
     SelectMatrices,
 )
 from dpsapf.finetune import train
+from dpsapf.privacy import spends
 from dpsapf.privacy.audit import audit_privacy, audit_validation
 from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.privacy.meter import Meter
@@ -257,7 +259,7 @@ def fine_tuned(side, changes, settings, audit=True, images=False):
 
 
 def is_private(path):
-    return path.name.startswith("private") or not {"runs", "scores"} & set(path.parts)
+    return any(part.startswith(("private.", "private_")) for part in path.parts) or not {"runs", "scores"} & set(path.parts)
 
 
 def released(root):
@@ -279,7 +281,7 @@ def released(root):
 def differing(sides, run: Callable[[Side], None], releases=forced_releases):
     """Run both sides with forced releases; names the files that are not the same, or are not there, in both."""
     for side in sides:
-        with releases():
+        with releases(), patch.dict(os.environ, DPSAPF_SPENDS=f"{side.root}-spends"):  # each is of an owner of its own
             run(side)
     one, other = (released(side.root) for side in sides)
     assert len(one) > 2
@@ -320,7 +322,11 @@ def counted(side, dataset_record, plan):
     }
     identity = sha256(write_dataset(path, parts, salt=draws.bytes(32)))
     record = path.with_name("dataset.json")
-    write_record(record, replace(dataset_record, id=identity, train=8, validation=8, test=8))
+    known = replace(dataset_record, id=identity, train=8, validation=8, test=8)
+    write_record(record, known)
+    spends.know(known, lambda: [parts["validation"][0]])
+    with spends.planning(plan.run, identity, "image", {}):
+        pass
     write_archive(folder / "samples.npz", dict(zip(("images", "labels"), public_images(), strict=True)))
     protocol = yaml.safe_load(PROTOCOLS.read_text())["demo-v1"]
     protocol = {key: value for key, value in protocol.items() if not key.startswith("classifier")} | {"recipes": [RECIPE]}

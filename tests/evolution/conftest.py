@@ -50,7 +50,8 @@ def evolving(folder, **changes):
 def auditing(folder, **changes):
     """Options of the audit."""
     paths = {"plan": folder / "plan.json", "spends": (folder / "spend.json",), "privates": (folder / "private.json",)}
-    return AuditPrivacy(**(paths | {"population": folder / "population.safetensors", "out": folder / "ledger.json"} | changes))
+    paths |= {"population": folder / "population.safetensors", "dataset": folder / "dataset.json", "out": folder / "ledger.json"}
+    return AuditPrivacy(**(paths | {"count": 6} | changes))
 
 
 def publishing(folder):

@@ -36,7 +36,7 @@ LABELS = np.array([0, 0, 0, 1, 1, 1])
 def test_images_are_published_after_the_audit_and_only_then(folder, method, bins):
     planned(folder, method)
     evolve(evolving(folder, variants=3))
-    audit_privacy(auditing(folder))
+    audit_privacy(auditing(folder, variants=3))
     publish_population(publishing(folder))
     with np.load(folder / "samples.npz", allow_pickle=False) as archive:
         images, labels = archive["images"], archive["labels"]
