@@ -273,6 +273,8 @@ def secrets_of(root, folder):
         measured = json.loads(path.read_text()) if path.exists() else {}
         measured.pop("secret", None)  # names the noise mode, which is published
         measured.pop("sizes", None)  # of the tensors, which the weights show
+        for counts in ("cells", "looked_at"):  # a few digits each, which a text may have by chance
+            measured.pop(counts, None)
         values += [each for value in measured.values() for each in (value if isinstance(value, list) else [value])]
     if (folder / "private_log.csv").exists():
         log = pd.read_csv(folder / "private_log.csv")
