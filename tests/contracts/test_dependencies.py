@@ -19,7 +19,6 @@ DOCUMENTED = {"_asdict", "_fields", "_make", "_replace", "_exit"}
 """Names with an underscore that Python documents: of namedtuples, and of os."""
 PRIVATE = {
     "torch._foreach_add_": "torch's own optimizers add lists of tensors by it; no public name",
-    "torch._foreach_div_": "likewise",
     "torch._foreach_lerp_": "likewise",
     "torch.utils._pytree": "flattens nested tensors; torch itself has no public name for it",
     "executor._report_job_submission_threadsafe": "replaced for the plugin's one version that was tried; tests/cli/test_slurm.py",
