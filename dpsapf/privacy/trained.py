@@ -13,6 +13,7 @@ import pandas as pd
 from dpsapf.experiment.columns import MATRIX, RANK
 from dpsapf.experiment.methods import Adapter, method
 from dpsapf.experiment.records import ModelRecord
+from dpsapf.experiment.registries import PACKAGED
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.errors import UserError
 
@@ -49,7 +50,8 @@ def denoiser_shapes(model: ModelRecord) -> dict[str, Shape]:
     Raises:
         UserError: they are not where the model's record says.
     """
-    folders = [Path(model.path) / name for name in DENOISERS]
+    packaged = Path(__file__).parents[1] / "public_models" / model.path.removeprefix(PACKAGED)
+    folders = [(packaged if model.path.startswith(PACKAGED) else Path(model.path)) / name for name in DENOISERS]
     files = [path for folder in folders for path in sorted(folder.glob("*.safetensors"))]
     if not files:
         raise UserError(f"{model.name}: path", model.path, "has no denoiser in it: put the public model where its record says")

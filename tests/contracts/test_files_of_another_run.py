@@ -75,7 +75,8 @@ def make(folder, name, seed, record):
             **trained, **encoded, **TRAINED,
         ),
         stages.AuditPrivacy(
-            spends=spends, privates=privates, selection_record=at["selection_record"], out=at["ledger"], **trained, **chosen
+            spends=spends, privates=privates, selection_record=at["selection_record"], out=at["ledger"], **trained, **chosen,
+            **table, model=at["model"],
         ),
         stages.Sample(
             ledger=at["ledger"], prompts=at["prompts"], timing=at["timing"], archive=folder / "samples.npz",
@@ -104,6 +105,7 @@ SWAPPED = [
     )
     for name, field in stage.model_fields.items()
     if field.json_schema_extra == READS and name not in ("candidate_table", "fragility", "prior", "registry", "population")
+    and (stage, name) != (stages.AuditPrivacy, "dataset")  # of runs whose images evolve
 ]  # fmt: skip
 
 

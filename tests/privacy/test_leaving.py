@@ -367,6 +367,10 @@ def test_the_packaged_models_files_name_its_parameters(model_record, mini):
     assert denoiser_shapes(model_record) == {name: tuple(value.shape) for name, value in unet.named_parameters()}
 
 
+def test_a_model_that_is_packaged_is_found_wherever_the_checkout_is(model_record):
+    assert denoiser_shapes(replace(model_record, path="package:public-mini"))["conv_in.weight"][1] == 4
+
+
 def test_a_transformers_files_name_its_parameters(model_record, z_image):
     from diffusers import ZImageTransformer2DModel
 

@@ -65,6 +65,7 @@ def test_a_run_of_each_family(family, request, tmp_path, two_digits, monkeypatch
     finetune(Finetune(plan="plan.json", model="model.json", selection="selection.csv", **read, **written, **rates))
     audited = {"spends": ("spend0.json", "spend1.json"), "privates": ("private0.json", "private1.json")}
     made = {"scores": "scores.csv", "selection": "selection.csv", "selection_record": "selection.json"}
+    made |= {"candidate_table": "table.csv", "model": "model.json"}
     audit_privacy(AuditPrivacy(plan="plan.json", weights="weights.safetensors", out="ledger.json", **audited, **made))
     drawing = {"count": 2, "steps": 2, "guidance_scale": 2.0, "ledger": "ledger.json", "prompts": "prompts.safetensors"}
     trained = {"selection": "selection.csv", "weights": "weights.safetensors"}
