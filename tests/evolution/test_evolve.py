@@ -68,7 +68,7 @@ def test_the_plan_is_of_one_vote_of_everybody_in_every_round(folder):
 
 def test_an_epsilon_below_what_votes_can_meet_is_refused_by_their_name(folder):
     with pytest.raises(UserError, match="a histogram of votes in each round with noise multiplier 2000 costs"):
-        planned(folder, epsilon=0.012, evolution={"iterations": 5000})
+        planned(folder, epsilon=0.012, evolution={"iterations": 20000})
 
 
 def test_a_rerun_gives_the_same_bytes_and_system_noise_does_not(folder):
