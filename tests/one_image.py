@@ -17,7 +17,7 @@ from tests.tiny import candidates, tiny_latents, tiny_objective, tiny_unet
 
 BATCH = torch.arange(12)
 ADAPTERS = typing.get_args(Adapter)
-TOLERANCE = 1e-5  # relative, of the whole vector: fp32 sums in another order differ by 2e-6, wrong clipping by more than 1e-2
+TOLERANCE = 3e-5  # relative, of the whole vector: with what norms add for rounding 2e-5, wrong clipping more than 3e-2
 
 
 def prepared(kind="lora", modules=None):

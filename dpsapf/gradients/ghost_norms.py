@@ -24,21 +24,29 @@ Receiver = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 def squared_norms(
-    layer: torch.nn.Module, inputs: torch.Tensor, output_gradients: torch.Tensor, multiplicity: int = 1
+    layer: torch.nn.Module,
+    inputs: torch.Tensor,
+    output_gradients: torch.Tensor,
+    multiplicity: int = 1,
+    *,
+    contracted: bool = False,
 ) -> torch.Tensor:
     """Return the squared L2 norm of each image's weight gradient, or a little more, fp32 [B].
 
     Where the tokens' gradients cancel, rounding in the Gram form is relative to l^2, with l = sum_t ||a_t|| ||g_t||, and may
-    be more than the norm. A clipped gradient would then exceed the bound, so that form adds `GRAM_ROUNDING` l^2.
+    be more than the norm. A clipped gradient would then exceed the bound, so that form adds `GRAM_ROUNDING` l^2. The other form
+    adds it where images' sum is contracted from tokens: tokens that are huge and cancel would round away other images' sum.
 
     Args:
         layer: a ``Linear`` or ``Conv2d``.
         inputs: a, rows of adjacent pairs of one image, [B K, ..., I] or [B K, I, H, W].
         output_gradients: g of the sum of row losses, [B K, ..., O] or [B K, O, H', W'].
         multiplicity: K; the K gradients of an image are averaged before the norm.
+        contracted: the images' sum is contracted from these inputs and output gradients.
     """
     with torch.autocast(inputs.device.type, enabled=False):
-        squared = [_squared_norms(layer, *part, multiplicity) for part in chunks(layer, inputs, output_gradients, multiplicity)]
+        parts = chunks(layer, inputs, output_gradients, multiplicity)
+        squared = [_squared_norms(layer, *part, multiplicity, contracted) for part in parts]
     return torch.cat(squared) / multiplicity**2
 
 
@@ -53,11 +61,16 @@ def chunks(
     return zip(inputs.split(chunk), output_gradients.split(chunk), strict=True)
 
 
-def _squared_norms(layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch.Tensor, multiplicity: int) -> torch.Tensor:
+def _squared_norms(
+    layer: torch.nn.Module, inputs: torch.Tensor, gradients: torch.Tensor, multiplicity: int, contracted: bool = False
+) -> torch.Tensor:
     a, g = tokens(layer, patches(layer, inputs), multiplicity), tokens(layer, gradients, multiplicity)
     if gram_is_cheaper(a.shape[3], a.shape[2], g.shape[2]):
         return _from_grams(product(a.mT, a), product(g.mT, g))
-    return product(g, a.mT).square_().sum((1, 2, 3))  # torch's vector_norm of 1e7 numbers is 4e-4 too small on the CPU
+    squared = product(g, a.mT).square_().sum((1, 2, 3))  # torch's vector_norm of 1e7 numbers is 4e-4 too small on the CPU
+    if contracted:
+        squared += _rounding(*(torch.linalg.vector_norm(values, dim=2, dtype=torch.float32) for values in (a, g))).sum(1)
+    return squared
 
 
 def _from_grams(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
@@ -67,9 +80,13 @@ def _from_grams(a: torch.Tensor, g: torch.Tensor) -> torch.Tensor:
     """
     tiny = torch.finfo(a.dtype).tiny
     a_lengths, g_lengths = ((gram.diagonal(dim1=2, dim2=3) + tiny).sqrt() for gram in (a, g))
-    rounding = GRAM_ROUNDING * (a_lengths * g_lengths).sum(2).square()
     lost = tiny * (a_lengths.sum(2).square() + g_lengths.sum(2).square())
-    return a.mul_(g).sum((1, 2, 3)) + (rounding + lost).sum(1)
+    return a.mul_(g).sum((1, 2, 3)) + (_rounding(a_lengths, g_lengths) + lost).sum(1)
+
+
+def _rounding(a_lengths: torch.Tensor, g_lengths: torch.Tensor) -> torch.Tensor:
+    """Return what is added for rounding [B, groups], from the norms [B, groups, T] of inputs and of output gradients."""
+    return GRAM_ROUNDING * (a_lengths * g_lengths).sum(2).square()
 
 
 def tokens(layer: torch.nn.Module, values: torch.Tensor, multiplicity: int) -> torch.Tensor:

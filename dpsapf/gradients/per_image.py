@@ -40,7 +40,7 @@ class PerImageGradients(typing.Protocol):
             resting: positions of parameters whose gradients count for 0, in norms and sums.
 
         Returns:
-            Per parameter the sum over images, fp32, and the norms [B] before clipping.
+            Per parameter the sum over images, see `dpsapf.privacy.clipping.added_up`, and the norms [B] before clipping.
         """
 
 

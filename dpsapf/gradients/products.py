@@ -3,7 +3,7 @@
 A product of two bf16 numbers has 16 bits and is exact in fp32: multiplying them as they are loses nothing. A GPU's matrix
 units do so some ten times as fast as they multiply fp32 numbers. They cut off, and do not round, what they add 16 products at
 a time, so that the error grows with a sum's length: each time by some 2^-24 of the sum of absolute values. Sums are therefore
-taken in pieces, which are added in fp32; a piece is off by 2^-19, an eighth of `dpsapf.privacy.clipping.MARGIN`.
+taken in pieces, which are added in fp32; a piece is off by 2^-19 of that sum.
 """
 
 import functools

@@ -1,21 +1,25 @@
 """Per-image clipping: the only place where a contribution is bounded."""
 
 import typing
+from collections.abc import Callable
 
 import torch
 
 Clipping = typing.Literal["flat", "automatic", "none"]
 AUTOMATIC_STABILITY = 0.01  # gamma of automatic clipping (Bu et al. 2023, arXiv 2206.07136)
 MARGIN = 2.0**-10  # share of the bound that clipped norms stay below it
+TOGETHER = 64  # images that are added up in fp32
 
 
 def clip_factors(squared_norms: torch.Tensor, bound: float, clipping: Clipping) -> torch.Tensor:
     """Return the factor that brings each image's gradient to a norm of at most ``bound``.
 
     C' = (1 - MARGIN) C takes the place of C. A sixteenth of the margin is for the grid that sums are rounded to
-    (`dpsapf.privacy.noise.grid`), the rest for fp32: a norm from sums in fp32 may be too small, the product with the factor is
-    rounded, and so is the sum over a micro-batch. Micro-batches are added in fp64. So two sums that differ by one image
-    differ, on the grid, by an L2 norm of at most C.
+    (`dpsapf.privacy.noise.grid`). Half of it is for sums in fp32. Adding B images errs by at most 2^-24 B times what their norms
+    add up to, whatever their gradients are. So two sums that differ by one image err by 2^-23 B^2 C together: 2^-11 C for
+    `TOGETHER` images. More than these are added in fp64. The rest is for a norm from sums in fp32, which may be too small, and
+    for the rounding of factors. So two sums that differ by one image differ, on the grid, by an L2 norm of at most C. Sums that
+    are contracted from tokens need more: see `dpsapf.gradients.ghost_clipping`.
 
     Args:
         squared_norms: squared L2 norms over everything that is released jointly, [B], >= 0, fp32 or fp64.
@@ -47,14 +51,39 @@ def clipped_sum(gradients: list[torch.Tensor], bound: float, clipping: Clipping)
         clipping: see `clip_factors`.
 
     Returns:
-        Per parameter the sum [*shape] of clipped gradients, and the norms [B] before clipping. Adding or
+        Per parameter the sum [*shape] of clipped gradients, see `added_up`, and the norms [B] before clipping. Adding or
         removing one image changes the sums, taken together, by an L2 norm of at most C.
     """
     squared = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients]).sum(0)
     factors = clip_factors(squared, bound, clipping)
     usable = torch.isfinite(squared)
-    sums = [torch.tensordot(factors, with_zeros(gradient, usable), dims=1) for gradient in gradients]
+    sums = [weighted_sum(factors, with_zeros(gradient, usable)) for gradient in gradients]
     return sums, squared.sqrt()
+
+
+def weighted_sum(factors: torch.Tensor, gradients: torch.Tensor) -> torch.Tensor:
+    """Sum gradients [B, *shape] times factors [B] over images, see `added_up`."""
+    return added_up(lambda *part: torch.tensordot(*part, dims=1), TOGETHER, factors, gradients)
+
+
+def added_up(sum_of: Callable[..., torch.Tensor], size: int, *values: torch.Tensor) -> torch.Tensor:
+    """Sum rows of some tensors, ``size`` at a time in fp32, and these sums in fp64.
+
+    In fp32 one row more may change how all others are rounded, see `clip_factors`.
+
+    Args:
+        sum_of: parts of the tensors -> the sum over their rows.
+        size: rows of a part.
+        values: the tensors, with as many rows each.
+
+    Returns:
+        The sum: fp32 of one part, fp64 of several.
+    """
+    parts = zip(*(value.split(size) for value in values), strict=True)
+    total = sum_of(*next(parts))
+    for part in parts:
+        total = total.double().add_(sum_of(*part))
+    return total
 
 
 def with_zeros(values: torch.Tensor, usable: torch.Tensor) -> torch.Tensor:

@@ -254,9 +254,12 @@ def add_gaussian_noise(
     that one unit changes the rounded sum by at most its own L2 norm and one step times sqrt(d). By `grid` that is at most
     `GRID_SHARE` C, a sixteenth of what `dpsapf.privacy.clipping` keeps free; sums that lie on the grid already do not move.
 
+    Whole numbers are exact up to 2^53. A sum over N units has at most 2^15 N sqrt(d) steps, noise 2^19 sigma sqrt(d): with d =
+    2^32 numbers there is room for 4 million units and for sigma 10^5.
+
     What is left to trust: that z, computed in fp64, has the normal law. A step of the grid is 2^-14 C / sqrt(d), and fp64
-    errs by some 2^-51 sigma C. So for 1,000 numbers and sigma 1 an error moves one number in 2^32 to the next step, whatever
-    the sum is.
+    errs by some 2^-51 sigma C. So an error moves a number to the next step with a chance of some 2^-37 sigma sqrt(d), whatever
+    the sum is: at sigma 1 one in 2^32 of 1,000 numbers, one in 2^27 of a million.
 
     Args:
         value: a sum over images, any shape, in which one image contributes an L2 norm of at most ``sensitivity``.

@@ -7,6 +7,7 @@ import dpsapf
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.ghost_clipping import GhostClipping
 from dpsapf.gradients.ghost_norms import CHUNK_FLOATS, MATRIX_LAYERS
+from dpsapf.privacy.clipping import MARGIN
 from dpsapf.public_models.latents import draw_batch
 from dpsapf.support.errors import UserError
 from dpsapf.support.randomness import torch_generator
@@ -55,7 +56,7 @@ def image_gradients(selection, multiplicity):
 
 
 def clipped(gradients, bound, clipping):
-    norms = gradients.norm(dim=1, keepdim=True)
+    norms, bound = gradients.norm(dim=1, keepdim=True), bound * (1 - MARGIN)
     return (gradients * (bound / (norms + 0.01) if clipping == "automatic" else (bound / norms).clamp(max=1))).sum(0)
 
 
@@ -85,9 +86,9 @@ def check(selection, multiplicity, clipping, **options):
     bound = gradients.norm(dim=1).median().item()
     total, norms = ghost(selection, multiplicity, bound=bound, clipping=clipping, **options)
     expected = clipped(gradients, bound, clipping)
-    # fp32 passes of a whole UNet in another order: entries are compared to the largest one
-    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
-    torch.testing.assert_close(norms, gradients.norm(dim=1), rtol=1e-4, atol=0)
+    # fp32 passes of a whole UNet in another order, and what norms add for rounding; entries are compared to the largest one
+    torch.testing.assert_close(total, expected, rtol=2e-4, atol=3e-5 * expected.abs().max().item())
+    torch.testing.assert_close(norms, gradients.norm(dim=1), rtol=2e-4, atol=0)
 
 
 @pytest.fixture(params=["smaller", "pairs", "own"])
@@ -148,7 +149,7 @@ def test_wrong_factors_are_noticed(wrong, monkeypatch):
 @pytest.mark.parametrize("name", ["squared_norms", "image_gradients", "_weighted_sum"])
 def test_a_layer_that_is_scaled_wrongly_is_noticed(name, monkeypatch):
     right = getattr(ghost_clipping, name)
-    monkeypatch.setattr(ghost_clipping, name, lambda *inputs: 1.01 * right(*inputs))
+    monkeypatch.setattr(ghost_clipping, name, lambda *inputs, **named: 1.01 * right(*inputs, **named))
     with pytest.raises(AssertionError, match="not close"):
         check("all", 3, "flat")
 
@@ -174,7 +175,7 @@ def test_a_broken_image_contributes_nothing(multiplicity):
     total, norms = ghost("all", multiplicity, bound=bound, broken=[2])
     expected = clipped(gradients[[0, 1, 3, 4, 5]], bound, "flat")
     assert norms[2].isnan() and norms[:2].isfinite().all()
-    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())  # as in check
+    torch.testing.assert_close(total, expected, rtol=2e-4, atol=3e-5 * expected.abs().max().item())  # as in check
 
 
 def test_only_broken_images_give_exactly_zero():
@@ -194,7 +195,7 @@ def test_the_packaged_unet():
     row_losses = unet(*rows, return_dict=False)[0].square().flatten(1).mean(1)
     expected = clipped(torch.stack(gradients), 0.1, "flat")
     total = flat(clipper.clipped_sum(row_losses, 0.1, "flat")[0])
-    torch.testing.assert_close(total, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())  # as in check
+    torch.testing.assert_close(total, expected, rtol=2e-4, atol=3e-5 * expected.abs().max().item())  # as in check
 
 
 @pytest.mark.parametrize("layer", [torch.nn.Linear(3, 5, bias=False), torch.nn.LayerNorm(3, bias=False)])
@@ -241,7 +242,7 @@ def test_sums_are_fp32_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         sums, norms = clipper.clipped_sum(layer(torch.randn(1, 4, 6, 6)).float().square(), 0.5, "flat")
     assert norms.item() > 0.5 and {total.dtype for total in sums} == {torch.float32}
-    assert 0.5 * (1 - 2e-5) < flat(sums).double().norm().item() <= 0.5
+    assert 0.5 * (1 - 1.05 * MARGIN) < flat(sums).double().norm().item() <= 0.5
 
 
 def test_the_optimizer_updates_frozen_parameters():
@@ -302,3 +303,24 @@ def test_all_parameters_may_rest():
     clipper = GhostClipping(unet, trained(unet, "few"))
     sums, norms = clipper.clipped_sum(losses(unet, draws(1), 0, IMAGES), 1.0, "flat", 1, frozenset(range(len(FEW))))
     assert not flat(sums).any() and not norms.any()
+
+
+def with_tokens_that_cancel(size):
+    """The sum over 21 images, of which one has two tokens with gradients of a size that cancel; with it, and without it."""
+    layer, sums = torch.nn.Conv2d(8, 8, 3, padding=1, bias=False), []
+    clipper, gradients = GhostClipping(layer, dict(layer.named_parameters())), 10 * torch.randn(1, 8, 4, 4).repeat(21, 1, 1, 1)
+    gradients[0] = 0
+    gradients[0, :, 1, 1], gradients[0, :, 1, 2] = size, -size
+    for there in (True, False):
+        inputs = torch.full((21, 8, 4, 4), 0.1)
+        inputs[0] *= 1 if there else float("nan")
+        (total,), _ = clipper.clipped_sum((layer(inputs) * gradients).flatten(1).sum(1), 1.0, "flat")
+        sums.append(total.double())
+    return sums
+
+
+@pytest.mark.parametrize("size", [1e5, 1e8, 1e10])
+def test_tokens_that_cancel_do_not_round_away_what_others_add(size):
+    """Added up one after the other, huge ones leave nothing of what was there before."""
+    whole, without = with_tokens_that_cancel(size)
+    assert (whole - without).norm() <= 1.0

@@ -140,18 +140,18 @@ def test_norms_of_large_matrices_are_exact_to_a_tenth_of_the_margin_of_clipping(
         assert squared_norms(layer, inputs, gradients).item() == pytest.approx(expected, rel=2 * 1.5e-6)
 
 
-def without_cross_terms(layer, inputs, gradients, multiplicity):
+def without_cross_terms(layer, inputs, gradients, multiplicity, contracted):
     """Gram form without the products of different tokens: the product form without the sum over tokens."""
     a = ghost_norms.tokens(layer, ghost_norms.patches(layer, inputs), multiplicity)
     return (a.square().sum(2) * ghost_norms.tokens(layer, gradients, multiplicity).square().sum(2)).sum((1, 2))
 
 
-def each_row(layer, inputs, gradients, multiplicity):
+def each_row(layer, inputs, gradients, multiplicity, contracted):
     """Norms of the K rows of an image, summed."""
     return WORKING(layer, inputs, gradients, 1).reshape(-1, multiplicity).sum(1)
 
 
-def not_averaged(layer, inputs, gradients, multiplicity):
+def not_averaged(layer, inputs, gradients, multiplicity, contracted):
     return WORKING(layer, inputs, gradients, multiplicity) * multiplicity
 
 

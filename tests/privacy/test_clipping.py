@@ -1,11 +1,12 @@
 import math
+from itertools import cycle, islice
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpsapf.privacy.clipping import MARGIN, clip_factors, clipped_sum
+from dpsapf.privacy.clipping import MARGIN, TOGETHER, clip_factors, clipped_sum
 
 KINDS = ("flat", "automatic")
 
@@ -48,6 +49,46 @@ def test_sensitivity_on_neighbouring_batches(clipping, scale):
         without, _ = clipped_sum(rest, 1.5, clipping)
         change = math.sqrt(sum((a - b).square().sum().item() for a, b in zip(whole, without, strict=True)))
         assert change <= 1.5 * (1 + 1e-5)  # fp32 sums of eight images
+
+
+def rounded_apart(images, size=16):
+    """Gradients that make two sums in fp32 drift apart: the sum of half of them is just below a power of two, P.
+
+    An image more brings it above P, where numbers are twice as far apart. There the others, by turns a little more and a little
+    less than P 2^-24, count as P 2^-23 and as 0.
+    """
+    half, power = images // 2, 2.0 ** math.floor(math.log2(0.9 * images / 2 / math.sqrt(size)))
+    step = power * 2.0**-24
+    others = [step * 17 / 16, -step * 15 / 16]
+    rows = [0.0, *[power / half] * (half - 1), power / half - 8 * step, *islice(cycle(others), images - half - 1)]
+    return torch.tensor(rows)[:, None].repeat(1, size)
+
+
+@pytest.mark.parametrize("images", [TOGETHER, 512, 8192])
+def test_no_gradients_make_rounding_in_a_sum_exceed_the_bound(images):
+    gradients = rounded_apart(images)
+    without, _ = clipped_sum([gradients], 1.0, "flat")
+    gradients[0] = (1 - MARGIN) / 4 * (1 - 1e-6)
+    whole, norms = clipped_sum([gradients], 1.0, "flat")
+    assert norms.max() <= 1 - MARGIN, "nothing is clipped"
+    assert 0.99 < (whole[0].double() - without[0].double()).norm() <= 1
+    if images > TOGETHER:
+        in_fp32 = torch.ones(images) @ gradients - torch.ones(images) @ gradients.index_fill(0, torch.tensor([0]), 0)
+        assert in_fp32.double().norm() > 1, "as a sum in fp32 does"
+
+
+def test_what_sums_in_fp32_may_be_off_by_is_half_the_margin():
+    """Each of two sums of B numbers is off by B 2^-24 times what they add up to at most, which is B C."""
+    assert 2 * TOGETHER**2 * 2.0**-24 == MARGIN / 2
+
+
+@pytest.mark.parametrize("images", [1, TOGETHER, TOGETHER + 1, 3 * TOGETHER])
+def test_sums_of_many_images_are_in_double_precision(images):
+    gradients = drawn(images)
+    sums, _ = clipped_sum(gradients, 1.0, "automatic")
+    assert {total.dtype for total in sums} == {torch.float32 if images <= TOGETHER else torch.float64}
+    for total, expected in zip(sums, naive_clipped_sum(gradients, 1.0, "automatic"), strict=True):
+        torch.testing.assert_close(total.float(), expected, rtol=1e-4, atol=1e-5)  # fp32 sums in another order
 
 
 def test_unclipped_sum_would_break_the_sensitivity():

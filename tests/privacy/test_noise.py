@@ -149,6 +149,20 @@ def test_sum_and_noise_are_rounded_to_the_grid_once_and_added_without_rounding(e
     assert found.tolist() == longhand(value, sigma, bound, spacing, Fixed().normal(value))
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    bound=st.floats(1e-6, 1e6),
+    numbers=st.sampled_from([1, 1000, 2**32]),
+    units=st.sampled_from([1, 2**22 - 1]),
+    sigma=st.floats(0.1, 2000),
+)
+def test_steps_are_exact_up_to_the_largest_sums(bound, numbers, units, sigma):
+    """Of millions of units that all add the bound to one number, and of noise for as many numbers as a model has."""
+    value, spacing = torch.linspace(-1, 1, 31, dtype=torch.float64) * units * bound, grid(bound, numbers)
+    found = add_gaussian_noise(value, sigma, bound, spacing, Fixed())
+    assert found.tolist() == longhand(value, sigma, bound, spacing, Fixed().normal(value))
+
+
 @given(sensitivity=st.floats(1e-6, 1e6), numbers=st.integers(1, 2**32))
 def test_the_grid_raises_the_sensitivity_by_a_16384th_at_most(sensitivity, numbers):
     spacing = grid(sensitivity, numbers)
