@@ -34,7 +34,7 @@ from dpsapf.finetune import train
 from dpsapf.finetune.checkpoint import TrainingState
 from dpsapf.gradients import ghost_clipping
 from dpsapf.gradients.per_image import per_image_gradients
-from dpsapf.privacy import clipping, meter, noise
+from dpsapf.privacy import clipping, meter, noise, spends
 from dpsapf.privacy.accounting import epsilon
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.mechanisms import Ranking, Refused, mechanism
@@ -468,7 +468,10 @@ def released_scores(folder: Path, members: torch.Tensor, matrices: int = SCORED,
         spend=folder / "spend.json",
         private=folder / "private.json",
     )
-    saliency.score_saliency(options)
+    with patch.dict(os.environ, DPSAPF_SPENDS=str(folder / "spends")):  # each attack is on an owner of its own
+        with spends.opened() as book:
+            spends.know_by_name(book, origin["dataset_id"], "canaries")
+        saliency.score_saliency(options)
     return pd.read_csv(options.scores)[SCORE].to_numpy()
 
 
