@@ -1,4 +1,4 @@
-"""Put each fault of `tests.faults.table` into a copy of the tree, and say what stops it (``python -m tests.faults``).
+"""Put each fault of `table` and `unseen` into a copy of the tree, and say what stops it (``python -m tests.faults``).
 
 Four things may stop a fault: construction (a stage refuses, or a contract on imports and names is broken), the audit (or
 sampling, or the release), the tests, and the attacks. Fails if one is stopped less than twice without a reason in `FEW`.
@@ -15,7 +15,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from tests.faults.table import FAULTS, FEW, RIGHT, Fault
+from tests.faults.fault import Fault
+from tests.faults.table import FAULTS, FEW, RIGHT, UNSEEN
 from tests.mutation import run
 from tests.mutation.run import ROOT, Job
 
@@ -128,7 +129,7 @@ def stops(row: dict[str, str]) -> int:
 def markdown(rows: dict[str, dict[str, str]]) -> str:
     """Write the table; faults by name."""
     lines = [f"| fault | breaks | {' | '.join(COLUMNS)} | stopped |", "| :-- | :-- | " + ":-- | " * len(COLUMNS) + "--: |"]
-    breaks = {fault.name: fault.breaks for fault in (*FAULTS, RIGHT)}
+    breaks = {fault.name: fault.breaks for fault in (*FAULTS, *UNSEEN, RIGHT)}
     for name, row in rows.items():
         cells = [row[column].replace("|", "\\|").removeprefix("dpsapf ")[:SHOWN] or "—" for column in COLUMNS]
         lines.append(f"| {name} | {breaks[name]} | {' | '.join(cells)} | {stops(row)} |")
@@ -153,7 +154,7 @@ def main(words: list[str]) -> int:
     parser.add_argument("--list", action="store_true", help="say which faults there are, try none")
     parser.add_argument("--results", type=Path, help="JSON file to keep outcomes in, and to go on from")
     options = parser.parse_args(words)
-    chosen = [fault for fault in (RIGHT, *FAULTS) if any(word in fault.name for word in options.only)]
+    chosen = [fault for fault in (RIGHT, *FAULTS, *UNSEEN) if any(word in fault.name for word in options.only)]
     if options.list:
         print("\n".join(f"{fault.name}: {fault.breaks}" for fault in chosen))
         return 0

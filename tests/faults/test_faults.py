@@ -7,14 +7,16 @@ import sys
 import pytest
 
 from tests.faults import __main__ as faults
-from tests.faults.table import FAULTS, FEW, REQUIREMENTS, RIGHT, Fault
+from tests.faults.fault import REQUIREMENTS, Fault
+from tests.faults.table import FAULTS, FEW, RIGHT, UNSEEN
 from tests.mutation.run import PACKAGE, ROOT
 
-NAMES = [fault.name for fault in FAULTS]
+ALL = (*FAULTS, *UNSEEN)
+NAMES = [fault.name for fault in ALL]
 STOPPED = dict.fromkeys(faults.COLUMNS, "")
 
 
-@pytest.mark.parametrize("fault", FAULTS, ids=NAMES)
+@pytest.mark.parametrize("fault", ALL, ids=NAMES)
 def test_a_fault_applies_exactly_once_and_is_code(fault):
     texts = faults.patched(fault, ROOT / PACKAGE)
     assert texts
@@ -30,8 +32,9 @@ def test_a_text_that_is_not_there_once_is_told(old):
 
 
 def test_each_fault_has_a_name_a_requirement_and_tests_that_exist():
-    assert len(set(NAMES)) == len(NAMES) >= 31 and {fault.breaks for fault in FAULTS} == set(REQUIREMENTS)
-    named = {test for fault in (*FAULTS, RIGHT) for test in (*fault.tests, *fault.attacks) if "/" in test}
+    assert len(set(NAMES)) == len(NAMES) >= 41
+    assert {fault.breaks for fault in FAULTS} == {fault.breaks for fault in UNSEEN} == set(REQUIREMENTS)
+    named = {test for fault in (*ALL, RIGHT) for test in (*fault.tests, *fault.attacks) if "/" in test}
     files = {test.partition("::")[0] for test in (*named, *faults.CONTRACTS, faults.WHOLE_RUN, faults.ATTACK)}
     assert all((ROOT / file).exists() for file in files)
     assert set(FEW) <= set(NAMES) and all(FEW.values())
