@@ -303,9 +303,16 @@ def _write_spend(folder, run, release, candidates):
 def fake_measures(**changes):
     """What a meter could have seen of one number that got noise at each step."""
     steps = len(changes["batches"])
-    values = {"salt": "s", "participation": (), "strangers": 0, "secret": "seed", "largest_contribution": 1.0}
-    values |= {"not_additive": 0.0, "sum_squares": 1.0, "repetition": 1.0, "seconds": 1.0}
-    values |= {"sizes": (1,), "squares": (1.0,) * steps, "parts": (float(steps),), "looked_at": 1, "cells": (steps, *[0] * 15)}
+    values = {"salt": "s", "participation": (), "strangers": 0, "surplus": 0, "secret": "seed", "largest_contribution": 1.0}
+    values |= {"not_additive": 0.0, "sums": (1.0,) * 2, "sum_squares": 1.0, "repetition": 1.0, "seconds": 1.0}
+    values |= {
+        "sizes": (1,),
+        "squares": (1.0,) * steps,
+        "parts": (float(steps),),
+        "sums": (1.0,) * 2,
+        "looked_at": 1,
+        "cells": (steps, *[0] * 15),
+    }
     return Measured(**(values | changes))
 
 

@@ -78,7 +78,8 @@ class Electorate:
         counts = torch.zeros(len(labels), dtype=torch.float64)
         for chunk in voters.split(max(1, ENTRIES // len(labels))):
             found = nearest(self.features[chunk].to(self.device), self.labels[chunk].to(self.device), features, labels)
-            counts += self.meter.votes(found.cpu(), len(labels))
+            units = chunk if self.users is None else torch.from_numpy(self.users)[chunk]
+            counts += self.meter.votes(found.cpu(), len(labels), units)
         return Private([counts])
 
 

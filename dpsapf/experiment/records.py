@@ -112,12 +112,14 @@ class Measured(Checked):
     batches: tuple[int, ...]  # units drawn at each step
     participation: tuple[int, ...]  # entry t: units that took part in t steps
     strangers: int  # images read, over all steps, of units that were not in the step's batch
+    surplus: int  # units that were added up in a step beyond those in its batch; the most of all steps
     secret: NoiseMode | None  # where batches and pairs were drawn from: seed if one of them was; null: none was drawn
     largest_contribution: float  # largest L2 norm that one unit was seen to add to a sum
     not_additive: float  # largest difference of some units' sum from the sum of each alone, over the sum of their norms
     sizes: tuple[int, ...]  # noise draws of a step, by tensor
     squares: tuple[float, ...]  # of each step the sum of the squares of the standardised noise that was added
     parts: tuple[float, ...]  # likewise of each tensor, over all steps
+    sums: tuple[float, ...]  # of each tensor, and of all together: squares of its noise's sum over its size, over all steps
     looked_at: int  # places of a step's noise that were looked at one by one
     cells: tuple[int, ...]  # of these, over all steps: numbers in each interval of equal chance
     sum_squares: float  # of these: squares of the sum of all steps' noise, over the number of steps

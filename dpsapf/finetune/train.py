@@ -169,6 +169,7 @@ def _drawn(training: Training, meter: Meter, step: int) -> Batch:
         for names in ((step, "batch"), ("pairs", step))
     )
     batch = meter.batch(training.release.sampling_rate, who)
+    training.processes.check_same(batch, "units in the batch")
     timesteps = training.objective.timesteps
     return draw_batch(training.latents, batch, training.options.noise_multiplicity, timesteps, draws)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from scipy import stats
 
-from dpsapf.experiment.records import Measured, Spend
+from dpsapf.experiment.records import Measured, Release, Spend
 from dpsapf.support.errors import UserError
 
 KEPT = 4096  # places of a step, drawn once for a release, at which noise is looked at one by one
@@ -39,7 +39,7 @@ def _refuse(path: Path, key: str, value: object, what: str) -> None:
 
 
 def _check_batches(spend: Spend, measured: Measured, path: Path) -> None:
-    """Test that batch sizes are a Poisson sampler's: Binomial(N, q), each alone, their total, and their spread."""
+    """Test that batch sizes are a Poisson sampler's: Binomial(N, q), each alone, their total, how many are 0, their spread."""
     sizes, rate, steps = np.array(measured.batches), spend.release.sampling_rate, spend.release.steps
     if len(sizes) != steps:
         _refuse(path, "batches", len(sizes), f"must be the {steps} of the release's steps")
@@ -48,7 +48,9 @@ def _check_batches(spend: Spend, measured: Measured, path: Path) -> None:
             _refuse(path, "batches", sizes.tolist()[:5], f"rate 1 takes all {spend.population} {spend.unit}s at every step")
         return
     total = two_sided(sizes.sum(keepdims=True), spend.population * steps, rate)
-    chances = (steps * two_sided(sizes, spend.population, rate).min(), total[0], too_even(sizes, spend.population, rate))
+    empty = two_sided((sizes == 0).sum(keepdims=True), steps, stats.binom.pmf(0, spend.population, rate))
+    each = steps * two_sided(sizes, spend.population, rate).min()
+    chances = (each, total[0], empty[0], too_even(sizes, spend.population, rate))
     if not min(chances) >= UNLIKELY:
         what = f"are no Poisson samples of {spend.population} {spend.unit}s at rate {rate:.4g}"
         _refuse(path, "batches", sizes[:5].tolist(), what)
@@ -95,6 +97,8 @@ def _check_contribution(spend: Spend, measured: Measured, path: Path) -> None:
     bound = spend.release.sensitivity
     if measured.strangers:
         _refuse(path, "strangers", measured.strangers, f"so many images were read of {spend.unit}s that were not in the batch")
+    if measured.surplus:
+        _refuse(path, "surplus", measured.surplus, f"so many more {spend.unit}s were added up than the batch had")
     if (
         spend.release.mechanism in ("gaussian", "none")
         and bound is not None
@@ -127,32 +131,64 @@ def _check_noise(spend: Spend, measured: Measured, path: Path) -> None:
         _refuse(path, "sizes", numbers, f"must be {spend.numbers}: noise on each of {spend.numbers} numbers at every step")
     total = float(np.sum(measured.squares))
     ratio = (total / max(numbers * steps, 1)) ** 0.5
+    half = _half_a_step(spend.release, numbers)
     for key, values, counts in (
         ("squares", [total], [numbers * steps]),
         ("squares", measured.squares, [numbers] * steps),
         ("parts", measured.parts, [size * steps for size in measured.sizes]),
     ):
-        if not len(values) * two_sided_chi2(values, counts).min() >= UNLIKELY:
+        if not len(values) * two_sided_chi2(values, counts, half * np.sqrt(counts)).min() >= UNLIKELY:
             _refuse(path, key, min(values), f"the noise was {ratio:.3g} times what the release says, or not so in some part")
     if not np.isclose(total, np.sum(measured.parts), rtol=ROUNDING):
         _refuse(path, "parts", float(np.sum(measured.parts)), f"must add up to the steps' squares, {total}")
-    _check_each(measured, steps, path)
+    _check_sums(measured, steps, half, path)
+    _check_each(measured, steps, half, path)
 
 
-def _check_each(measured: Measured, steps: int, path: Path) -> None:
+def _half_a_step(release: Release, numbers: int) -> float:
+    """Return half a step of the grid that noise is rounded to, in its standard deviations: so near to 0 it may be 0."""
+    from dpsapf.privacy.noise import grid  # imports torch
+
+    if release.mechanism != "gaussian":
+        return 0.0
+    return grid(release.sensitivity, max(1, numbers)) / (2 * release.noise_multiplier * release.sensitivity)
+
+
+def _check_sums(measured: Measured, steps: int, half: float, path: Path) -> None:
+    """Test that noise within a step is independent: then its sum over a tensor, and over all, is normal.
+
+    Noise of which one half takes the other away has a sum of 0; noise that two tensors share has too large a one.
+    """
+    sizes = np.array([*measured.sizes, sum(measured.sizes)])
+    if len(measured.sums) != len(sizes):
+        _refuse(path, "sums", len(measured.sums), "must be one for each tensor, and one for all together")
+    chances = two_sided_chi2(measured.sums, [steps] * len(sizes), half * np.sqrt(steps / sizes))
+    if not len(sizes) * chances.min() >= UNLIKELY:
+        what = "noise of some numbers takes away, or repeats, that of others of the same step"
+        _refuse(path, "sums", measured.sums[int(chances.argmin())], what)
+
+
+def _check_each(measured: Measured, steps: int, half: float, path: Path) -> None:
     """Test the noise at the places that were looked at one by one: normal, and independent from step to step."""
     if measured.looked_at < min(KEPT, sum(measured.sizes)) or sum(measured.cells) != measured.looked_at * steps:
         _refuse(path, "looked_at", measured.looked_at, f"must be {KEPT} places or all, at each step")
     cells = np.array(measured.cells)
     if not len(cells) * two_sided(cells, cells.sum(), 1 / CELLS).min() >= UNLIKELY:
         _refuse(path, "cells", cells.tolist()[:5], "the noise does not have the law that the release says")
-    if not two_sided_chi2([measured.sum_squares], [measured.looked_at]).min() >= UNLIKELY:
+    rounding = half * np.sqrt(measured.looked_at / steps)
+    if not two_sided_chi2([measured.sum_squares], [measured.looked_at], rounding).min() >= UNLIKELY:
         _refuse(path, "sum_squares", measured.sum_squares, "noise of some steps takes away, or adds to, that of others")
     if not steps * (steps + 1) / 2 * measured.repetition >= UNLIKELY:
         _refuse(path, "repetition", measured.repetition, "noise of one step is like another step's")
 
 
-def two_sided_chi2(values: Sequence[float], counts: Sequence[int]) -> np.ndarray:
-    """Return twice the smaller tail of each sum of squares [n] of so many normal numbers; 1 at the most."""
+def two_sided_chi2(values: Sequence[float], counts: Sequence[int], rounding: float | np.ndarray = 0.0) -> np.ndarray:
+    """Return twice the smaller tail of each sum of squares [n] of so many normal numbers; 1 at the most.
+
+    Args:
+        values: sums of squares.
+        counts: numbers in each.
+        rounding: by how much rounding to a grid may have lowered the root of each.
+    """
     law = stats.chi2(np.asarray(counts))
-    return np.minimum(1, 2 * np.minimum(law.cdf(values), law.sf(values)))
+    return np.minimum(1, 2 * np.minimum(law.cdf((np.sqrt(values) + rounding) ** 2), law.sf(values)))

@@ -56,12 +56,14 @@ class Meter:
             "batches": [],
             "largest_contribution": 0.0,
             "strangers": 0,
+            "surplus": 0,
             "not_additive": 0.0,
             "secret": None,
         }
         self._done: dict[str, typing.Any] = {"steps": 0}
         self._probed = 0  # the batch of the last probe
-        self._votes = 0  # of the last batch
+        self._added = 0  # units that were added up of the last batch
+        self._votes = np.zeros(population, dtype=np.int64)  # of each unit in the last batch
 
     def batch(self, rate: float, generator: torch.Generator) -> torch.Tensor:
         """Draw a Poisson batch and count who is in it; arguments and result as `dpsapf.privacy.poisson.poisson_batch`."""
@@ -70,7 +72,8 @@ class Meter:
         self._facts["batches"].append(len(drawn))
         self._drawn = np.isin(np.arange(self.population), drawn.numpy())
         self._participation[self._drawn] += 1
-        self._votes = 0
+        self._added = 0
+        self._votes[:] = 0
         return drawn
 
     def secret(self, generator: torch.Generator) -> torch.Generator:
@@ -90,8 +93,7 @@ class Meter:
         """
 
         def read(images: torch.Tensor) -> None:
-            units = images if users is None else users[images]
-            self._facts["strangers"] += int((~self._drawn[units.numpy()]).sum())
+            self._read(images if users is None else users[images])
 
         return read
 
@@ -113,23 +115,27 @@ class Meter:
         rows = rounded_down(rows, grid(sensitivity, rows.shape[1])) if math.isfinite(sensitivity) else rows.double()
         if len(rows):
             self.contribution(float(rows.norm(dim=1).max()))
+        self._add_units(len(rows))
         return rows.sum(0)
 
-    def votes(self, chosen: torch.Tensor, numbers: int) -> torch.Tensor:
+    def votes(self, chosen: torch.Tensor, numbers: int, units: torch.Tensor) -> torch.Tensor:
         """Count what some units of the batch vote for: each adds 1 to one number.
 
-        What a unit adds is measured by the batch's votes over its units: more than 1 if there are more votes than units.
+        What a unit adds is measured by its votes since the batch was drawn.
 
         Args:
-            chosen: number that each unit votes for, int64 [b].
+            chosen: number that each vote is for, int64 [b].
             numbers: n, that can be voted for.
+            units: whose vote each is, int64 [b].
 
         Returns:
             Counts, float64 [n].
         """
         if len(chosen):
-            self._votes += len(chosen)
-            self.contribution(self._votes / max(1, int(self._drawn.sum())))
+            np.add.at(self._votes, units.numpy(), 1)
+            self.contribution(float(self._votes.max()))
+        self._read(units)
+        self._add_units(len(chosen))
         return chosen.bincount(minlength=numbers).double()
 
     def add(self, totals: list[torch.Tensor], chunks: list[torch.Tensor], sums_of: SumsOf) -> torch.Tensor | float:
@@ -144,6 +150,7 @@ class Meter:
             The facts of all chunks, added up; 0 for none.
         """
         facts = 0.0
+        self._add_units(sum(map(len, chunks)))
         for chunk, (added, told) in zip(chunks, sums_of(chunks), strict=True):
             if len(chunk) == 1:
                 self.contribution(joint_norm(added))
@@ -228,6 +235,7 @@ class Meter:
             sizes=tuple(noise.sizes),
             squares=tuple(noise.steps),
             parts=tuple(noise.parts),
+            sums=tuple(noise.sums),
             cells=tuple(noise.cells),
             looked_at=noise.looked_at,
             sum_squares=noise.sum_squares,
@@ -241,11 +249,11 @@ class Meter:
         seen, tensors = self._noise.state()
         tensors = {f"noise/{name}": value for name, value in tensors.items()}
         tensors |= {"participation": torch.from_numpy(self._participation), "drawn": torch.from_numpy(self._drawn)}
-        return {"facts": self._facts, "done": self._done, "noise": seen}, tensors
+        return {"facts": self._facts, "done": self._done, "noise": seen, "added": self._added}, tensors
 
     def restore(self, facts: dict, tensors: dict[str, torch.Tensor]) -> None:
         """Go on from a checkpoint's state."""
-        self._facts, self._done = facts["facts"], facts["done"]
+        self._facts, self._done, self._added = facts["facts"], facts["done"], facts["added"]
         self._participation, self._drawn = (tensors[name].numpy().copy() for name in ("participation", "drawn"))
         seen = {name.removeprefix("noise/"): value for name, value in tensors.items() if name.startswith("noise/")}
         self._noise.restore(facts["noise"], seen)
@@ -253,6 +261,13 @@ class Meter:
     def agree(self, processes: Processes) -> None:
         """Take the largest contribution that one of the processes saw; all call it at once."""
         self.contribution(processes.largest(self._facts["largest_contribution"]))
+
+    def _read(self, units: torch.Tensor) -> None:
+        self._facts["strangers"] += int((~self._drawn[units.numpy()]).sum())
+
+    def _add_units(self, count: int) -> None:
+        self._added += count
+        self._facts["surplus"] = max(self._facts["surplus"], self._added - int(self._drawn.sum()))
 
     def _released(self, parts: list[torch.Tensor]) -> Released:
         return Released(tuple(parts), self._done.get("sampling_rate", 1.0) * self.population)

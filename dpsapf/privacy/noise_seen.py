@@ -19,6 +19,7 @@ class NoiseSeen:
     Attributes:
         steps: sum of squares of each step.
         parts: likewise of each tensor, over all steps.
+        sums: of each tensor, and last of all together, the square of the sum of its noise over its size, over all steps.
         sizes: numbers of each tensor.
         cells: how many of the numbers looked at fell into each of `CELLS` intervals of equal chance.
         repetition: smallest chance of a step's noise being so like an earlier one's, or the sum of all earlier ones, over all
@@ -28,6 +29,7 @@ class NoiseSeen:
     def __init__(self) -> None:
         self.steps: list[float] = []
         self.parts: list[float] = []
+        self.sums: list[float] = []
         self.sizes: list[int] = []
         self.cells = [0] * CELLS
         self.repetition = 1.0
@@ -55,18 +57,21 @@ class NoiseSeen:
             self._begin(sizes)
         if sizes != self.sizes:
             raise ValueError(f"a step has noise of sizes {sizes[:5]}, the steps before {self.sizes[:5]}")
-        squares, looked = [], []
+        squares, sums, looked = [], [], []
         for part, places in zip(noise, self._places, strict=True):
             squares.append(part.square().sum())
+            sums.append(part.sum())
             looked.append(part[places.to(part.device)])
-        told = torch.stack(squares).tolist()
-        self.steps.append(float(np.sum(told)))
-        self.parts = [before + value for before, value in zip(self.parts, told, strict=True)]
+        told, totals = torch.stack([torch.stack(squares), torch.stack(sums)]).cpu().numpy()
+        self.steps.append(float(told.sum()))
+        self.parts = (np.array(self.parts) + told).tolist()
+        over = np.maximum(1, [*sizes, sum(sizes)])
+        self.sums = (np.array(self.sums) + np.array([*totals, totals.sum()]) ** 2 / over).tolist()
         self._look(torch.cat(looked).cpu())
 
     def state(self) -> tuple[dict, dict[str, torch.Tensor]]:
         """Return what a checkpoint keeps: JSON-ready facts, and tensors."""
-        facts = {name: getattr(self, name) for name in ("steps", "parts", "sizes", "cells", "repetition")}
+        facts = {name: getattr(self, name) for name in ("steps", "parts", "sums", "sizes", "cells", "repetition")}
         tensors = {f"places/{number}": places for number, places in enumerate(self._places)}
         return facts, tensors | {"sum": self._sum, "earlier": self._earlier}
 
@@ -83,7 +88,7 @@ class NoiseSeen:
         shares = [min(size, -(-KEPT * size // max(1, sum(sizes)))) for size in sizes]
         drawn = (random.choice(size, share, replace=False, shuffle=False) for size, share in zip(sizes, shares, strict=True))
         self._places = [torch.from_numpy(np.asarray(places, dtype=np.int64)) for places in drawn]
-        self.sizes, self.parts = list(sizes), [0.0] * len(sizes)
+        self.sizes, self.parts, self.sums = list(sizes), [0.0] * len(sizes), [0.0] * (len(sizes) + 1)
         self._sum = torch.zeros(self.looked_at, dtype=torch.float64)
         self._earlier = torch.zeros(0, min(COMPARED, self.looked_at))
 

@@ -242,6 +242,12 @@ def check_not_released(subject: str, dataset_id: str) -> None:
             raise UserError("run", subject, f"{told}, on record in {book.path}; {copy}, or {word}")
 
 
+def _spent_before(book: Record, made: Plan, lines: int) -> int:
+    """Count what was spent before a plan, but for the run's own scores: one by one, whatever `Record.priors` makes of it."""
+    earlier = {(spent.key, spent.release): spent for _, spent in book.spent(made.dataset_id, lines)}
+    return sum(spent.subject != made.run.scores_id for spent in earlier.values())
+
+
 def check_planned(made: Plan) -> None:
     """Check that a plan still counts everything that was spent before it; call it before a run releases anything.
 
@@ -254,6 +260,7 @@ def check_planned(made: Plan) -> None:
         _check_known(book, made.dataset_id)
         counted = set(zip(made.prior_keys, made.prior, strict=True))
         missing = book.priors(made.run, made.dataset_id, made.unit, {}).keys() - counted
-        if book.planned(made.run.id, made.dataset_id) is None or missing:
+        planned = book.planned(made.run.id, made.dataset_id)
+        if planned is None or missing or len(counted) < _spent_before(book, made, planned.lines):
             remedy = "was planned before dpsapf spend-again, and does not count what was spent: delete it, and plan the run again"
             raise UserError("--plan", made.run.id, remedy)

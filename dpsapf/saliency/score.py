@@ -82,7 +82,9 @@ def _batch(options: ScoreSaliency, release: Release, progress: Progress) -> torc
         LOG.info("goes on after %d %ss, %s", progress.rows, options.unit, progress.checkpoint.path)
         return progress.meter.participants()
     who = _draws(options).secret("batch")
-    return progress.meter.batch(release.sampling_rate, progress.joined.agree_on_generator(who, options.device))
+    batch = progress.meter.batch(release.sampling_rate, progress.joined.agree_on_generator(who, options.device))
+    progress.joined.check_same(batch, "units in the batch")
+    return batch
 
 
 def _release(

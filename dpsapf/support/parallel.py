@@ -71,13 +71,25 @@ class Processes:
         Raises:
             UserError: it is not, e.g. because one does not see the others' checkpoint.
         """
+        self._check_equal(number, what, "put the outputs in a folder that all processes see")
+
+    def check_same(self, numbers: torch.Tensor, what: str) -> None:
+        """Check that numbers, int64 [n], are the same in all processes, by a hash of them.
+
+        Raises:
+            UserError: they are not.
+        """
+        if self.count > 1:
+            self._check_equal(hash(tuple(numbers.tolist())), f"hash of {what}", "a defect of the code, report it")
+
+    def _check_equal(self, number: int, what: str, remedy: str) -> None:
         largest, least = torch.tensor(number), torch.tensor(number)
         if self.count > 1:
             largest, least = largest.to(_talks_on()), least.to(_talks_on())
             dist.all_reduce(largest, dist.ReduceOp.MAX)
             dist.all_reduce(least, dist.ReduceOp.MIN)
         if largest != least:
-            raise UserError(what, number, f"others have {least} to {largest}: put the outputs in a folder that all processes see")
+            raise UserError(what, number, f"others have {least} to {largest}: {remedy}")
 
     def agree_on_generator(self, generator: torch.Generator, device: str) -> torch.Generator:
         """Give a CPU generator the state of the leading process', so that all draw the same."""

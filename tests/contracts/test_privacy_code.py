@@ -123,6 +123,20 @@ def test_batches_are_drawn_by_the_meter_alone():
     assert users_of({"poisson_batch"}) == {"privacy/meter.py"}
 
 
+def test_a_batch_is_the_first_that_is_drawn():
+    """It is drawn once and in no loop: an empty one is not drawn again."""
+    tree = ast.parse((PACKAGE / "privacy/meter.py").read_text())
+    (batch,) = (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.name == "batch")
+    assert not any(isinstance(node, ast.For | ast.While | ast.If | ast.IfExp | ast.Try) for node in ast.walk(batch))
+    assert list(calls(PACKAGE / "privacy/meter.py")).count("poisson_batch") == 1
+
+
+def test_keys_and_counters_are_whole_draws_of_the_operating_system():
+    tree = ast.parse((PACKAGE / "privacy/noise.py").read_text())
+    made = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) in ("AES256", "CTR")]
+    assert sorted(map(ast.unparse, made)) == ["AES256(os.urandom(32))", "CTR(os.urandom(16))"]
+
+
 def test_normal_draws_are_where_they_belong():
     assert {user for user in users_of(NORMALS) if not user.startswith(TEXTURES)} <= DRAWN | MEASURED
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX, SCORE, SELECTED
-from dpsapf.experiment.records import Ledger, Measured
+from dpsapf.experiment.records import Ledger, Measured, Plan
 from dpsapf.experiment.runs import normalise
 from dpsapf.support.checked import replace
 from dpsapf.support.records import read_record, write_record
@@ -23,6 +23,7 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).with_name("under_torchrun.py")
 IMAGES = 12
+TWO = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,15 @@ def asked(inputs, out):
 
 
 def run(inputs, out, *launcher):
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     for stage in asked(inputs, out):
-        (inputs / "stage.json").write_text(json.dumps(stage, default=str))
-        command = [sys.executable, *launcher, str(SCRIPT), str(inputs / "stage.json")]
-        subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
+        start(inputs, stage, *launcher)
+
+
+def start(inputs, stage, *launcher):
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    (inputs / "stage.json").write_text(json.dumps(stage, default=str))
+    command = [sys.executable, *launcher, str(SCRIPT), str(inputs / "stage.json")]
+    subprocess.run(command, check=True, cwd=ROOT, env=environment, timeout=300)
 
 
 @pytest.fixture
@@ -80,7 +85,7 @@ def both(inputs):
     one, two = inputs / "one", inputs / "two"
     if not two.exists():
         run(inputs, one)
-        run(inputs, two, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+        run(inputs, two, *TWO)
     return one, two
 
 
@@ -90,6 +95,19 @@ def test_finetune(both):
         torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-6)  # fp32 sums in another order
     units = [pd.read_csv(folder / "log.csv")["units"].tolist() for folder in both]
     assert units[0] == units[1]
+
+
+def test_batches_of_a_release_are_the_same_in_both(inputs, new_owner):
+    """Noise of the operating system, so each process has draws of its own: the stage refuses if they do not agree."""
+    plan = read_record(inputs / "plan.json", Plan)
+    new_owner(run=plan.run)
+    saliency, trained = (replace(release, noise="system") for release in plan.releases)
+    write_record(inputs / "plan.json", replace(plan, noise="system", releases=(saliency, trained)))
+    out = inputs / "released"
+    stage = next(asked(inputs, out))
+    start(inputs, stage, *TWO)
+    measured = read_record(out / "private.json", Measured)
+    assert pd.read_csv(out / "log.csv")["units"].tolist() == list(measured.batches)
 
 
 @pytest.mark.parametrize("name", ["energy", "signal"])

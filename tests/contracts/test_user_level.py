@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
+from dpsapf.evolution.votes import Electorate
 from dpsapf.experiment.records import Release
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.finetune.dp_sgd import private_gradient
@@ -63,6 +64,16 @@ def test_all_images_of_a_user_together_add_at_most_the_bound(multiplicity):
     latents = extreme(owned())
     change = summed(latents, torch.arange(4), multiplicity) - summed(latents, torch.arange(1, 4), multiplicity)
     assert 0.9 * BOUND < change.norm() <= BOUND
+
+
+def test_all_images_of_a_user_together_have_one_vote():
+    """They alone are near the first synthetic image, whose votes are counted over many rounds."""
+    release = Release(name="pe-histogram", noise_multiplier=1e-6, sensitivity=1.0, sampling_rate=1.0, steps=50, noise="system")
+    features, same = torch.where(OWNERS[:, None] == 0, 0.0, 1.0), torch.zeros(IMAGES, dtype=torch.int64)
+    voters = Electorate(features, same, OWNERS.numpy(), release, "system", 0, Meter(4), "cpu")
+    for step in range(release.steps):
+        (votes,) = voters.vote(torch.tensor([[0.0], [1.0]]), torch.zeros(2, dtype=torch.int64), step).values
+        assert votes.tolist() == pytest.approx([1, 3], abs=1e-3)
 
 
 def test_with_images_as_units_a_user_adds_more():

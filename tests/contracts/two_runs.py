@@ -305,10 +305,10 @@ def evolved(side, changes):
 
 
 RECIPE = {
-    **{"classifiers": ["resnet"], "steps": 4, "batch": 4, "optimizer": "adam", "learning_rate": 0.005},
-    **{"selection": "noisy-private-validation", "checkpoints": 2},
+    **{"classifiers": ["resnet"], "steps": 8, "batch": 4, "optimizer": "adam", "learning_rate": 0.005},
+    **{"selection": "noisy-private-validation", "checkpoints": 8},
 }
-COUNTED = Release(name="validation", noise_multiplier=5.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
+COUNTED = Release(name="validation", noise_multiplier=5.0, sensitivity=1.0, sampling_rate=1.0, steps=8, noise="system")
 
 
 def counted(side, dataset_record, plan):
@@ -318,11 +318,12 @@ def counted(side, dataset_record, plan):
     path.parent.mkdir(parents=True)
     parts = {
         name: (draws.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), draws.permutation(8) % 2)
-        for name in ("train", "validation", "test")
+        for name in ("train", "validation")
     }
+    parts["test"] = public_images()  # so the utility tells of the private images only which states were chosen
     identity = sha256(write_dataset(path, parts, salt=draws.bytes(32)))
     record = path.with_name("dataset.json")
-    known = replace(dataset_record, id=identity, train=8, validation=8, test=8)
+    known = replace(dataset_record, id=identity, train=8, validation=8, test=16)
     write_record(record, known)
     spends.know(known, lambda: [parts["validation"][0]])
     with spends.planning(plan.run, identity, "image", {}):
@@ -336,9 +337,8 @@ def counted(side, dataset_record, plan):
     files |= {"private": "private_validation.json"}
     named = {name: folder / file for name, file in files.items()}
     judged = {"protocol": "counts-v1", "registry": side.root / "protocols.yaml", "what": ("utility",), "features": record}
-    outside = {"utility": folder / "private_utility.json"}  # tested on private images: published as private by nobody
-    inputs = {"archive": path, "dataset": record}
-    evaluate(Evaluate(synthetic=folder / "samples.npz", **inputs, **judged, **named, **outside))
+    inputs = {"archive": path, "dataset": record, "utility": folder / "utility.json"}
+    evaluate(Evaluate(synthetic=folder / "samples.npz", **inputs, **judged, **named))
     audit_validation(AuditValidation(dataset=record, **named, out=folder / "validation_ledger.json"))
 
 

@@ -5,6 +5,7 @@
 
 import contextlib
 import io
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,19 @@ import pandas as pd
 import pytest
 
 from dpsapf.cli.main import main
+from dpsapf.datasets.prepared import read_part
 from dpsapf.experiment.columns import BLOCK, CANDIDATES, LAYER, MATRIX
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.records import DatasetRecord, Plan
+from dpsapf.experiment.records import DatasetRecord, Plan, Release, Spend
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.finetune import train
+from dpsapf.privacy import spends
 from dpsapf.saliency import score
+from dpsapf.saliency.progress import Progress
 from dpsapf.sampling import sample
 from dpsapf.support.files import sha256
+from dpsapf.support.interruption import AGAIN
 from dpsapf.support.records import read_record, write_record
 from tests.prepared_dataset import write_dataset
 from tests.tiny import TinyModel, candidates, tiny_latents, tiny_unet, write_latents, write_tiny_model
@@ -34,14 +39,30 @@ RUN = RunSpec(
 )
 
 
-def call(command, *flags, **values):
-    """Run a command; the error that it tells is the assertion's."""
+def call(command, *flags, code=0, **values):
+    """Run a command that ends with a code; the error that it tells is the assertion's."""
     words = [command, *flags]
     for name, value in values.items():
         words += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, list) else [value])]
     with contextlib.redirect_stderr(io.StringIO()) as told:
-        code = main([*words, "--quiet"])
-    assert code == 0, told.getvalue().strip().splitlines()[-1]
+        found = main([*words, "--quiet"])
+    assert found == code, told.getvalue().strip().splitlines()[-1]
+
+
+@contextlib.contextmanager
+def interrupted(rounds):
+    """Ask the process to end while it scores the last of so many micro-batches."""
+    added, seen = Progress.add, []
+
+    def add(self, *units):
+        added(self, *units)
+        seen.append(self.rows)
+        if len(seen) == rounds:
+            signal.raise_signal(signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Progress, "add", add)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +104,19 @@ def of(found, *names):
     return {name: found[name] for name in names}
 
 
+def earlier_runs(dataset, archive):
+    """Put on record that two runs of equal settings were released of the same images."""
+    release = Release(name="dp-sgd", noise_multiplier=50.0, sensitivity=1.0, sampling_rate=0.1, steps=9, noise="system")
+    fixed = {"unit": "image", "population": IMAGES, "made_from": {}, "numbers": 1, "trainable_parameters": 1, "private": "p" * 64}
+    fixed |= {"peak_memory_mb": 1.0, "provenance": {}, "dataset_id": dataset.id, "release": release}
+    spends.know(dataset, lambda: [read_part(archive, "train")[:]])
+    for letter in "xy":
+        spends.record(Spend(subject=f"{DATASET}--{letter}", digest=letter * 64, **fixed))
+
+
 def test_the_stages_run(files):
     layout, found = files
+    earlier_runs(read_record(found["dataset"], DatasetRecord), Path(found["archive"]))
     own = {file: layout.run(RUN.id, file) for file in ("plan.json", "selection.csv", "selection.json", "weights.safetensors")}
     at = {file: layout.scores(RUN.scores_id, file) for file in ("scores.csv", "spend.json", "private.json")}
     asked = {axis: getattr(RUN, axis) for axis in (*AXES, "candidates", "adapter", "method", "public_model", "epsilon", "seed")}
@@ -94,6 +126,9 @@ def test_the_stages_run(files):
     inputs = of(found, "dataset", "model", "candidate_table", "latents", "prompts")
     scored = {axis: asked[axis] for axis in ("score", "mechanism", "sigma_s", "candidates", "seed")} | noise
     outputs = {"scores": at["scores.csv"], "spend": at["spend.json"], "private": at["private.json"]}
+    scored["micro_batch"] = 16
+    with interrupted(3):
+        call("score-saliency", code=AGAIN, **inputs, **scored, **outputs, checkpoint_minutes=1e-9)
     call("score-saliency", **inputs, **scored, **outputs)
     outputs = {"out": own["selection.csv"], "record": own["selection.json"]}
     call("select-matrices", plan=own["plan.json"], **of(found, "candidate_table"), scores=at["scores.csv"], **outputs)
@@ -101,7 +136,7 @@ def test_the_stages_run(files):
     outputs = {"weights": own["weights.safetensors"], "training_log": layout.run(RUN.id, "private_log.csv")}
     outputs |= {name: layout.run(RUN.id, f"{name}.json") for name in ("spend", "private")}
     rates = {"learning_rate_lora": 0.01, "learning_rate_full": 0.001}
-    call("finetune", **inputs, **outputs, **rates, micro_batch=16, ema_decay=0.8)
+    call("finetune", **inputs, **outputs, **rates, micro_batch=16, ema_decay=0.8, noise_multiplicity=2)
 
 
 def test_the_audit_passes_it(files):

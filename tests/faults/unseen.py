@@ -8,7 +8,6 @@ from tests.faults.fault import (
     NOISE,
     ON_SCORES,
     ON_TRAINING,
-    OTHER_IMAGES,
     TRAINING,
     WHO,
     Fault,
@@ -17,13 +16,13 @@ from tests.faults.fault import (
 )
 
 VOTING = ("tests/evolution/test_votes.py", "tests/evolution/test_evolve.py", "tests/contracts/test_user_level.py")
-COUNTING = ("tests/evaluation/test_private_counts.py", "tests/contracts/test_nothing_else_leaves.py")
-SPENDING = (
-    "tests/privacy/test_spend_record.py",
-    "tests/privacy/test_spends.py",
-    "tests/privacy/test_compose.py",
-    "tests/release/test_spent_twice.py",
-)
+COUNTING = ("tests/evaluation/test_private_counts.py",)
+TWO_PROCESSES = "tests/contracts/test_two_processes.py::test_batches_of_a_release_are_the_same_in_both"
+SEVERAL_DRAWS = "tests/contracts/test_one_run_audit.py::test_several_draws_of_an_image_give_away_no_more_than_one"
+ALL_STAGES = "tests/contracts/test_nothing_else_leaves.py::test_what_is_not_private_is_the_same_for_other_images[all stages]"
+ONE_VOTE = "tests/contracts/test_user_level.py::test_all_images_of_a_user_together_have_one_vote"
+OTHER_VALIDATION = "tests/contracts/test_nothing_else_leaves.py::test_noisy_counts_are_the_same_for_other_validation_images"
+SPENDING = ("tests/privacy/test_spend_record.py", "tests/privacy/test_spends.py", "tests/release/test_spent_twice.py")
 DRAWN = "drawn = poisson_batch(self.population, rate, self.secret(generator))"
 AVERAGED = "_update_average(state, options.ema_decay)"
 COUNTED = "{name: release for name, release in (told | named(earlier, unit)).items() if name[0] not in own}"
@@ -49,13 +48,15 @@ UNSEEN = (
             "meter.secret(training.processes.agree_on_generator(_draws(plan).secret(*names), device))",
             "meter.secret(_draws(plan).secret(*names))",
         ),
-        ("tests/contracts/test_two_processes.py", *TRAINING),
+        TRAINING,
+        (TWO_PROCESSES,),
     ),
     # what one unit adds
     Fault(
         "each of an image's pairs is clipped by itself",
         BOUND,
         edit("finetune/train.py", "multiplicity=options.noise_multiplicity,", "multiplicity=1,"),
+        attacks=(*ON_TRAINING, SEVERAL_DRAWS),
     ),
     Fault(
         "as many images vote as there are users, whosever they are",
@@ -66,7 +67,7 @@ UNSEEN = (
             "torch.randint(len(self.users), (len(units),), generator=secret)",
         ),
         VOTING,
-        (),
+        (ONE_VOTE,),
     ),
     Fault(
         "after an interruption a micro-batch of scores is added again",
@@ -104,14 +105,14 @@ UNSEEN = (
             AVERAGED,
             f"if not state.log or report.loss <= sum(row['loss'] for row in state.log) / len(state.log):\n        {AVERAGED}",
         ),
-        attacks=(*ON_TRAINING, OTHER_IMAGES),
+        attacks=(*ON_TRAINING, ALL_STAGES),
     ),
     Fault(
         "a classifier's state is chosen by the exact count",
         ALONE,
         edit("evaluation/private_counts.py", "return float(noisy)", "return float(added.sum())"),
         COUNTING,
-        (),
+        (OTHER_VALIDATION,),
     ),
     # the ledger
     Fault(

@@ -217,6 +217,39 @@ def test_a_process_that_does_not_lead_takes_its_share_and_writes_nothing(options
     assert not options.weights.parent.exists()
 
 
+def test_processes_agree_on_who_is_in_a_batch_and_on_pairs(options, monkeypatch):
+    agreed, batches, drawn = [], [], train.draw_batch
+
+    class Agreeing(Processes):
+        """One of several, whose leader draws from a seed."""
+
+        def agree_on_generator(self, generator, device):
+            agreed.append(torch_generator(len(agreed), "leader"))
+            return agreed[-1]
+
+        def check_same(self, numbers, what):
+            batches.append(numbers)
+
+    def spied(latents, batch, multiplicity, timesteps, generator):
+        assert generator is agreed[-1] and batch is batches[-1]
+        return drawn(latents, batch, multiplicity, timesteps, generator)
+
+    monkeypatch.setattr(train, "processes", lambda device: contextlib.nullcontext(Agreeing()))
+    monkeypatch.setattr(train, "draw_batch", spied)
+    train.finetune(options)
+    assert len(agreed) == 8 and len(batches) == 4, "two draws of a step: who, and pairs"
+    for step, batch in enumerate(batches):
+        assert torch.equal(batch, poisson_batch(IMAGES, 0.5, torch_generator(2 * step, "leader")))
+
+
+def test_several_pairs_of_an_image_are_clipped_as_one(options):
+    settings = replace(options, noise_multiplicity=3)
+    train.finetune(settings)
+    spend, measured = read_record(settings.spend, Spend), read_record(settings.private, Measured)
+    check_measures(spend, measured, settings.private)
+    assert pd.read_csv(settings.training_log)["units"].tolist() == list(measured.batches)
+
+
 @pytest.mark.parametrize("step", [1, 2, 3])
 def test_resume_from_every_step_equals_an_uninterrupted_run(options, monkeypatch, step):
     train.finetune(options)

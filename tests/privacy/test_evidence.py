@@ -42,6 +42,7 @@ def simulated(images, rate, steps, generator, numbers=500):
         batches=tuple(present.sum(1).tolist()),
         participation=tuple(took.tolist()),
         strangers=0,
+        surplus=0,
         secret="system",
         largest_contribution=1.0,
         not_additive=0.0,
@@ -59,6 +60,7 @@ def noise_seen(noise, parts=2):
         "sizes": tuple(seen.sizes),
         "squares": tuple(seen.steps),
         "parts": tuple(seen.parts),
+        "sums": tuple(seen.sums),
         "looked_at": seen.looked_at,
         "cells": tuple(seen.cells),
         "sum_squares": seen.sum_squares,
@@ -156,7 +158,7 @@ def test_what_is_no_number_is_refused(key):
 def test_a_release_without_noise_needs_none():
     spend, measured = simulated(3500, 0.1, 4, np.random.default_rng(0))
     exact = replace(spend.release, mechanism="none", noise_multiplier=None, sensitivity=None, noise=None)
-    none = {"sizes": (), "squares": (), "parts": (), "looked_at": 0, "cells": (0,) * 16, "sum_squares": 0.0}
+    none = {"sizes": (), "squares": (), "parts": (), "sums": (), "looked_at": 0, "cells": (0,) * 16, "sum_squares": 0.0}
     silent = replace(measured, repetition=1.0, largest_contribution=1e9, **none)
     assert refused(replace(spend, release=exact), silent) is None
     assert refused(spend, silent) is not None
@@ -178,8 +180,11 @@ REFUSED = {
     "squares = 6: must be one for each of 7 steps": {"squares": (500.0,) * 6},
     "parts = 3000.0: must add up": {"parts": (1500.0, 1500.0)},
     "strangers = 1: so many images were read of images that were not in the batch": {"strangers": 1},
+    "surplus = 2: so many more images were added up than the batch had": {"surplus": 2},
     "not_additive = 0.11: images together add something else": {"not_additive": 0.11},
     "secret = 'seed': batches or pairs came from a seed": {"secret": "seed"},
+    "sums = 2: must be one for each tensor, and one for all together": {"sums": (1.0, 1.0)},
+    "sums = 0.0: noise of some numbers takes away, or repeats, that of others": {"sums": (7.0, 0.0, 7.0)},
     "looked_at = 499: must be 4096 places or all": {"looked_at": 499},
     "cells = [3500, 0, 0, 0, 0]: the noise does not have the law": {"cells": (3500, *[0] * 15)},
     "sum_squares = 0.0: noise of some steps takes away": {"sum_squares": 0.0},
@@ -191,6 +196,23 @@ REFUSED = {
 def test_a_refusal_names_the_record_the_measure_and_what_it_contradicts(message):
     spend, measured = simulated(3500, 0.1, 7, np.random.default_rng(0))
     assert refused(spend, replace(measured, **REFUSED[message])).startswith(f"private.json: {message}")
+
+
+def test_empty_batches_that_are_missing_are_refused():
+    spend, measured = simulated(50, 0.02, 200, np.random.default_rng(0))
+    few = (1,) * 140 + (2,) * 60
+    took = stats.binom.pmf(np.arange(201), 200, 0.02)
+    assert 0.3 < np.mean(np.array(measured.batches) == 0) < 0.45 and took[0] < 0.02
+    assert "are no Poisson samples" in refused(spend, replace(measured, batches=few))
+
+
+@pytest.mark.parametrize("sigma", [1.0, 50.0])
+def test_noise_of_one_number_that_is_rounded_to_0_is_not_refused(sigma):
+    """One in 41,000 sigma right counts has it."""
+    spend, measured = simulated(40, 1.0, 1, np.random.default_rng(0), numbers=1)
+    spend = replace(spend, release=replace(spend.release, noise_multiplier=sigma))
+    none = {"squares": (0.0,), "parts": (0.0,), "sums": (0.0, 0.0), "sum_squares": 0.0}
+    assert refused(spend, replace(measured, **none)) is None
 
 
 def test_one_batch_that_is_not_all_is_refused_at_rate_1():
@@ -275,6 +297,9 @@ FAULTS = {
         [z[:-1], -z[:-1].sum(0, keepdims=True) / math.sqrt(len(z) - 1)]
     ),
     "has a part in common at all steps": lambda z: (z + 0.5 * z[:1]) / math.sqrt(1.25),
+    "is in one half minus that in the other": lambda z: np.concatenate([z[:, :250], -z[:, :250]], 1),
+    "is minus that of the number before": lambda z: np.repeat(z[:, :250], 2, 1) * np.tile([1, -1], 250),
+    "is the same five times": lambda z: np.tile(z[:, :100], 5),
     "grows with the batch": lambda z: z * np.linspace(0.8, 1.2, len(z))[:, None],
 }
 

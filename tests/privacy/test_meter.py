@@ -169,14 +169,45 @@ def test_units_that_are_never_in_a_pass_together_need_no_second():
     assert sizes == [1, 1, 1, 1] and measured.not_additive == 0
 
 
-@pytest.mark.parametrize(("votes", "expected"), [((3, 2), 1.0), ((3,), 0.6), ((3, 3), 1.2), ((5, 5), 2.0), ((), 0.0)])
-def test_votes_are_measured_by_how_many_there_are_for_each_unit(votes, expected):
+@pytest.mark.parametrize(
+    ("voters", "most", "surplus"),
+    [(([0, 1, 2], [3, 4]), 1, 0), (([0, 1],), 1, 0), (([0, 1, 2], [2]), 2, 0), (([3] * 3, [3] * 3), 6, 1), ((), 0, 0)],
+)
+def test_votes_are_measured_by_how_many_a_unit_has_in_a_round(voters, most, surplus):
     meter = Meter(5)
     for step in range(2):
         meter.batch(1.0, torch_generator(step))
-        counts = [meter.votes(torch.arange(count) % 2, 4) for count in votes]
-    assert meter.measured(1.0).largest_contribution == expected
-    assert sum(counts, torch.zeros(4)).sum() == sum(votes)
+        counts = [meter.votes(torch.arange(len(units)) % 2, 4, torch.tensor(units)) for units in voters]
+    measured = meter.measured(1.0)
+    assert (measured.largest_contribution, measured.surplus, measured.strangers) == (most, surplus, 0)
+    assert sum(counts, torch.zeros(4)).sum() == sum(map(len, voters))
+
+
+def test_a_vote_of_a_unit_that_was_not_drawn_is_seen():
+    meter = Meter(40)
+    drawn = meter.batch(0.5, torch_generator(0))
+    meter.votes(torch.zeros(40, dtype=torch.int64), 2, torch.arange(40))
+    assert meter.measured(1.0).strangers == meter.measured(1.0).surplus == 40 - len(drawn) > 0
+
+
+def test_units_that_are_added_up_beyond_the_batch_are_counted():
+    """Whatever adds them: rows of scores, or gradients; also after a checkpoint, and in the worst of several steps."""
+    meter = Meter(5)
+    for step, rows in enumerate((5, 7, 6)):
+        meter.batch(1.0, torch_generator(step))
+        meter.rows(torch.ones(3, 2), 4.0)
+        resumed = Meter(5)
+        resumed.restore(*meter.state())
+        meter = resumed
+        meter.add([torch.zeros(2)], [torch.arange(rows - 3)], lambda chunks: (([torch.ones(2)], 0.0) for _ in chunks))
+    assert meter.measured(1.0).surplus == 2
+
+
+def test_empty_batches_are_as_frequent_as_they_must_be():
+    """A unit alone is in a tenth of the batches: an empty one is not drawn again."""
+    meter = Meter(1)
+    sizes = [len(meter.batch(0.1, torch_generator(step))) for step in range(300)]
+    assert stats.binomtest(sum(sizes), 300, 0.1).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("norm", [math.nan, math.inf])

@@ -195,6 +195,12 @@ def test_system_noise_has_no_seed():
     assert source.normal(torch.zeros(2, 3, dtype=torch.float64)).shape == (2, 3)
 
 
+def test_no_two_of_many_sources_draw_alike():
+    """Of 2,000 sources some two would, with a chance of 1 - 6e-14 if keys had 16 bits, and of 0.85 if they had 20."""
+    one = torch.zeros(1, dtype=torch.float64)
+    assert len({SystemNoise().normal(one).item() for _ in range(2000)}) == 2000
+
+
 def test_seeded_noise_follows_the_seed_the_stage_and_the_name():
     names = ("0ab", "0ab", "1ab", "0bb", "0aa")
     draws = [Draws("seed", int(seed), stage).noise(name).normal(torch.zeros(9)) for seed, stage, name in names]

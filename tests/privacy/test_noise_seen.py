@@ -43,6 +43,17 @@ def test_places_are_of_every_tensor_by_its_size_and_all_of_few(sizes):
     assert min(shares) >= 1
 
 
+def test_sums_are_of_each_tensor_and_of_all_together():
+    seen, noise = NoiseSeen(), np.random.default_rng(0).standard_normal((3, 50))
+    for step in noise:
+        seen.add([torch.from_numpy(step[:20]), torch.from_numpy(step[20:])], [20, 30])
+    expected = [(noise[:, part].sum(1) ** 2).sum() / noise[:, part].shape[1] for part in (np.s_[:20], np.s_[20:], np.s_[:])]
+    assert seen.sums == pytest.approx(expected)
+    again = NoiseSeen()
+    again.restore(*seen.state())
+    assert again.sums == seen.sums
+
+
 def test_noise_that_takes_all_earlier_noise_away_is_like_their_sum():
     seen, total = NoiseSeen(), torch.zeros(50, dtype=torch.float64)
     for step in range(3):

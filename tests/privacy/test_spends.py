@@ -3,13 +3,14 @@
 import json
 import multiprocessing
 import stat
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 
 from dpsapf.experiment.records import Spend
 from dpsapf.privacy import spends
-from dpsapf.privacy.spend_record import Again
+from dpsapf.privacy.spend_record import Again, Record
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 
@@ -160,6 +161,25 @@ def test_runs_that_are_planned_together_stand_alone_and_later_ones_count_them(kn
     assert plan_of(sibling, spend.dataset_id, "image", {}) == {}, "planned again, an unfinished run keeps its plan"
     assert list(plan_of(later, spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
     assert list(spends.priors(other(run, ratio=0.9), spend.dataset_id, "image", {})) == [(spend.digest, spend.release)]
+
+
+@pytest.mark.parametrize("counts_all", [True, False])
+def test_earlier_releases_of_equal_settings_all_count(know, spend, run, plan, counts_all):
+    """A plan that counts one of two is refused before its run releases anything, also where what it is compared with does so."""
+    know("a")
+    earlier = [replace(spend, subject=f"mine--{letter}", digest=letter * 64) for letter in "xy"]
+    for each in earlier:
+        spends.record(each)
+    prior = plan_of(run, spend.dataset_id, "image", {})
+    assert list(prior) == [(each.digest, spend.release) for each in earlier]
+    made = {"noise": "system", "dataset_id": spend.dataset_id}
+    made |= {"prior": tuple(prior.values()), "prior_keys": tuple(key for key, _ in prior)}
+    with pytest.MonkeyPatch.context() as patch:
+        if not counts_all:
+            made |= {"prior": made["prior"][1:], "prior_keys": made["prior_keys"][1:]}
+            patch.setattr(Record, "priors", lambda *_: dict([*prior.items()][1:]))
+        with nullcontext() if counts_all else pytest.raises(UserError, match="does not count what was spent"):
+            spends.check_planned(replace(plan, **made))
 
 
 def test_a_plan_that_was_not_made_has_no_place_on_record(know, spend, run):

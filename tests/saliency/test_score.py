@@ -358,6 +358,9 @@ def test_a_process_that_does_not_lead_releases_nothing(stage, tmp_path, monkeypa
         def check_equal(self, number, what):
             pass
 
+        def check_same(self, numbers, what):
+            pass
+
         def agree_on_generator(self, generator, device):
             return generator
 

@@ -69,6 +69,11 @@ def work(rank, ports, folder):
             joined.check_equal(rank, "step that a process resumes at")
         except UserError as error:
             result["unequal"] = str(error)
+        joined.check_same(torch.arange(3), "units")
+        try:
+            joined.check_same(torch.tensor([0, 1, 2 + rank]), "units")
+        except UserError as error:
+            result["another"] = str(error)
     os.environ["MASTER_PORT"] = str(ports[1])  # the first port's store may still be closing
     try:
         with processes("cpu"):
@@ -112,6 +117,10 @@ def test_the_largest_of_the_processes_numbers_in_double_precision(two):
 def test_processes_agree_on_secret_draws(two):
     assert torch.equal(two[0]["secret"], two[1]["secret"])
     assert not torch.equal(two[0]["own"], two[1]["own"])  # without agreeing they differ
+
+
+def test_numbers_that_differ_between_processes_are_refused(two):
+    assert all("hash of units = " in result["another"] and "a defect of the code" in result["another"] for result in two)
 
 
 @pytest.mark.parametrize(("name", "images"), [("gradient", IMAGES), ("few", 1), ("empty", 0)])
