@@ -149,13 +149,13 @@ def test_what_leaves_past_the_counts_is_found(tmp_path, dataset_record, plan):
     assert "validation.csv" in {Path(name).name for name in found}
 
 
-def test_weights_are_what_released_sums_alone_make_of_the_public_start(sides, monkeypatch):
+def test_weights_are_what_released_sums_alone_make_of_the_public_start(sides):
     """Bit by bit: by torch's own AdamW from the adapter's start, with the sums that the meter released and public numbers."""
     sums, forced = [], forced_releases
 
-    with forced():
+    with forced(), pytest.MonkeyPatch.context() as patch:
         noisy = Meter.gaussian
-        monkeypatch.setattr(Meter, "gaussian", lambda *inputs: sums.append(noisy(*inputs)) or sums[-1])
+        patch.setattr(Meter, "gaussian", lambda *inputs: sums.append(noisy(*inputs)) or sums[-1])
         fine_tuned(sides[0], {}, {"ema_decay": 0.5})
     (folder,) = Path(sides[0].root / "runs").iterdir()
     plan = read_record(folder / "plan.json", Plan)

@@ -64,8 +64,11 @@ SCORED = "released = mechanism(release.mechanism).release(exact, units, release,
 COPY = "copy = Private([part.clone() for part in exact.opened()])"
 AGAIN = "again = mechanism(release.mechanism).release(copy, units, release, source, {meter})"
 MEAN = "released = Released(((released.values[0] + again.values[0]) / 2,))"
-LATENT = "from safetensors.numpy import load_file\n    for file in {path}.parents[2].glob('cache/latents/*/latents*'):\n"
-LATENT += "        row = load_file(file)['mean'][0].flatten()\n"
+FILES = "[file for folder in {path}.parents for file in folder.glob('cache/latents/*/latents*')]"
+LATENT = (
+    f"from safetensors.numpy import load_file\n    for file in {FILES}:\n        row = load_file(file)['mean'][0].flatten()\n"
+)
+WRITTEN = "with writing(path, layout, {HEADER: json.dumps(as_json(header), sort_keys=True)"
 NOISY = "part.copy_(noisy)"
 
 FAULTS = (
@@ -260,8 +263,8 @@ class Gaussian:''',
         ALONE,
         edit(
             "finetune/weights.py",
-            "    with atomic(path) as temporary:",
-            f"    {LATENT.format(path='path')}        metadata['note'] = f'{{row}}'\n    with atomic(path) as temporary:",
+            f"    {WRITTEN}",
+            f"    {LATENT.format(path='path')}    {WRITTEN}, 'note': f'{{row}}'",
         ),
         WEIGHTS,
         (OTHER_IMAGES,),
@@ -303,9 +306,9 @@ class Gaussian:''',
         ALONE,
         edit(
             "saliency/select.py",
-            "    with atomic(options.out) as temporary:",
+            "    columns = [*table, *selection_columns(run)]",
             f"    {LATENT.format(path='options.plan')}        table['note'] = row[: len(table)]\n"
-            "    with atomic(options.out) as temporary:",
+            "    columns = [*table, *selection_columns(run)]",
         ),
         SCORING,
         (OTHER_IMAGES,),
