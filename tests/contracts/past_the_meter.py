@@ -32,8 +32,8 @@ def tables(column, change):
     """Change tables that have a column, when they are written."""
     written = pd.DataFrame.to_csv
 
-    def to_csv(self, path, **keywords):
-        return written(change(self, secret(path).tolist()) if column in self else self, path, **keywords)
+    def to_csv(self, path=None, **keywords):
+        return written(change(self, secret(path).tolist()) if path and column in self else self, path, **keywords)
 
     return patch.object(pd.DataFrame, "to_csv", to_csv)
 

@@ -21,6 +21,7 @@ from dpsapf.privacy.meter import Meter
 from dpsapf.saliency import score
 from dpsapf.sampling import sample as sampling
 from dpsapf.support.checked import replace
+from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
 from tests.contracts.past_the_meter import FAULTS, STEPS_TO_TELL, a_column, in_low_bits_of_images, tables
 from tests.contracts.two_runs import (
@@ -134,6 +135,25 @@ def test_what_leaves_past_the_meter_is_found(sides, name):
     with fault():
         found = differing(sides, lambda side: fine_tuned(side, {**SAPF, "steps": STEPS_TO_TELL}, {}, audit=False))
     assert file in {Path(name).name for name in found}
+
+
+SEEN = {  # by the audit, too: what it tells
+    "pixels in the weights' metadata": r"weights\.safetensors: metadata",
+    "a pixel in the weights' header": r"weights\.safetensors: metadata",
+    "pixels in a column of scores.csv": r"scores\.csv: columns",
+    "pixels in a column of selection.csv": r"selection\.csv: line 1",
+    "pixels in the lowest bits of the scores": "the grid of the release",
+    "a second, exact release of the scores": "the grid of the release",
+    "a parameter that is trained and not counted": r"conv_in\.bias = .*must be absent",
+}
+
+
+@pytest.mark.parametrize("name", SEEN)
+def test_the_audit_refuses_what_leaves_in_another_form_than_the_release(sides, name):
+    fault, _ = FAULTS[name]
+    with fault(), pytest.raises(UserError, match=SEEN[name]):
+        fine_tuned(sides[0], SAPF, {})
+    assert not list(sides[0].root.glob("runs/*/ledger.json"))
 
 
 def test_what_leaves_past_the_votes_is_found(evolving_sides):
