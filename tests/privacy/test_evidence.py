@@ -335,7 +335,7 @@ def test_a_norm_may_exceed_its_bound_by_a_millionth():
 if __name__ == "__main__":
     runs = int(sys.argv[1]) if len(sys.argv) > 1 else 10_000
     found = refusals(runs)
-    print(f"{runs} right runs, {len(found)} refused; each of up to 13 kinds of test may refuse with {UNLIKELY}", *found, sep="\n")
+    print(f"{runs} right runs, {len(found)} refused; each of up to 16 kinds of test may refuse with {UNLIKELY}", *found, sep="\n")
 
 
 @pytest.mark.parametrize(
