@@ -63,8 +63,7 @@ class Electorate:
     def histogram(self, voters: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> Private:
         """Count the votes that each synthetic image gets.
 
-        An image is compared with those of all classes, so
-        that no shape depends on anybody's label: then rounding cannot let one image sway another's vote.
+        An image is compared with those of all classes, so that no shape depends on anybody's label: then rounding cannot let one image sway another's vote.
 
         Args:
             voters: positions of private images, one of each unit, int64 [V].
@@ -76,9 +75,10 @@ class Electorate:
         """
         features, labels = features.to(self.device), labels.to(self.device)
         counts = torch.zeros(len(labels), dtype=torch.float64)
+        whose = None if self.users is None else torch.from_numpy(np.unique(self.users, return_inverse=True)[1])
         for chunk in voters.split(max(1, ENTRIES // len(labels))):
             found = nearest(self.features[chunk].to(self.device), self.labels[chunk].to(self.device), features, labels)
-            units = chunk if self.users is None else torch.from_numpy(self.users)[chunk]
+            units = chunk if self.users is None else whose[chunk]
             counts += self.meter.votes(found.cpu(), len(labels), units)
         return Private([counts])
 

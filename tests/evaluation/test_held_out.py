@@ -70,4 +70,6 @@ def test_no_code_reads_a_split_that_may_be_empty_without_saying_what_it_needs():
     splits = [(name, ast.unparse(call.args[1])) for name, call in calls]
     assert {("prepare.py", "'train'"), ("encode.py", "'train'")} <= set(splits), "what is looked at"
     assert {told for _, told in splits} <= {"'train'", "name", "split"}, "literals of held-out splits"
-    assert {name for name, told in splits if told in ("name", "split")} == {"prepare.py", "prepared.py"}
+    assert {name for name, told in splits if told in ("name", "split")} == {"plan.py", "prepare.py", "prepared.py"}, (
+        "plan.py digests images, maybe none"
+    )

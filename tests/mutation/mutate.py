@@ -65,6 +65,7 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "saliency/score.py": ("saliency/test_agreement.py",),
     "finetune/dp_sgd.py": ("finetune/test_train.py", "support/test_parallel.py"),
 }
+MIRRORS = {"privacy/selected.py": "privacy/test_leaving.py", "privacy/trained.py": "privacy/test_leaving.py"}  # tested through it
 FORKED = ("support/parallel.py",)  # reached in processes that a test forks, where nothing is measured
 
 
@@ -76,7 +77,7 @@ def made() -> list[AnyMutant]:
 def tests_of(file: str) -> tuple[str, ...]:
     """Return the test files that may notice a fault in a module, its mirror first."""
     folder, name = file.split("/")
-    return tuple(f"tests/{test}" for test in (f"{folder}/test_{name}", *EXTRA.get(file, ())))
+    return tuple(f"tests/{test}" for test in (MIRRORS.get(file, f"{folder}/test_{name}"), *EXTRA.get(file, ())))
 
 
 def equivalents() -> dict[str, str]:

@@ -93,8 +93,8 @@ SEMANTIC = tuple(
         (
             "two votes of an image",
             "evolution/votes.py",
-            "self.meter.votes(found.cpu(), len(labels))",
-            "self.meter.votes(found.cpu().repeat(2), len(labels))",
+            "self.meter.votes(found.cpu(), len(labels), units)",
+            "self.meter.votes(found.cpu().repeat(2), len(labels), units.repeat(2))",
         ),
         (
             "a vote that counts twice",

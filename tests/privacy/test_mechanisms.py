@@ -58,7 +58,7 @@ def test_scores_without_noise_are_of_no_use_to_who_wants_released_ones():
 def test_private_sums_are_not_pickled():
     with pytest.raises(TypeError, match="not written to a file"):
         pickle.dumps(private(SCORES))
-    assert "10" not in repr(private(SCORES))
+    assert "tensor" not in repr(private(SCORES))
 
 
 def test_exponential_draws_follow_the_exponential_mechanism():
