@@ -63,7 +63,8 @@ class Electorate:
     def histogram(self, voters: torch.Tensor, features: torch.Tensor, labels: torch.Tensor) -> Private:
         """Count the votes that each synthetic image gets.
 
-        An image is compared with those of all classes, so that no shape depends on anybody's label: then rounding cannot let one image sway another's vote.
+        An image is compared with those of all classes, so that no shape depends on anybody's label: then rounding cannot let
+        one image sway another's vote.
 
         Args:
             voters: positions of private images, one of each unit, int64 [V].

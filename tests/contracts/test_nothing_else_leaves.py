@@ -83,7 +83,7 @@ RUNS = {
 }
 
 
-OFTEN = ("all stages", "users", "exponential", "method dp-full")  # the others only with the slow tests
+OFTEN = ("all stages", "users")  # the others only with the slow tests
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in RUNS])
@@ -129,6 +129,7 @@ def test_noisy_counts_are_the_same_for_other_validation_images(tmp_path, dataset
     assert differing(sides, lambda side: counted(side, dataset_record, plan)) == set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_leaves_past_the_meter_is_found(sides, name):
     fault, file = FAULTS[name]
@@ -148,6 +149,7 @@ SEEN = {  # by the audit, too: what it tells
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEEN)
 def test_the_audit_refuses_what_leaves_in_another_form_than_the_release(sides, name):
     fault, _ = FAULTS[name]
