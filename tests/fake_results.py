@@ -292,7 +292,6 @@ def _write_spend(folder, run, release, candidates):
         numbers=1,
         digest=weights_digest(run) or "e" * 64,
         trainable_parameters=1_064_000 if run.method == "dp-full" else int(trained),
-        peak_memory_mb=1400.0,
         private="p" * 64,
         provenance={},
     )
@@ -304,7 +303,14 @@ def fake_measures(**changes):
     """What a meter could have seen of one number that got noise at each step."""
     steps = len(changes["batches"])
     values = {"salt": "s", "participation": (), "strangers": 0, "surplus": 0, "secret": "seed", "largest_contribution": 1.0}
-    values |= {"not_additive": 0.0, "sums": (1.0,) * 2, "sum_squares": 1.0, "repetition": 1.0, "seconds": 1.0}
+    values |= {
+        "not_additive": 0.0,
+        "sums": (1.0,) * 2,
+        "sum_squares": 1.0,
+        "repetition": 1.0,
+        "seconds": 1.0,
+        "peak_memory_mb": 1400.0,
+    }
     values |= {
         "sizes": (1,),
         "squares": (1.0,) * steps,

@@ -163,7 +163,6 @@ def _spend(plan, release, at, subject, made_from, digest, numbers):
         digest=digest,
         numbers=numbers,
         trainable_parameters=numbers if release.name == "dp-sgd" else 0,
-        peak_memory_mb=1234.5,
         private=sha256(at("private.json")),
         provenance={},
     )
@@ -230,7 +229,6 @@ def write_counts(folder, **changes):
         digest="c" * 64,
         numbers=1,
         trainable_parameters=0,
-        peak_memory_mb=1.0,
         private="d" * 64,
         provenance={},
     )

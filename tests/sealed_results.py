@@ -154,7 +154,6 @@ def _seal_scores(layout, run, plan, files):
         digest=sha256(scores),
         numbers=1,
         trainable_parameters=0,
-        peak_memory_mb=1.0,
         private=sha256(private),
         provenance=MAKER,
     )
@@ -183,7 +182,6 @@ def add_counts(folder):
         digest=digest,
         numbers=1,
         trainable_parameters=0,
-        peak_memory_mb=1.0,
         private=sha256(folder / "private_validation.json"),
         **same,
     )

@@ -53,7 +53,7 @@ def gather(options: CollectMetrics) -> Metrics:
     plan, ledger = read_plan_and_ledger(options.plan, options.ledger)
     spend = read_spend(options, ledger)
     check_validation(options, ledger, read_record(options.utility, Utility))
-    timing = read_timing(options)
+    timing, measured = read_timing(options), read_record(options.private, Measured) if spend else None
     return Metrics(
         run_id=plan.run.id,
         run=plan.run,
@@ -71,9 +71,9 @@ def gather(options: CollectMetrics) -> Metrics:
         used_batch=spend.release.sampling_rate * spend.population if spend else None,
         trainable_parameters=spend.trainable_parameters if spend else 0,
         selected_matrices=count_selected(options, plan.run),
-        finetune_seconds=read_record(options.private, Measured).seconds if spend else None,
+        finetune_seconds=measured.seconds if measured else None,
         sample_seconds=timing.seconds,
-        peak_memory_mb=max(timing.peak_memory_mb, spend.peak_memory_mb if spend else 0.0),
+        peak_memory_mb=max(timing.peak_memory_mb, measured.peak_memory_mb if measured else 0.0),
     )
 
 

@@ -20,7 +20,6 @@ from dpsapf.privacy.values import Private
 from dpsapf.support.checkpoint import State
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
-from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
 from dpsapf.support.tables import write_table
@@ -125,7 +124,7 @@ def write_counts(counts: PrivateCounts, options: Evaluate) -> None:
     """Write the noisy counts, the spend record and, private, what was measured."""
     ledger = read_record(options.ledger, Ledger)
     write_table(options.counts, pd.DataFrame(counts.rows), COLUMNS)
-    write_record(options.private, counts.meter.measured(time.monotonic() - counts.began))
+    write_record(options.private, counts.meter.measured(time.monotonic() - counts.began, options.device))
     spend = Spend(
         subject=ledger.run.id,
         release=counts.meter.release(counts.release),
@@ -136,7 +135,6 @@ def write_counts(counts: PrivateCounts, options: Evaluate) -> None:
         digest=sha256(options.counts),
         numbers=1,
         trainable_parameters=0,
-        peak_memory_mb=peak_memory_mb(options.device),
         private=sha256(options.private),
         provenance=provenance(),
     )

@@ -34,7 +34,6 @@ from dpsapf.support.arrays import Partial
 from dpsapf.support.checkpoint import Checkpoint, State
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
-from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import numpy_generator
 from dpsapf.support.records import read_record, write_record
@@ -103,7 +102,7 @@ def evolve(options: Evolve) -> None:
     population = _enlarged(api, state, labels, dataset, options, checkpoint)
     with once.making() as there:
         population.finish(there.population)
-        write_record(there.private, electorate.meter.measured(time.monotonic() - state.started))
+        write_record(there.private, electorate.meter.measured(time.monotonic() - state.started, options.device))
         write_record(there.spend, _spend(there, plan, electorate, len(state.votes[0])))
     checkpoint.remove()
 
@@ -254,7 +253,6 @@ def _spend(options: Evolve, plan: Plan, electorate: Electorate, numbers: int) ->
         digest=sha256(options.population),
         numbers=numbers,
         trainable_parameters=0,
-        peak_memory_mb=peak_memory_mb(options.device),
         private=sha256(options.private),
         provenance=provenance(),
     )

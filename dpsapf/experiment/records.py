@@ -125,6 +125,7 @@ class Measured(Checked):
     sum_squares: float  # of these: squares of the sum of all steps' noise, over the number of steps
     repetition: float  # smallest chance, over all pairs of steps, of noise so alike, or so like the sum of all before
     seconds: float
+    peak_memory_mb: float
 
 
 class Spend(Checked):
@@ -139,7 +140,6 @@ class Spend(Checked):
     digest: str  # SHA-256 of the released file
     numbers: int  # numbers that a step, or the one release, gave noise to
     trainable_parameters: int  # 0 where nothing is trained
-    peak_memory_mb: float
     private: str  # SHA-256 of private.json
     provenance: Provenance
 

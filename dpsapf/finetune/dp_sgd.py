@@ -126,6 +126,7 @@ def _zeros(parameters: list[torch.nn.Parameter]) -> list[torch.Tensor]:
 
 def _released(sums: Private, release: Release, noise: NoiseSource, meter: Meter, processes: Processes) -> Released:
     """Add the noise once, in the leading process; exact without a guarantee."""
+    meter.agree(processes)
     if release.mechanism != "gaussian":
         return meter.exact(sums, release.sensitivity)
     return meter.gaussian(sums, release.noise_multiplier, release.sensitivity, noise, processes)

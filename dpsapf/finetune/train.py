@@ -34,7 +34,6 @@ from dpsapf.public_models.precision import in_precision
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, sha256
-from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.parallel import Processes, processes
 from dpsapf.support.progress import track
 from dpsapf.support.provenance import provenance
@@ -219,7 +218,7 @@ def _write(training: Training, state: TrainingState) -> None:
     write_weights(options.weights, weights, _header(options, plan))
     with atomic(options.training_log) as temporary:
         pd.DataFrame(state.log).to_csv(temporary, index=False)
-    write_record(options.private, state.meter.measured(state.seconds))
+    write_record(options.private, state.meter.measured(state.seconds, options.device))
     numbers = sum(value.numel() for value in weights.values())
     spend = Spend(
         subject=plan.run.id,
@@ -231,7 +230,6 @@ def _write(training: Training, state: TrainingState) -> None:
         digest=sha256(options.weights),
         numbers=numbers,
         trainable_parameters=numbers,
-        peak_memory_mb=peak_memory_mb(options.device),
         private=sha256(options.private),
         provenance=provenance(),
     )

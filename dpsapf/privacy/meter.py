@@ -31,6 +31,7 @@ from dpsapf.privacy.poisson import poisson_batch
 from dpsapf.privacy.values import Private, Released
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.parallel import ALONE, Processes
 
 EDGE = 1e-15  # of the unit interval, where the normal quantile would be infinite
@@ -226,8 +227,8 @@ class Meter:
         empty = {"mechanism": "none", "noise_multiplier": None, "sensitivity": None, "noise": None}
         return replace(planned, **(empty | self._done))
 
-    def measured(self, seconds: float) -> Measured:
-        """Close: everything private that was seen."""
+    def measured(self, seconds: float, device: str = "cpu") -> Measured:
+        """Close: everything private that was seen, and what the process took; ``device``: whose memory is meant."""
         noise = self._noise
         return Measured(
             salt=secrets.token_hex(32),
@@ -241,6 +242,7 @@ class Meter:
             sum_squares=noise.sum_squares,
             repetition=noise.repetition,
             seconds=seconds,
+            peak_memory_mb=peak_memory_mb(device),
             **self._facts,
         )
 
@@ -251,16 +253,22 @@ class Meter:
         tensors |= {"participation": torch.from_numpy(self._participation), "drawn": torch.from_numpy(self._drawn)}
         return {"facts": self._facts, "done": self._done, "noise": seen, "added": self._added}, tensors
 
-    def restore(self, facts: dict, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint's state."""
-        self._facts, self._done, self._added = facts["facts"], facts["done"], facts["added"]
+    def restore(self, facts: dict, tensors: dict[str, torch.Tensor], leads: bool = True) -> None:
+        """Go on from a checkpoint's state; ``leads``: in the leading process, which counts the units that were added up."""
+        self._facts, self._done, self._added = facts["facts"], facts["done"], facts["added"] if leads else 0
         self._participation, self._drawn = (tensors[name].numpy().copy() for name in ("participation", "drawn"))
         seen = {name.removeprefix("noise/"): value for name, value in tensors.items() if name.startswith("noise/")}
         self._noise.restore(facts["noise"], seen)
 
     def agree(self, processes: Processes) -> None:
-        """Take the largest contribution that one of the processes saw; all call it at once."""
-        self.contribution(processes.largest(self._facts["largest_contribution"]))
+        """Join what the processes saw; all call it at once. Units that were added up are the leading process' from then on."""
+        if processes.count == 1:
+            return
+        facts = self._facts
+        facts |= {name: processes.largest(facts[name]) for name in ("largest_contribution", "not_additive")}
+        facts["strangers"] = int(processes.largest(facts["strangers"]))
+        added, self._added = int(processes.total(self._added)), 0
+        self._add_units(added if processes.leads else 0)
 
     def _read(self, units: torch.Tensor) -> None:
         self._facts["strangers"] += int((~self._drawn[units.numpy()]).sum())

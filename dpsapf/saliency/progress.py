@@ -41,7 +41,7 @@ class Progress:
         if saved is None:
             return cls(meter, checkpoint, joined)
         facts, tensors = saved
-        meter.restore(facts["measured"], named(tensors, "meter/"))
+        meter.restore(facts["measured"], named(tensors, "meter/"), joined.leads)
         sums = named(tensors, "sums/")
         return cls(meter, checkpoint, joined, facts["rows"], [sums[str(place)].to(device) for place in range(len(sums))])
 

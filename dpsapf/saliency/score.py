@@ -33,7 +33,6 @@ from dpsapf.saliency.signal import signal_norms
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
-from dpsapf.support.measure import peak_memory_mb
 from dpsapf.support.parallel import processes
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
@@ -143,7 +142,7 @@ def _spend(
 ) -> Spend:
     """Write private.json and describe what was spent; ``scores``: the released file, None after a refusal."""
     private = options.private if scores else options.private.with_name("private.refused.json")
-    write_record(private, meter.measured(seconds))
+    write_record(private, meter.measured(seconds, options.device))
     return Spend(
         subject=_subject(options),
         release=meter.release(release),
@@ -154,7 +153,6 @@ def _spend(
         digest=sha256(scores) if scores else "",
         numbers=numbers,
         trainable_parameters=0,
-        peak_memory_mb=peak_memory_mb(options.device),
         private=sha256(private),
         provenance=provenance(),
     )

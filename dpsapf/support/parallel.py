@@ -49,11 +49,11 @@ class Processes:
 
     def largest(self, number: float) -> float:
         """Return the largest of the processes' numbers."""
-        if self.count == 1:
-            return number
-        value = torch.tensor(number, dtype=torch.float64, device=_talks_on())
-        dist.all_reduce(value, dist.ReduceOp.MAX)
-        return value.item()
+        return self._reduced(number, dist.ReduceOp.MAX)
+
+    def total(self, number: float) -> float:
+        """Return the sum of the processes' numbers."""
+        return self._reduced(number, dist.ReduceOp.SUM)
 
     def agree(self, tensors: list[torch.Tensor]) -> None:
         """Replace tensors by those of the leading process, in place."""
@@ -81,6 +81,13 @@ class Processes:
         """
         if self.count > 1:
             self._check_equal(hash(tuple(numbers.tolist())), f"hash of {what}", "a defect of the code, report it")
+
+    def _reduced(self, number: float, operation: dist.ReduceOp.RedOpType) -> float:
+        if self.count == 1:
+            return number
+        value = torch.tensor(number, dtype=torch.float64, device=_talks_on())
+        dist.all_reduce(value, operation)
+        return value.item()
 
     def _check_equal(self, number: int, what: str, remedy: str) -> None:
         largest, least = torch.tensor(number), torch.tensor(number)

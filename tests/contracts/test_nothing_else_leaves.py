@@ -92,6 +92,13 @@ def test_what_is_not_private_is_the_same_for_other_images(sides, name):
     assert differing(sides, lambda side: fine_tuned(side, changes, settings, images=name == "all stages")) == set()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["all stages", "rule least"])
+def test_what_no_audit_has_seen_is_the_same_for_other_images(sides, name):
+    changes, settings = RUNS[name]
+    assert differing(sides, lambda side: fine_tuned(side, changes, settings, audit=False)) == set()
+
+
 def test_the_winners_of_propose_test_release_are_all_that_leaves(sides):
     with forced_winners():
         assert differing(sides, lambda side: fine_tuned(side, {**SAPF, "mechanism": "ptr"}, {})) == set()

@@ -59,7 +59,7 @@ PRIVACY = {"steps": 3, "expected_batch_size": 6, "delta": 0.01, "noise": "system
 TRAINED = {"learning_rate_lora": 0.01, "learning_rate_full": 0.001}
 WEIGHED_RATE = 0.01  # that a selection by what noise breaks is made for
 UPDATES = {"lora_rank": 2, "lora_alpha": 4.0}
-MEASURED_TIMES = re.compile(rb'"(seconds|peak_memory_mb)": [^,\n]+')  # the only values that may differ
+MEASURED_TIMES = re.compile(rb'"(seconds|peak_memory_mb)": [^,\n]+')  # the only values of timing.json that may differ
 
 
 # ---- What the meter releases, forced. The one place that knows how it hands released numbers over.

@@ -18,7 +18,7 @@ WEIGHTS = ("tests/finetune/test_weights.py", "tests/sampling/test_sample.py", *T
 COMPOSED = ("tests/privacy/test_audit.py", "tests/privacy/test_compose.py", "tests/privacy/test_accounting.py", "tests/release")
 ON_TRAINING = ("fine-tuning, rate 1", "fine-tuning, rate 0.1")
 ON_SCORES = ("scores",)
-OTHER_IMAGES = "tests/contracts/test_nothing_else_leaves.py::test_what_is_not_private_is_the_same_for_other_images[rule least]"
+OTHER_IMAGES = "tests/contracts/test_nothing_else_leaves.py::test_what_no_audit_has_seen_is_the_same_for_other_images[rule least]"
 
 
 @dataclass(frozen=True)

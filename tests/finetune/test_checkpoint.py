@@ -51,7 +51,7 @@ def contents(state):
     """Everything of a state, comparable."""
     moments = [state.optimizer.state[parameter] for parameter in state.parameters.values()]
     tensors = [*state.parameters.values(), *(state.average or {}).values(), *(row[key] for row in moments for key in sorted(row))]
-    measured = dict(state.meter.measured(0.0)) | {"salt": None}
+    measured = dict(state.meter.measured(0.0)) | {"salt": None, "peak_memory_mb": None}
     return [torch.as_tensor(value).tolist() for value in tensors], state.step, state.log, state.seconds, measured
 
 

@@ -114,7 +114,6 @@ class Run:
             digest=sha256(self.path(RELEASED[release.name])),
             numbers=numbers,
             trainable_parameters=numbers if release.name == "dp-sgd" else 0,
-            peak_memory_mb=1.0,
             private=sha256(self.path(f"{release.name}.private.json")),
             provenance={},
         )

@@ -33,7 +33,6 @@ def simulated(images, rate, steps, generator, numbers=500):
         digest="w",
         numbers=numbers,
         trainable_parameters=numbers,
-        peak_memory_mb=1.0,
         private="p",
         provenance={},
     )
@@ -47,6 +46,7 @@ def simulated(images, rate, steps, generator, numbers=500):
         largest_contribution=1.0,
         not_additive=0.0,
         seconds=1.0,
+        peak_memory_mb=1.0,
         **noise_seen(generator.standard_normal((steps, numbers))),
     )
 

@@ -64,7 +64,7 @@ class Stage:
         self.checkpoint.remove()
 
     def _spend(self, there):
-        fixed = {"unit": "image", "population": 40, "numbers": 1, "trainable_parameters": 1, "peak_memory_mb": 1.0}
+        fixed = {"unit": "image", "population": 40, "numbers": 1, "trainable_parameters": 1}
         return Spend(
             subject=self.subject,
             release=self.release,

@@ -123,9 +123,8 @@ def record(run, name, change):
 
 
 def more_digits(text):
-    spend = json.loads(text)
-    memory = f'"peak_memory_mb": {spend["peak_memory_mb"]}'
-    return text.replace(memory, memory + "0000000000000007531902468")
+    rate = f'"sampling_rate": {json.loads(text)["release"]["sampling_rate"]}'
+    return text.replace(rate, rate + "000000000000000000007531902468")
 
 
 BESIDE_THE_SCORES_AND_WEIGHTS = {

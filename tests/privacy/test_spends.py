@@ -34,8 +34,7 @@ def spend(run, releases):
     """What a stage's record says of a run's training."""
     release = replace(releases[1], noise="system")
     fixed = {"unit": "image", "population": 40, "made_from": {}, "numbers": 1, "trainable_parameters": 1, "private": "p" * 64}
-    fixed |= {"peak_memory_mb": 1.0, "provenance": {}}
-    return Spend(subject=run.id, release=release, dataset_id="a" * 64, digest="w" * 64, **fixed)
+    return Spend(provenance={}, subject=run.id, release=release, dataset_id="a" * 64, digest="w" * 64, **fixed)
 
 
 @pytest.fixture

@@ -166,7 +166,6 @@ def test_earlier_releases_of_the_dataset_are_planned_for(tmp_path, dataset_recor
         digest="w",
         numbers=1,
         trainable_parameters=1,
-        peak_memory_mb=1.0,
         private="p",
         provenance={},
     )
@@ -281,7 +280,6 @@ def train(tmp_path, plan, digest="w"):
         digest=digest,
         numbers=1,
         trainable_parameters=1,
-        peak_memory_mb=1.0,
         private="p",
         provenance={},
     )

@@ -13,6 +13,8 @@ class Beside(Processes):
     def largest(self, number):
         return number
 
+    total = largest
+
     def add(self, tensors):
         self.asked.append(len(tensors))
 

@@ -1,3 +1,4 @@
+import math
 import os
 import socket
 
@@ -44,6 +45,19 @@ def gradient(joined, images=IMAGES, noise="leader", sigma=1.0):
     return torch.cat([parameter.grad.flatten() for parameter in parameters]), (report.units, report.loss, report.gradient_norm)
 
 
+def counted(joined, shard):
+    """What the meters of some processes saw after each added up some of a batch of everybody, and checkpointed on the way."""
+    meter = Meter(IMAGES)
+    meter.batch(1.0, Draws("system", 0, "test").secret())
+    meter.rows(torch.full((len(shard), 2), 0.25 * (joined.rank + 1)), 1.0)
+    meter.agree(joined)
+    facts, tensors = meter.state()
+    again = Meter(IMAGES)
+    again.restore(facts, tensors, joined.leads)
+    again.agree(joined)
+    return again.measured(1.0)
+
+
 class Fault(Exception):
     """No error of torch's own is one."""
 
@@ -64,6 +78,8 @@ def work(rank, ports, folder):
         result["largest"] = joined.largest(0.1 + rank), joined.any(rank == 1), joined.any(False)
         result["few"] = gradient(joined, 1)  # the second process has none
         result["empty"] = gradient(joined, 0)
+        result["shards"] = dict(counted(joined, joined.shard(IMAGES)))
+        result["whole batches"] = dict(counted(joined, torch.arange(IMAGES)))
         joined.check_equal(7, "step")
         try:
             joined.check_equal(rank, "step that a process resumes at")
@@ -112,6 +128,15 @@ def test_agree_takes_the_leading_process_values(two):
 def test_the_largest_of_the_processes_numbers_in_double_precision(two):
     assert [result["largest"] for result in two] == [(1.1, True, False)] * 2
     assert (ALONE.largest(0.1), ALONE.any(True), ALONE.any(False)) == (0.1, True, False)
+
+
+def test_what_the_processes_saw_is_joined(two):
+    leading = two[0]["shards"]
+    assert leading["surplus"] == 0 and leading["largest_contribution"] == pytest.approx(0.5 * math.sqrt(2))  # the other's
+
+
+def test_units_that_two_processes_both_added_up_are_too_many(two):
+    assert two[0]["whole batches"]["surplus"] == IMAGES
 
 
 def test_processes_agree_on_secret_draws(two):
