@@ -57,7 +57,7 @@ class Treatment(Checked):
     mechanism: MechanismName | None = Field(None, description="how the scores, or what they select, are released")
     sigma_s: Positive | None = Field(None, description="noise multiplier of the saliency release, or that of equal zCDP cost")
     rule: Rule | None = Field(
-        None, description="how scores choose: top or least salient, up to the largest gap, or by what signal and noise do"
+        None, description="how scores choose: top or least salient, random, to the largest gap, or by signal and noise"
     )
     candidates: Candidates | None = Field(None, description="matrices to choose from")
     adapter: Adapter | None = Field(None, description="adapter that is trained on the chosen matrices")

@@ -95,8 +95,8 @@ def _winners(table: pd.DataFrame, units: pd.Series, plan: Plan) -> Sequence[str]
     count = len(names) if run.ratio is None else max(1, math.floor(run.ratio * len(names) + 0.5 + 1e-9))
     if kind == "all":
         return names
-    if kind == "random":
-        return numpy_generator(run.seed, "random selection").choice(names, count, replace=False)
+    if kind == "random" or run.rule == "random":
+        return numpy_generator(run.seed, "random selection", run.dataset).choice(names, count, replace=False)
     if run.rule in WEIGHS_NOISE:
         return _worthwhile(table, units, count, plan)
     sums = table.groupby(units, sort=False)[SCORE].sum()

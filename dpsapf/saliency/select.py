@@ -106,8 +106,8 @@ def chosen(table: pd.DataFrame, run: RunSpec) -> pd.Series:
     selection = method(run.method).selection
     if selection == "all":
         return pd.Series(True, index=table.index)
-    if selection == "random":
-        return random_units(table, run.level, run.ratio, run.seed)
+    if selection == "random" or run.rule == "random":
+        return random_units(table, run)
     if run.rule in WEIGHS_NOISE:
         return worthwhile_units(table, run)
     if run.rule == "gap" and run.ratio is None:
@@ -190,11 +190,11 @@ def top_units(table: pd.DataFrame, level: Level, ratio: float) -> pd.Series:
     return table[UNITS[level]].isin(best)
 
 
-def random_units(table: pd.DataFrame, level: Level, ratio: float, seed: int) -> pd.Series:
-    """Mark every matrix of uniformly random units, as many as a selection would keep; no data, no cost."""
-    units = table[UNITS[level]].unique()
-    drawn = numpy_generator(seed, "random selection").choice(units, kept(ratio, len(units)), replace=False)
-    return table[UNITS[level]].isin(drawn)
+def random_units(table: pd.DataFrame, run: RunSpec) -> pd.Series:
+    """Mark every matrix of uniformly random units, others for each dataset and seed; as many as a selection would keep."""
+    units = table[UNITS[run.level]].unique()
+    draws = numpy_generator(run.seed, "random selection", run.dataset)
+    return table[UNITS[run.level]].isin(draws.choice(units, kept(run.ratio, len(units)), replace=False))
 
 
 def ranking(table: pd.DataFrame, level: Level | None, ratio: float | None, score_name: str, bounds: Bounds) -> Ranking:

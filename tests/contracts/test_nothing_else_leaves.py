@@ -70,7 +70,7 @@ RUNS = {
     "a rate by what noise breaks": ({**SAPF, "learning_rate": "auto"}, {}),
     "ranks by what noise breaks": ({**SAPF, "lora_rank": "auto"}, {}),
     **{f"score {name}": ({**SAPF, "score": name}, {}) for name in ("norm", "vote", "share", "signal")},
-    **{f"rule {name}": ({**SAPF, "rule": name}, {}) for name in ("least", "gap")},
+    **{f"rule {name}": ({**SAPF, "rule": name}, {}) for name in ("least", "random", "gap")},
     **{
         f"rule {name}": ({**SAPF, "score": "signal", "rule": name}, {})
         for name in ("noise-aware", "equal-curvature", "noise-budget")

@@ -22,6 +22,7 @@ from dpsapf.experiment.columns import (
 )
 from dpsapf.experiment.methods import TOLERATED_RISE, Candidates
 from dpsapf.experiment.records import Plan, Selection
+from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.optimization.noise_walk import noise_walk
 from dpsapf.saliency.scores import Bounds
@@ -58,10 +59,13 @@ def test_top_blocks_keep_whole_blocks():
 
 @pytest.mark.parametrize(("level", "size"), [("matrix", 3), ("layer", 4), ("block", 4)])
 def test_random_units_are_as_many_and_differ_between_seeds(level, size):
-    chosen = [random_units(table(), level, 0.5, seed) for seed in range(20)]
+    runs = [RunSpec(dataset="a", public_model="m", method="random", level=level, ratio=0.5, seed=seed) for seed in range(20)]
+    chosen = [random_units(table(), run) for run in runs]
     assert {int(draw.sum()) for draw in chosen} <= {size, 2 if level == "block" else size}
     assert len({tuple(draw) for draw in chosen}) > 1
-    assert chosen[0].tolist() == random_units(table(), level, 0.5, 0).tolist()
+    assert chosen[0].tolist() == random_units(table(), runs[0]).tolist()
+    others = [random_units(table(), replace(run, dataset="b")) for run in runs]
+    assert any(one.tolist() != other.tolist() for one, other in zip(chosen, others, strict=True))
 
 
 def test_candidate_sets_are_nested(tmp_path):
@@ -120,6 +124,14 @@ def test_missing_or_foreign_scores_are_refused(tmp_path, plan):
     with pytest.raises(UserError, match="other matrices"):
         select_matrices(setting)
     assert not (tmp_path / "selection.csv").exists()
+
+
+def test_rule_random_does_not_look_at_the_scores(tmp_path, plan):
+    run = replace(plan.run, rule="random", ratio=0.5)
+    setting = options(tmp_path, replace(plan, run=run))
+    select_matrices(setting)
+    written = pd.read_csv(tmp_path / "selection.csv")
+    assert written[SELECTED].tolist() == random_units(table(), run).tolist()
 
 
 def test_the_least_salient_are_as_many_from_the_other_end(tmp_path, plan):
