@@ -64,7 +64,7 @@ def calibrated_once(monkeypatch, calibrations):
             calibrations[key] = accounting.calibrate(target, delta, build)
         return calibrations[key]
 
-    monkeypatch.setattr("dpsapf.privacy.plan.calibrate", known)
+    monkeypatch.setattr("dpsapf.privacy.calibrations.calibrate", known)
 
 
 @pytest.fixture

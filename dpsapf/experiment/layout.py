@@ -30,6 +30,11 @@ class Layout:
         """Path of what noise in each of a model's candidates breaks, on its own samples of a dataset's prompts."""
         return f"{self.root}/cache/fragility/{dataset}--{public_model}--{candidates}.csv"
 
+    @property
+    def calibrations(self) -> str:
+        """Folder of noise multipliers that plans of equal releases share."""
+        return f"{self.root}/cache/calibrations"
+
     def reference(self, dataset: str, protocol: str, file: str) -> str:
         """Path of a dataset's reference features under an evaluation protocol."""
         return f"{self.root}/cache/reference/{dataset}--{protocol}/{file}"

@@ -102,6 +102,13 @@ class Plan(Checked):
     provenance: Provenance
 
 
+class Calibration(Checked):
+    """A file of cache/calibrations, named by what it was found for: see `dpsapf.privacy.calibrations`."""
+
+    noise_multiplier: float = Field(gt=0)
+    provenance: Provenance
+
+
 class Measured(Checked):
     """private.json: what `dpsapf.privacy.meter` saw while a release was made. Private: never published.
 

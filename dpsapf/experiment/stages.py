@@ -119,6 +119,7 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     protocol: str | None = Field(None, description="key of the protocol, if evaluation releases counts of private images")
     registry: Path | None = source("registry of protocols; given with a protocol", None)
     out: Path = target("plan.json")
+    calibrations: Path | None = target("folder of noise multipliers, which plans of equal releases share", None, kind="folder")
 
 
 class ScoreSaliency(SaliencyConfig, PrecisionConfig, ComputeConfig):

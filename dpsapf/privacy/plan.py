@@ -10,7 +10,8 @@ from dpsapf.experiment.records import DatasetRecord, Plan, Release
 from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
-from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, LEAST, calibrate, check_target, epsilon, surely_meets
+from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, LEAST, check_target, epsilon, surely_meets
+from dpsapf.privacy.calibrations import calibrated
 from dpsapf.privacy.kept import AGAIN
 from dpsapf.support.errors import Mistakes, UserError
 from dpsapf.support.provenance import provenance
@@ -63,6 +64,9 @@ def make_plan(
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
     planned = {name: epsilon(name, [*others, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {}
+    if guaranteed and not planned["pld"] <= run.epsilon:
+        remedy = f"the planned releases cost {planned['pld']:g}: remove {options.calibrations}, whose noise is too small"
+        raise UserError("epsilon", run.epsilon, remedy)
     less = spends_less(run.epsilon, planned["pld"]) if guaranteed else None
     for caution in [*([f"epsilon = {run.epsilon:g}: {less}"] if less else []), *cautions(releases, delta, count, options)]:
         LOG.warning("%s: %s", run.id, caution)
@@ -310,7 +314,8 @@ def _noise(before: list[Release], run: RunSpec, population: int, delta: float, o
     if run.epsilon is None:
         return None
     row = method(run.method)
-    return calibrate(run.epsilon, delta, lambda sigma: [*before, own_release(row, sigma, population, options)])
+    build = lambda sigma: [*before, own_release(row, sigma, population, options)]  # noqa: E731
+    return calibrated(options.calibrations, run.epsilon, delta, build)
 
 
 def check_axes(run: RunSpec) -> None:

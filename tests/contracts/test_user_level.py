@@ -121,7 +121,7 @@ def test_latents_without_users_are_refused(tmp_path):
 
 
 def test_a_plan_counts_users(dataset_record, run, monkeypatch):
-    monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda target, delta, build: build(1.0)[-1].noise_multiplier)
+    monkeypatch.setattr("dpsapf.privacy.calibrations.calibrate", lambda target, delta, build: build(1.0)[-1].noise_multiplier)
     record = replace(dataset_record, users=400)
     options = PlanPrivacy.model_construct(
         unit="user", steps=20, expected_batch_size=40, clipping="flat", clipping_norm=1.0, delta=None, noise="system"

@@ -7,13 +7,15 @@ from hypothesis import strategies as st
 
 from dpsapf.experiment.columns import NEARLY
 from dpsapf.experiment.methods import AXES, METHODS
-from dpsapf.experiment.records import Release
+from dpsapf.experiment.records import Calibration, Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import PlanPrivacy
+from dpsapf.privacy import calibrations
 from dpsapf.privacy.accounting import LEAST, PRV_ERROR, calibrate, epsilon
 from dpsapf.privacy.plan import PUBLIC, RELATION, check_axes, check_delta, default_delta, dp_sgd_release, make_plan, population
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
+from dpsapf.support.records import write_record
 
 COMPLETE = {
     "level": "matrix",
@@ -103,8 +105,39 @@ def test_a_plan_calibrates_dp_sgd_beside_the_selection(dataset_record):
     assert plan.dp_sgd_noise_alone == alone < plan.releases[1].noise_multiplier
 
 
+@pytest.fixture
+def looked_for(monkeypatch):
+    """Counts calibrations."""
+    found, count = calibrations.calibrate, []
+    monkeypatch.setattr("dpsapf.privacy.calibrations.calibrate", lambda *asked: count.append(asked) or found(*asked))
+    return count
+
+
+def test_plans_of_equal_releases_look_for_their_noise_once(dataset_record, tmp_path, looked_for):
+    shared = settings(calibrations=tmp_path)
+    asked = ((0, shared), (1, shared), (2, settings()))
+    first, again, of_its_own = (make_plan(spec(seed=seed), dataset_record, [SALIENCY], each) for seed, each in asked)
+    assert first.releases == again.releases == of_its_own.releases and len(looked_for) == 4  # with the selection and without
+    assert first.dp_sgd_noise_alone == again.dp_sgd_noise_alone == of_its_own.dp_sgd_noise_alone
+
+
+@pytest.mark.parametrize("change", [{"steps": 61}, {"expected_batch_size": 351}, {"delta": 2e-5}])
+def test_what_changes_the_noise_is_calibrated_anew(dataset_record, tmp_path, looked_for, change):
+    make_plan(spec("dp-lora"), dataset_record, [], settings(calibrations=tmp_path))
+    make_plan(spec("dp-lora"), dataset_record, [], settings(calibrations=tmp_path, **change))
+    assert len(looked_for) == 2
+
+
+def test_noise_of_a_file_that_is_too_small_is_refused(dataset_record, tmp_path):
+    make_plan(spec("dp-lora"), dataset_record, [], settings(calibrations=tmp_path))
+    (file,) = tmp_path.iterdir()
+    write_record(file, Calibration(noise_multiplier=0.3, provenance={}))
+    with pytest.raises(UserError, match="epsilon = 10.0: the planned releases cost .*: remove"):
+        make_plan(spec("dp-lora"), dataset_record, [], settings(calibrations=tmp_path))
+
+
 def test_a_plan_says_what_is_promised_to_whom(dataset_record, monkeypatch):
-    monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda target, delta, build: 1.5)
+    monkeypatch.setattr("dpsapf.privacy.calibrations.calibrate", lambda target, delta, build: 1.5)
     plan = make_plan(spec("dp-lora"), dataset_record, [], settings(clipping="flat", clipping_norm=0.5, noise="system"))
     assert (plan.relation, plan.unit, plan.public) == (RELATION["image"], "image", PUBLIC)
     assert (plan.clipping, plan.clipping_norm, plan.noise) == ("flat", 0.5, "system")

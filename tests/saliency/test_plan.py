@@ -53,7 +53,7 @@ def options(tmp_path, record, **changes):
 @pytest.fixture
 def uncalibrated(monkeypatch):
     """Noise and epsilons that cost no time, for tests of what else is planned."""
-    monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda target, delta, build: 1.5)
+    monkeypatch.setattr("dpsapf.privacy.calibrations.calibrate", lambda target, delta, build: 1.5)
     monkeypatch.setattr("dpsapf.privacy.plan.epsilon", lambda accountant, releases, delta: 1.0)
 
 

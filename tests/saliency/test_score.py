@@ -176,7 +176,7 @@ def stage(tmp_path, dataset_record, monkeypatch):
     """Inputs of score-saliency and plan-privacy on the tiny UNet: a function that runs both and returns their records."""
     unet = tiny_unet()
     monkeypatch.setattr(score, "load_model", lambda record: {"tiny": TinyModel(record)}[record.name])
-    monkeypatch.setattr("dpsapf.privacy.plan.calibrate", lambda *_: 1.0)  # DP-SGD's noise is not looked at here, and slow to find
+    monkeypatch.setattr("dpsapf.privacy.calibrations.calibrate", lambda *_: 1.0)  # DP-SGD's is slow to find
     names = candidates(unet)
     layers = [name.rpartition(".to_")[0] for name in names]
     table = pd.DataFrame({MATRIX: names, LAYER: layers, BLOCK: "b", CANDIDATES: "attention"})

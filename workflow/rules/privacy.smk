@@ -29,7 +29,7 @@ rule plan_privacy:
         code=code_digest("plan-privacy"),
     shell:
         "python -m dpsapf plan-privacy {params.files} {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol}"
-        " --out {output} --log {log}"
+        " --calibrations {LAYOUT.calibrations} --out {output} --log {log}"
 
 
 rule plans_made:
