@@ -64,8 +64,8 @@ class UpdateConfig(Checked):
     optimizer: Optimizer = Field(
         "adamw", description="AdamW; with 8-bit moments for tensors of 4,096 numbers or more (needs bitsandbytes)"
     )
-    learning_rate_schedule: typing.Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="constant, or falling from the peak to 0 over the steps"
+    learning_rate_schedule: typing.Literal["constant", "linear", "cosine", "warm-up"] = Field(
+        "constant", description="constant; falling from the peak to 0; or rising to it over the first third of the steps"
     )
     lora_rank: int = Field(4, description="LoRA rank", ge=1)
     lora_alpha: float = Field(4.0, description="LoRA alpha; the update is scaled by alpha/rank", gt=0)

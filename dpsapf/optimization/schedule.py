@@ -6,12 +6,20 @@ import math
 def rate_factor(schedule: str, step: int, steps: int) -> float:
     """Return the learning rate at a step over its peak: ``constant`` 1, ``linear`` or ``cosine`` from 1 towards 0.
 
+    ``warm-up`` rises to 1 over the first third of the steps, and stays.
+
     Args:
-        schedule: one of the three.
+        schedule: one of the four.
         step: from 0.
         steps: of the whole training.
     """
-    return {"constant": 1.0, "linear": 1 - step / steps, "cosine": 0.5 + 0.5 * math.cos(math.pi * step / steps)}[schedule]
+    factors = {
+        "constant": 1.0,
+        "linear": 1 - step / steps,
+        "cosine": 0.5 + 0.5 * math.cos(math.pi * step / steps),
+        "warm-up": min(1.0, (step + 1) / math.ceil(steps / 3)),
+    }
+    return factors[schedule]
 
 
 def average_weight(decay: float, step: int) -> float:

@@ -312,11 +312,12 @@ def test_a_signal_ends_after_its_step_and_the_next_start_goes_on(options, monkey
     assert all(torch.equal(value, expected[name]) for name, value in weights(settings).items())  # bit-equal
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "warm-up"])
 def test_the_learning_rate_follows_its_schedule(options, schedule):
     train.finetune(replace(options, learning_rate_schedule=schedule))
     rates = pd.read_csv(options.training_log)["learning_rate"].tolist()
     expected = {"constant": [1, 1, 1, 1], "linear": [1, 0.75, 0.5, 0.25], "cosine": [1, 0.853553, 0.5, 0.146447]}
+    expected["warm-up"] = [0.5, 1, 1, 1]
     assert rates == pytest.approx([1e-2 * factor for factor in expected[schedule]], rel=1e-5)  # six digits
 
 

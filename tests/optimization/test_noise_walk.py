@@ -28,7 +28,7 @@ def test_momentum_by_hand():
     assert squared_walk("sgd", 5, "constant", 0.0, 1.0) == pytest.approx(sum(w**2 for w in weights), rel=0.05)
 
 
-@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "warm-up"])
 def test_adam_against_a_loop_of_its_own(schedule):
     """Many short runs in double precision, the schedule and the weight average written out."""
     parameter, generator = torch.nn.Parameter(torch.zeros(40_000, dtype=torch.float64)), torch.Generator().manual_seed(5)
@@ -36,6 +36,7 @@ def test_adam_against_a_loop_of_its_own(schedule):
     for step in range(12):
         share = step / 12
         factors = {"constant": 1, "linear": 1 - share, "cosine": (1 + math.cos(math.pi * share)) / 2}
+        factors["warm-up"] = min(1, 3 * share + 1 / 4)
         optimizer.param_groups[0]["lr"] = 2.0 * factors[schedule]
         parameter.grad = 7.0 * torch.randn(40_000, generator=generator, dtype=torch.float64)
         optimizer.step()
