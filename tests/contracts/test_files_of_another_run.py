@@ -34,6 +34,7 @@ FOUND_LATER = {
     ("SelectMatrices", "scores"): "the audit: selection.json has the digest of its scores",
     ("Finetune", "selection"): "the audit: spend.json has the digest of its selection",
     ("PlanPrivacy", "dataset"): "nobody has to: the plan is of that dataset then",
+    ("PlanPrivacy", "archive"): "nobody has to: with noise from a seed it is not read, and with other noise it is refused",
     ("EmbedPrompts", "dataset"): "scoring, training and sampling: prompts say their dataset",
     ("EmbedPrompts", "model"): "scoring, training and sampling: prompts say their model",
     ("EncodeDataset", "model"): "scoring and training: latents say their model",
