@@ -11,6 +11,8 @@ from record_tables import bench_rows, dp_sapf_and_dp_lora, smallest_visible
 from records import Records
 
 from dpsapf.experiment.methods import TOLERATED_RISE
+from paper_figures.claims import ACCURACY, CLAIMS, FID, Metric
+from paper_figures.margins import margin
 from paper_figures.tables import amount
 from paper_figures.verdicts import CLAIM, NUMBER, tally
 
@@ -21,6 +23,18 @@ def verdicts_of(kind: str, records: Records) -> str:
     """Count the verdicts on claims, or on published numbers."""
     table = records.table("verdicts.csv")
     return tally(table.loc[table["kind"] == kind, "verdict"])
+
+
+def margin_of(claim_id: str, metric: Metric, _: Records) -> str:
+    """Return what a claim calls level: points, or a factor."""
+    value = margin(next(claim for claim in CLAIMS if claim.id == claim_id), metric)
+    return f"{math.exp(value) if metric.log else value:.3g}"
+
+
+def quoted(metric: Metric, _: Records) -> str:
+    """Return the percentage that the paper quotes of its headline: how far FID falls, or accuracy rises."""
+    effect = CLAIMS[0].quoted[metric.name]
+    return f"{-100 * math.expm1(effect) if metric.log else effect:.1f} %"
 
 
 def minutes(what: str, records: Records) -> str:
@@ -209,6 +223,12 @@ NUMBERS: dict[str, Callable[[Records], str]] = {
     "demo-fid-behind": behind_in_fid,
     "verdicts-claims": partial(verdicts_of, CLAIM),
     "verdicts-numbers": partial(verdicts_of, NUMBER),
+    "quoted-accuracy": partial(quoted, ACCURACY),
+    "quoted-fid": partial(quoted, FID),
+    "margin-accuracy": partial(margin_of, "dp-lora", ACCURACY),
+    "margin-fid": partial(margin_of, "dp-lora", FID),
+    "margin-no-lora-accuracy": partial(margin_of, "no-lora", ACCURACY),
+    "margin-no-lora-fid": partial(margin_of, "no-lora", FID),
     "rise-tolerated": lambda records: f"{TOLERATED_RISE:g}",
     "rise-within": partial(settings_within, 0, TOLERATED_RISE),
     "rise-within-worst": worst_within,

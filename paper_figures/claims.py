@@ -1,7 +1,7 @@
 """The paper's claims, as data: what is compared with what, where, and what would be a reproduction of it.
 
-A claim says how one side stands to the other in a metric: ``ahead`` (better), ``behind`` (worse) or ``level`` (as good, within
-the metric's margin). `paper_figures.verdicts` judges all of them by one rule; no claim has code of its own.
+A claim says how one side stands to the other in a metric: ``ahead`` (better), ``behind`` (worse) or ``level`` (neither, by more
+than the margin of `paper_figures.margins`). `paper_figures.judging` judges all of them by one rule; no claim has code of its own.
 """
 
 import math
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from paper_figures.published import MATRICES, RATIO
 
 Expected = typing.Literal["ahead", "behind", "level"]
+EMBEDDED = "No data or model that is packaged decides it; {config} would."
 
 
 @dataclass(frozen=True)
@@ -24,9 +25,8 @@ class Metric:
         better: 1 if more of it is better, -1 if less.
         unit: of a difference, for a reader.
         log: True if differences are of logs, and are shown as factors.
-        exact: True if it is counted, not estimated: every pair decides, and one seed is enough.
-        margin: what two values may differ by and still be level, in the unit of the difference (its log, if ``log``).
-        number_margin: the same for a published number and ours.
+        exact: True if it is counted, not estimated: all runs must agree, and one seed is enough.
+        number_margin: what a published number and ours may differ by, in the unit of the difference (its log, if ``log``).
     """
 
     name: str
@@ -35,14 +35,15 @@ class Metric:
     unit: str = ""
     log: bool = False
     exact: bool = False
-    margin: float = math.nan
     number_margin: float = math.nan
 
 
-ACCURACY = Metric("accuracy", "accuracy_pct", 1, "points", margin=5, number_margin=2)
-FID = Metric("FID", "fid", -1)
-FID_FACTOR = Metric("FID", "fid", -1, "as a factor", log=True, margin=math.log(4 / 3), number_margin=math.log(1.1))
+FACTOR = "as a factor"
+ACCURACY = Metric("accuracy", "accuracy_pct", 1, "points", number_margin=2)
+FID = Metric("FID", "fid", -1, FACTOR, log=True, number_margin=math.log(1.1))
 PARAMETERS = Metric("trained parameters", "trainable_parameters", -1, "parameters", exact=True)
+SECONDS = Metric("fine-tuning time", "finetune_seconds", -1, FACTOR, log=True)
+MEMORY = Metric("peak memory", "peak_memory_mb", -1, FACTOR, log=True)
 SALIENCY = Metric("released score per matrix", "relative_score", 1, "of the mean score")
 
 
@@ -58,10 +59,13 @@ class Claim:
         theirs: what rows are on the other side.
         expected: how ``ours`` stands to ``theirs``.
         metrics: what it is judged in, each apart.
-        same: columns that both sides must share, beside dataset, public model and seed.
+        same: columns that both sides must share, beside dataset and public model.
+        apart: columns that tell comparisons apart, beside dataset and public model.
         table: ``runs``, or ``places``: mean scores of the outer and the inner blocks.
+        over_rates: True if it is about some learning rate, and so judged at each one that was tried.
         published: columns and values of the published tables that are on either side, with the table's name first.
-        quoted: what the paper says of a metric, where no published table has both sides; or what its values are of.
+        quoted: the largest effect that the paper's text names, where no published table has both sides; in the metric's unit.
+        needs: what would decide it, where no packaged data or model does.
     """
 
     id: str
@@ -71,16 +75,23 @@ class Claim:
     theirs: Mapping[str, object]
     expected: Expected = "ahead"
     metrics: tuple[Metric, ...] = (ACCURACY, FID)
-    same: tuple[str, ...] = ("epsilon", "learning_rate")
+    same: tuple[str, ...] = ("epsilon", "kind")
+    apart: tuple[str, ...] = ("epsilon", "kind")
     table: str = "runs"
+    over_rates: bool = False
     published: tuple[str, Mapping[str, object], Mapping[str, object]] | None = None
-    quoted: Mapping[str, str] = field(default_factory=dict)
+    quoted: Mapping[str, float] = field(default_factory=dict)
+    needs: str = ""
 
     @property
-    def varied(self) -> list[str]:
-        """Columns that tell the claim's comparisons apart, beside dataset, public model, epsilon and learning rate."""
-        several = [column for column, value in self.ours.items() if isinstance(value, tuple) and len({*value} - {None}) > 1]
-        return several + [column for column in self.same if column not in ("epsilon", "learning_rate")]
+    def varied(self) -> dict[str, tuple]:
+        """Columns of ``ours`` that have several values, all of which the claim is about, and those values."""
+        several = {column: tuple(one for one in value if one is not None) for column, value in self.ours.items() if _many(value)}
+        return {column: values for column, values in several.items() if len(values) > 1}
+
+
+def _many(value: object) -> bool:
+    return isinstance(value, tuple)
 
 
 TOP = MATRICES | {"ratio": RATIO, "rule": ("top", None), "mechanism": ("gaussian", None)}
@@ -94,6 +105,19 @@ def _variant(id: str, name: str, text: str, **theirs: object) -> Claim:
     return Claim(id, text, f"figure of variants, {name}", TOP, rows, published=shown)
 
 
+def _mechanism(name: str, text: str, needs: str = "") -> Claim:
+    return Claim(
+        name,
+        text,
+        "figure of transfer",
+        TOP | {"mechanism": name},
+        TOP,
+        expected="level",
+        published=("transfer", MATRICES | {"mechanism": name}, MATRICES | {"mechanism": "gaussian"}),
+        needs=needs,
+    )
+
+
 CLAIMS = (
     Claim(
         "dp-lora",
@@ -101,15 +125,15 @@ CLAIMS = (
         "abstract",
         TOP | UNET,
         {"method": "dp-lora"},
-        quoted={"accuracy": "up by as much as 31.5 %", "FID": "down by as much as 83.1 %"},
+        quoted={"accuracy": 31.5, "FID": math.log(1 - 0.831)},
     ),
     Claim(
-        "parameters",
-        "DP-SAPF trains fewer parameters than DP-LoRA.",
-        "method: 30 % of the attention matrices",
+        "resources",
+        "DP-SAPF needs less than training all attention matrices.",
+        "abstract",
         TOP | UNET,
         {"method": "dp-lora"},
-        metrics=(PARAMETERS,),
+        metrics=(PARAMETERS, SECONDS, MEMORY),
     ),
     _variant("random", "Random", "DP-SAPF is ahead of as many matrices at random.", method="random"),
     _variant("layers", "Layer-Level", "Matrices are ahead of whole layers.", method="dp-sapf", level="layer"),
@@ -123,7 +147,6 @@ CLAIMS = (
         TOP | {"ratio": (0.2, 0.4, 0.5)},
         TOP,
         expected="level",
-        metrics=(ACCURACY, FID_FACTOR),
         published=("selection_ratio", {"ratio": (0.2, 0.4, 0.5)}, {"ratio": RATIO}),
     ),
     Claim(
@@ -133,10 +156,23 @@ CLAIMS = (
         TOP | {"ratio": 0.7},
         {"method": "no-finetune"},
         expected="behind",
-        metrics=(FID_FACTOR,),
+        metrics=(FID,),
         same=(),
+        apart=("epsilon", "rate"),
+        over_rates=True,
+    ),
+    Claim(
+        "collapse-of-more",
+        "At 70 % of the matrices images are worse than at 30 %.",
+        "figure of selection ratios",
+        TOP | {"ratio": 0.7},
+        TOP,
+        expected="behind",
+        metrics=(FID,),
+        same=("epsilon", "rate"),
+        apart=("epsilon", "rate"),
+        over_rates=True,
         published=("selection_ratio", {"ratio": 0.7}, {"ratio": RATIO}),
-        quoted={"FID": "of 30 %'s"},
     ),
     Claim(
         "edges",
@@ -145,7 +181,8 @@ CLAIMS = (
         {"place": "outer"},
         {"place": "inner"},
         metrics=(SALIENCY,),
-        same=("score", "sigma_s"),
+        same=(),
+        apart=(),
         table="places",
     ),
     Claim(
@@ -155,17 +192,12 @@ CLAIMS = (
         TOP | {"sigma_s": (10.0, 20.0, 25.0)},
         TOP | {"sigma_s": 5.0},
         expected="level",
-        metrics=(ACCURACY, FID_FACTOR),
     ),
-    Claim(
-        "mechanisms",
-        "Other mechanisms of selection do as well as Gaussian noise.",
-        "figure of transfer",
-        TOP | {"mechanism": ("exponential", "ptr")},
-        TOP,
-        expected="level",
-        metrics=(ACCURACY, FID_FACTOR),
-        published=("transfer", MATRICES | {"mechanism": ("exponential", "ptr")}, MATRICES | {"mechanism": "gaussian"}),
+    _mechanism("exponential", "The exponential mechanism selects as well as Gaussian noise."),
+    _mechanism(
+        "ptr",
+        "Propose-test-release selects as well as Gaussian noise.",
+        "At a few thousand images propose-test-release refuses every selection. " + EMBEDDED.format(config="config/paper.yaml"),
     ),
     Claim(
         "transformer",
@@ -174,5 +206,6 @@ CLAIMS = (
         GAUSSIAN | TRANSFORMER | {"level": ("matrix", "block"), "ratio": RATIO, "rule": "top"},
         {"method": "dp-lora"},
         published=("transfer", {"method": "dp-sapf", "level": "block"}, {"method": "dp-lora"}),
+        needs=EMBEDDED.format(config="config/paper-dit.yaml"),
     ),
 )

@@ -1,14 +1,15 @@
-"""What a claim compares, out of the tables of a results folder: one row per dataset, model and setting, paired by seed."""
+"""What a claim compares, out of the tables of a results folder: the seeds of either side, at one setting."""
 
-import dataclasses
+import itertools
 import math
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from dpsapf.experiment.columns import BLOCK, MATRIX, SCORE
+from dpsapf.experiment.columns import BLOCK, MATRIX, SCORE, USED_RATE
 from dpsapf.experiment.methods import TRAINING_AXES
 from dpsapf.experiment.runs import Study
 from paper_figures.claims import Claim, Metric
@@ -18,125 +19,148 @@ from paper_figures.results import CHOICES, GROUP, TRAINING, Results
 from paper_figures.selection_map import STAGES
 
 ENERGIES = ("energy", "share", "norm")  # scores that grow with an image's gradient in the matrix
-HELD = (*CHOICES, "sigma_s", *TRAINING_AXES)  # axes that both sides of a comparison share, unless it compares them
-OWN, IGNORED, OF_THEIRS = "the config's own", "ignored", " of theirs"
+HELD = (*CHOICES, "sigma_s", *(axis for axis in TRAINING_AXES if axis != "learning_rate"))  # what both sides share
+OWN, IGNORED = "the config's own", "ignored"
+GIVEN, BEYOND = "given", "beyond"
+STEP = 2.0  # a usual step of a grid of learning rates: what such a step turns is about the learning rate
+ENOUGH = 3  # seeds: the interval of two is nine standard deviations wide to either side, that of three 2.5
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Comparison:
     """Two settings, or a setting and a published value, in one metric.
 
     Attributes:
         folder: name of the results folder.
         protocol: of its evaluation.
-        setting: dataset, public model, epsilon and what else tells it from other comparisons of its claim.
-        differences: ours minus theirs by seed, in the metric's unit; logs where the metric is one of logs.
-        values: ours and theirs by seed, which tells runs that several folders have.
+        setting: dataset, public model and what else tells it from other comparisons of its claim.
+        held: what both sides share beside, where it is not the paper's: axis to value.
+        ours: a value a seed, in the metric's unit; logs where the metric is one of logs. Float [n].
+        theirs: likewise, float [m]; or the published value, float [1].
+        rates: how many learning rates a seed's value is the mean of.
+        published: True if theirs is a published value.
     """
 
     folder: str
     protocol: str
-    setting: Mapping[str, object]
-    differences: np.ndarray
-    values: frozenset[tuple[float, float, float]]
+    setting: Mapping[str, typing.Any]
+    held: Mapping[str, object]
+    ours: np.ndarray
+    theirs: np.ndarray
+    rates: int = 1
+    published: bool = False
+
+    @property
+    def seeds(self) -> int:
+        """Seeds of the side that has fewer."""
+        return len(self.ours) if self.published else min(len(self.ours), len(self.theirs))
+
+    @property
+    def entry(self) -> tuple:
+        """What it is compared about: of several comparisons with one entry, one is judged."""
+        told = {key: value for key, value in self.setting.items() if not pd.isna(value)}
+        return tuple(sorted(told.items()))
+
+    @property
+    def rank(self) -> tuple:
+        """How much it is worth, the least first: enough seeds, the paper's protocol, the paper's setting, more runs."""
+        return self.seeds < ENOUGH, self.protocol not in PROTOCOLS, len(self.held), -self.seeds, -self.rates
 
 
 def of_claim(claim: Claim, metric: Metric, results: Results) -> list[Comparison]:
-    """Pair the rows of both sides of a claim by seed, at the settings that `alike` finds for this claim."""
+    """Find everything that a results folder compares about a claim; of what has one entry, `one_each` chooses.
+
+    Seeds are the units: the learning rates of a kind are averaged within each.
+    """
     table = places(results) if claim.table == "places" else described(results.runs)
-    ours, theirs = matching(table, claim.ours), matching(table, claim.theirs)
-    if ours.empty or theirs.empty:
+    if "kind" in claim.apart:
+        table = table[table["kind"] != BEYOND]
+    ours, theirs = (matching(table, side).dropna(subset=metric.column) for side in (claim.ours, claim.theirs))
+    compared = {axis for axis in claim.ours if axis in claim.theirs and claim.ours[axis] != claim.theirs[axis]}
+    axes = [axis for axis in HELD if axis in table and axis not in compared]
+    apart = [*GROUP, *claim.apart, *claim.varied]
+    found = []
+    for key, rows in ours.groupby(apart, dropna=False, sort=False):
+        setting = dict(zip(apart, key, strict=True))
+        partners = matching(theirs, {name: setting[name] for name in (*GROUP, *claim.same)})
+        for held, one, other in _alike(rows, partners, axes):
+            sides = _by_seed(one, other, metric, together="kind" in claim.same)
+            if all(map(len, sides)):
+                means = [side.mean(axis="columns").to_numpy(float) for side in sides]
+                found.append(Comparison(results.layout.root.name, results.protocol, setting, held, *means, sides[0].shape[1]))
+    return found
+
+
+def _alike(ours: pd.DataFrame, theirs: pd.DataFrame, axes: Sequence[str]) -> Iterator[tuple[dict, pd.DataFrame, pd.DataFrame]]:
+    """Yield what both sides hold that is not the paper's, and the rows that hold it: alike in everything that is not compared."""
+    for (one, rows), (other, partners) in itertools.product(_settings(ours, axes), _settings(theirs, axes)):
+        if all(a == b or IGNORED in (a, b) for a, b in zip(one, other, strict=True)):
+            values = (b if a == IGNORED else a for a, b in zip(one, other, strict=True))
+            held = {axis: value for axis, value in zip(axes, values, strict=True) if value not in (OWN, IGNORED, _papers(axis))}
+            yield held, rows, partners
+
+
+def _papers(axis: str) -> object:
+    return Study.model_fields[axis].default[0]
+
+
+def _settings(side: pd.DataFrame, axes: Sequence[str]) -> list[tuple[tuple, pd.DataFrame]]:
+    """Split a side by its axes: `OWN` is the config's value, `IGNORED` what the method ignores."""
+    if side.empty:
         return []
-    keys = [*GROUP, *claim.same, "seed"]
-    if claim.table == "runs":
-        compared = set(claim.ours) & set(claim.theirs)
-        ours, theirs = alike(ours, theirs, keys, [axis for axis in HELD if axis not in compared])
-    other = theirs.groupby(keys, dropna=False)[metric.column].mean().rename("theirs").reset_index()
-    pairs = ours.merge(other, on=keys).dropna(subset=[metric.column, "theirs"])
-    by = [*GROUP, *(axis for axis in ("epsilon", "learning_rate") if axis in pairs), *claim.varied]
-    return [
-        _comparison(dict(zip(by, key, strict=True)), rows, metric, results)
-        for key, rows in pairs.groupby(by, dropna=False, sort=False)
-    ]
+    trains = side["method"].isin(TRAINING) if "method" in side else False
+    unset = {axis: np.where(trains & (axis in TRAINING_AXES), OWN, IGNORED) for axis in axes}
+    filled = [side[axis].astype(object).where(side[axis].notna(), unset[axis]) for axis in axes]
+    return list(side.groupby(filled, sort=False))
 
 
-def _comparison(setting: dict, rows: pd.DataFrame, metric: Metric, results: Results) -> Comparison:
-    rows = rows.groupby("seed")[[metric.column, "theirs"]].mean()
-    ours, theirs = (rows[name].to_numpy(float) for name in (metric.column, "theirs"))
-    differences = np.log(ours) - np.log(theirs) if metric.log else ours - theirs
-    values = frozenset(zip(rows.index.astype(float), ours, theirs, strict=True))
-    return Comparison(results.layout.root.name, results.protocol, setting, differences, values)
+def _by_seed(ours: pd.DataFrame, theirs: pd.DataFrame, metric: Metric, together: bool) -> list[pd.DataFrame]:
+    """Lay both sides out; ``together``: at the learning rates that both have, and of the seeds that have all of those."""
+    sides = [_by_rate(rows, metric) for rows in (ours, theirs)]
+    if together:
+        shared = sides[0].columns.intersection(sides[1].columns)
+        sides = [side[shared].dropna() for side in sides]
+    return sides
 
 
-def of_number(row: Mapping[str, object], metric: Metric, results: Results) -> list[Comparison]:
+def _by_rate(rows: pd.DataFrame, metric: Metric) -> pd.DataFrame:
+    """Lay a metric out, seeds down and learning rates across, by their names in the config."""
+    values = np.log(rows[metric.column]) if metric.log else rows[metric.column]
+    rates = rows["learning_rate"].fillna(OWN) if "learning_rate" in rows else pd.Series(OWN, rows.index)
+    return values.groupby([rows["seed"], rates]).mean().unstack()
+
+
+def of_number(row: Mapping[str, typing.Any], metric: Metric, results: Results) -> list[Comparison]:
     """Set our runs of a published row's dataset, model and setting beside its value, if they are under the paper's protocol."""
     if results.protocol not in PROTOCOLS:
         return []
-    runs = described(results.runs)
-    runs = matching(runs[runs["learning_rate"] != AUTO], {key: None if pd.isna(row[key]) else row[key] for key in KEYS})
-    runs = runs.dropna(subset=metric.column)
-    if runs.empty:
-        return []
-    runs, _ = alike(runs, runs, ["run_id"], [axis for axis in HELD if axis not in KEYS])
-    setting = {key: row[key] for key in KEYS}
-    return [_comparison(setting, runs.assign(theirs=row[metric.column]), metric, results)]
+    runs = described(results.runs).dropna(subset=metric.column)
+    runs = runs[runs["learning_rate"].isna()]
+    runs = matching(runs, {key: None if pd.isna(row[key]) else row[key] for key in KEYS})
+    published = np.array([math.log(row[metric.column]) if metric.log else row[metric.column]])
+    told, setting = (results.layout.root.name, results.protocol), {key: row[key] for key in KEYS}
+    return [
+        Comparison(*told, setting, held, _by_rate(some, metric)[OWN].to_numpy(float), published, published=True)
+        for held, some, _ in _alike(runs, runs, [axis for axis in HELD if axis not in KEYS])
+    ]
 
 
 def described(runs: pd.DataFrame) -> pd.DataFrame:
-    """Add what claims ask for: accuracy in %, and the kind of network."""
-    networks = [network(model) for model in runs["public_model"]]
-    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=networks).reset_index(drop=True)
+    """Add what claims ask for: accuracy in %, the kind of network, and the learning rate's number and kind.
 
-
-def alike(
-    ours: pd.DataFrame, theirs: pd.DataFrame, keys: Sequence[str], axes: Sequence[str]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Keep the rows of both sides that have one setting in everything that is not compared.
-
-    Of all settings that both sides have, it is the one at the config's own learning rate, steps, batch size, rank and optimizer
-    if there is one, and then the one that most pairs have. Runs at the learning rate that noise allows are chosen apart.
-
-    Args:
-        ours: rows of runs.csv of one side.
-        theirs: of the other side.
-        keys: columns that make a pair: both sides have the same value.
-        axes: of `HELD`: what both sides share, unless a side's method ignores it.
+    Kinds: ``auto``, what noise allows; ``given``, the config's own and others within a factor of `STEP` of it; and ``beyond``.
+    Where nothing was trained at the config's own, the least takes its place. What does not train has neither number nor kind.
     """
-    pairs = _settings(ours, keys, axes).merge(_settings(theirs, keys, axes), on=keys, suffixes=("", OF_THEIRS))
-    shared = pd.Series(True, pairs.index)
-    for axis in map(_held, axes):
-        value, partner = pairs[axis], pairs[axis + OF_THEIRS]
-        shared &= (value == partner) | (value == IGNORED) | (partner == IGNORED)
-        pairs[axis] = value.where(value != IGNORED, partner)
-    pairs = pairs[shared]
-    allowed = pairs[_held("learning_rate")] == AUTO
-    kept = pd.concat([_at_best(pairs[some], axes) for some in (~allowed, allowed)])
-    return ours.loc[kept["row"].unique()], theirs.loc[kept["row" + OF_THEIRS].unique()]
-
-
-def _held(axis: str) -> str:
-    return f"held {axis}"
-
-
-def _settings(side: pd.DataFrame, keys: Sequence[str], axes: Sequence[str]) -> pd.DataFrame:
-    """Return a side's keys, its row labels, and its axes: `OWN` for the config's value, `IGNORED` where the method ignores it."""
-    unset = {axis: np.where(side["method"].isin(TRAINING) & (axis in TRAINING_AXES), OWN, IGNORED) for axis in axes}
-    filled = {_held(axis): side[axis].astype(object).where(side[axis].notna(), unset[axis]) for axis in axes}
-    return side[list(keys)].assign(row=side.index, **filled)
-
-
-def _at_best(pairs: pd.DataFrame, axes: Sequence[str]) -> pd.DataFrame:
-    """Keep the pairs at the best setting of `alike`; a tie goes to the defaults of `Study`, then to the least."""
-    if pairs.empty:
-        return pairs
-    names = list(map(_held, axes))
-    counts = pairs.groupby(names).size()
-
-    def rank(setting: tuple) -> tuple:
-        defaults = sum(value == Study.model_fields[axis].default[0] for axis, value in zip(axes, setting, strict=True))
-        return -setting.count(OWN), -counts[setting], -defaults, tuple(map(str, setting))
-
-    return pairs[(pairs[names] == min(counts.index, key=rank)).all(axis="columns")]
+    networks = [network(model) for model in runs["public_model"]]
+    labels = runs["learning_rate"]
+    auto, own, trains = labels == AUTO, labels.isna(), runs["method"].isin(TRAINING)
+    used = runs[USED_RATE] if USED_RATE in runs else pd.Series(math.nan, runs.index)
+    rates = pd.to_numeric(labels, errors="coerce").where(~own, used).where(trains & ~auto)
+    centre = rates.where(own).groupby(runs["method"]).transform("median")
+    centre = centre.fillna(rates.groupby(runs["method"]).transform("min"))
+    near = np.abs(np.log(rates / centre)) <= math.log(STEP) + 1e-9  # a step of just two is within
+    kinds = pd.Series(np.select([~trains, auto, own | near], [None, AUTO, GIVEN], BEYOND), runs.index)
+    return runs.assign(accuracy_pct=100 * runs["accuracy"], network=networks, kind=kinds, rate=rates).reset_index(drop=True)
 
 
 def network(public_model: str) -> str:
@@ -179,23 +203,13 @@ def _outer_and_inner(rows: pd.DataFrame) -> pd.DataFrame:
     return means.rename("relative_score").rename_axis("place").reset_index()
 
 
-def unique(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Leave out what says nothing more than another comparison.
+def one_each(found: Sequence[Comparison]) -> list[Comparison]:
+    """Choose one comparison for each entry, by `Comparison.rank`; a tie goes to the folder that stands first.
 
-    That is one whose runs are all among those of another one of the same setting, as folders share runs; and one of a single
-    seed, which has no spread, where another one is of the same dataset and public model and has.
+    Folders are not averaged: their runs share seeds, and what a seed draws, such as a random subset, would count twice.
     """
-    kept: list[Comparison] = []
-    for one in sorted(comparisons, key=lambda comparison: -len(comparison.values)):
-        same = [other for other in kept if _same(one.setting, other.setting)]
-        tested = any(len(other.values) > 1 and all(other.setting[key] == one.setting[key] for key in GROUP) for other in kept)
-        if not (any(one.values <= other.values for other in same) or (tested and len(one.values) == 1)):
-            kept.append(one)
-    return kept
-
-
-def _same(one: Mapping[str, typing.Any], other: Mapping[str, typing.Any]) -> bool:
-    def told(setting: Mapping[str, typing.Any]) -> dict[str, object]:
-        return {key: value for key, value in setting.items() if not (isinstance(value, float) and math.isnan(value))}
-
-    return told(one) == told(other)
+    chosen: dict[tuple, Comparison] = {}
+    for one in found:
+        if one.entry not in chosen or one.rank < chosen[one.entry].rank:
+            chosen[one.entry] = one
+    return list(chosen.values())

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from dpsapf.support.files import atomic, write_text
 from paper_figures import (
     all_metrics,
+    claims_by_rate,
     contact_sheet,
     epsilon_curves,
     main_table,
@@ -60,6 +61,7 @@ ITEMS = (
     Item("main_table", main_table.prepare, main_table.draw),
     Item("all_metrics", all_metrics.prepare, all_metrics.draw),
     Item("verdicts", verdicts.prepare, verdicts.draw),
+    Item("claims_by_rate", claims_by_rate.prepare, claims_by_rate.draw),
     Item("ratio_curves", ratio_curves.prepare, ratio_curves.draw),
     Item("epsilon_curves", epsilon_curves.prepare, epsilon_curves.draw),
     Item("variants", variants.prepare, variants.draw),

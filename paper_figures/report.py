@@ -57,6 +57,7 @@ AXIS_OF = {  # the axis that a figure is about: it stands with the study that ha
     "epsilon_curves": "epsilon",
     "paper_reference_epsilon": "epsilon",
     "variants": "method",
+    "claims_by_rate": "learning_rate",
     "stability_map": "learning_rate",
     "stability_map_accuracy": "learning_rate",
     "stability_edges": "learning_rate",

@@ -1,28 +1,45 @@
 """compare-with-paper: which of the paper's claims, and of its published numbers, these results reproduce.
 
-One rule judges everything. Each comparison has an interval of its mean difference over seeds (Student's t, paired), at the
-level that Holm's correction over all comparisons of its claim in that metric gives it. A claim says in which region the
-difference should be (above 0, below 0, or within the margin). A comparison whose interval lies inside the region is
-``reproduced``, one whose interval lies outside is ``not reproduced``, and one whose interval has an end of the region in it
-``cannot tell``. A claim is reproduced if all its comparisons are, not reproduced if one of them is not, and open otherwise.
+`paper_figures.claims` says what is claimed, `paper_figures.comparisons` finds it in the tables, `paper_figures.judging` judges it
+by one rule, and this module writes down what came out, and why.
 """
 
 import logging
 import math
 import typing
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import chain
 
 import pandas as pd
 
-from dpsapf.aggregation.multiple_tests import LEVEL, half_width, holm, p_value
+from dpsapf.aggregation.welch import MOST
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, write_text
-from paper_figures.claims import ACCURACY, CLAIMS, FID_FACTOR, PARAMETERS, Claim, Expected, Metric
-from paper_figures.comparisons import Comparison, matching, of_claim, of_number, unique
-from paper_figures.paired_differences import smallest_visible
-from paper_figures.published import DATASETS, PROTOCOLS, PUBLIC_MODELS, TABLES, TRANSFORMERS, published
+from paper_figures.claims import ACCURACY, CLAIMS, FACTOR, FID, PARAMETERS, Claim, Metric
+from paper_figures.comparisons import Comparison, of_claim, of_number, one_each
+from paper_figures.judging import (
+    NEEDS,
+    NOT_REPRODUCED,
+    OPEN,
+    REPRODUCED,
+    STATES,
+    UNDECIDED,
+    VERDICTS,
+    Entry,
+    Rule,
+    against,
+    count,
+    deciding,
+    entries,
+    excluded,
+    judge,
+    rule_of,
+    seeds_that_decide,
+    verdict,
+)
+from paper_figures.learning_rates import AUTO
+from paper_figures.margins import margin, paper_effects, smallest_effect
+from paper_figures.published import DATASETS, PROTOCOLS, PUBLIC_MODELS, RATIO, TABLES, TRANSFORMERS, published
 from paper_figures.results import Results, load_results
 from paper_figures.tables import NOTHING, Cell, Table, markdown
 
@@ -30,31 +47,10 @@ if typing.TYPE_CHECKING:
     from dpsapf.experiment.stages import CompareWithPaper
 
 LOG = logging.getLogger("dpsapf")
-REPRODUCED, NOT_REPRODUCED, OPEN, NOT_RUN = "reproduced", "not reproduced", "cannot tell at this power", "not run"
-VERDICTS = (REPRODUCED, NOT_REPRODUCED, OPEN, NOT_RUN)
 CLAIM, NUMBER, RESULTS = "claim", "published number", "results folder"
 NOT_USED = "not used"
-SHARED = "Each of its comparisons is one of another folder's, or has one seed where another folder has more."
 ELSEWHERE = "Direction only: not the paper's dataset, public model and protocol."
-
-
-@dataclass(frozen=True)
-class Judged:
-    """A comparison with its corrected interval and verdict; numbers as in the metric's unit, logs where it has them."""
-
-    comparison: Comparison
-    mean: float
-    low: float
-    high: float
-    p: float
-    p_corrected: float
-    visible: float
-    verdict: str
-
-    @property
-    def seeds(self) -> int:
-        """Seeds that both sides have."""
-        return len(self.comparison.differences)
+VALUES = ("ours", "low", "high", "seeds", "supports", "opposes", "seeds_needed")
 
 
 def compare_with_paper(options: "CompareWithPaper") -> None:
@@ -83,20 +79,20 @@ def judge_all(folders: Sequence[Results]) -> pd.DataFrame:
     """Judge every claim in each of its metrics, and every published number.
 
     Returns:
-        One row each: ``kind``, ``claim`` (its name), ``text``, ``source``, ``metric``, ``comparisons`` and how many of them
-        were ``reproduced`` and ``not_reproduced``; ``where``, ``ours``, ``low``, ``high``, ``p``, ``p_corrected``, ``seeds``
-        and ``smallest_visible`` of the comparison that decides (the weakest where all agree, the clearest that disagrees);
-        ``unit``; what the ``paper`` has; ``verdict`` and ``why``. A folder that takes part in none of them has a row, too, of
-        kind `RESULTS`.
+        One row each: ``kind``, ``claim`` (its name), ``text``, ``source``, ``metric``, ``expected`` and ``margin``; how many
+        comparisons were ``ahead``, ``level``, ``behind`` and ``undecided``; ``where``, ``ours``, ``low``, ``high``, ``seeds``
+        and the p-values ``supports`` and ``opposes`` of the comparison that decides; ``seeds_needed`` a side, where the verdict
+        is open; ``unit``; what the ``paper`` has; ``verdict`` and ``why``. A folder that takes part in none of them has a row,
+        too, of kind `RESULTS`.
     """
     claims = [(claim, metric) for claim in CLAIMS for metric in claim.metrics]
-    numbers = [(table, row, metric) for table in TABLES for row in _published(table) for metric in (ACCURACY, FID_FACTOR)]
+    numbers = [(table, row, metric) for table in TABLES for row in _published(table) for metric in (ACCURACY, FID)]
     found = [[of_claim(claim, metric, results) for results in folders] for claim, metric in claims]
     found += [[of_number(row, metric, results) for results in folders] for _, row, metric in numbers]
-    judged = [unique(list(chain(*of_folders))) for of_folders in found]
-    rows = [_claim_row(*claim, comparisons) for claim, comparisons in zip(claims, judged, strict=False)]
-    rows += [_number_row(*number, comparisons) for number, comparisons in zip(numbers, judged[len(claims) :], strict=True)]
-    return pd.DataFrame(rows + _unused_rows(folders, found, judged))
+    chosen = [one_each(list(chain(*of_folders))) for of_folders in found]
+    rows = [_claim_row(*claim, comparisons) for claim, comparisons in zip(claims, chosen, strict=False)]
+    rows += [_number_row(*number, comparisons) for number, comparisons in zip(numbers, chosen[len(claims) :], strict=True)]
+    return pd.DataFrame(rows + _unused_rows(folders, found, chosen))
 
 
 def _published(table: str) -> list[dict]:
@@ -104,169 +100,158 @@ def _published(table: str) -> list[dict]:
 
 
 def _unused_rows(
-    folders: Sequence[Results], found: Sequence[Sequence[list[Comparison]]], judged: Sequence[list[Comparison]]
+    folders: Sequence[Results], found: Sequence[Sequence[list[Comparison]]], chosen: Sequence[list[Comparison]]
 ) -> list[dict[str, object]]:
     """Name the folders none of whose comparisons is judged; ``found`` has a list of comparisons for each of them."""
-    used, rows = {id(one) for comparisons in judged for one in comparisons}, []
-    for results, own in zip(folders, zip(*found, strict=True), strict=True):
-        comparisons = list(chain(*own))
-        if used.isdisjoint(map(id, comparisons)):
+    rows = []
+    for place, results in enumerate(folders):
+        own = [one for of_folders in found for one in of_folders[place]]
+        if not any(one is judged for one in own for judged in chain(*chosen)):
             row = {"kind": RESULTS, "claim": results.layout.root.name, "text": "", "source": "tables/runs.csv", "metric": "any"}
-            row |= _outcome([], ACCURACY) | {"unit": "", "paper": "", "verdict": NOT_USED}
-            methods = ", ".join(results.runs["method"].unique())
-            lone = f"No two of its runs (of {methods}) are the two sides of a claim at one setting and seed."
-            rows.append(row | {"why": SHARED if comparisons else lone})
+            row |= {"expected": "", "margin": math.nan} | _outcome([], None) | {"unit": "", "paper": "", "verdict": NOT_USED}
+            rows.append(row | {"why": _reason(results, own, chosen)})
     return rows
 
 
+def _reason(results: Results, own: Sequence[Comparison], chosen: Sequence[list[Comparison]]) -> str:
+    if not own:
+        methods = ", ".join(results.runs["method"].unique())
+        return f"No two settings of its runs (of {methods}) are the two sides of a claim."
+    entries_of_its_own = {one.entry for one in own}
+    others = {one.folder: None for one in chain(*chosen) if one.entry in entries_of_its_own}
+    return f"What it compares has more seeds, or is nearer to the paper's setting, in {', '.join(others)}."
+
+
 def _claim_row(claim: Claim, metric: Metric, comparisons: Sequence[Comparison]) -> dict[str, object]:
-    judged = judge(comparisons, region(metric, claim.expected), metric.exact)
+    rule = rule_of(metric, claim.expected, margin(claim, metric))
+    found, lacking = entries([judge(one, rule) for one in comparisons]), _lacking(claim, comparisons)
+    told = NEEDS if claim.needs and not found else verdict(found, complete=not lacking)
     row = {"kind": CLAIM, "claim": claim.id, "text": claim.text, "source": claim.source, "metric": metric.name}
-    row |= _outcome(judged, metric) | {"unit": metric.unit, "paper": papers_own(claim, metric)}
-    return row | {"verdict": verdict(judged), "why": why(judged, metric, claim.expected)}
-
-
-def _number_row(table: str, row: dict, metric: Metric, comparisons: Sequence[Comparison]) -> dict[str, object]:
-    margin = metric.number_margin
-    judged = judge(comparisons, (-margin, margin), exact=False)
-    share = "" if pd.isna(row["ratio"]) else f", {100 * row['ratio']:g} %"
-    text = f"{row['name']} on {row['dataset']}, {row['public_model']}{share}, ε = {row['epsilon']:g}"
-    told = {"kind": NUMBER, "claim": table, "text": text, "source": f"{table}.csv", "metric": metric.name}
-    told |= _outcome(judged, metric) | {"unit": f"{metric.unit} minus the paper's".strip(), "paper": f"{row[metric.column]:g}"}
-    if not judged:
-        protocols = " or ".join(PROTOCOLS)
-        return told | {"verdict": NOT_RUN, "why": f"No runs of this dataset, public model and setting under {protocols}."}
-    return told | {"verdict": verdict(judged), "why": why(judged, metric, "level", margin)}
-
-
-def region(metric: Metric, expected: Expected) -> tuple[float, float]:
-    """Return the open interval in which a difference is as the paper claims."""
-    if expected == "level":
-        return -metric.margin, metric.margin
-    upwards = (expected == "ahead") == (metric.better > 0)
-    return (0.0, math.inf) if upwards else (-math.inf, 0.0)
-
-
-def judge(comparisons: Sequence[Comparison], wanted: tuple[float, float], exact: bool) -> list[Judged]:
-    """Judge each comparison of one claim by the rule of this module.
-
-    Args:
-        comparisons: of one claim and metric; Holm's family.
-        wanted: the region: an open interval.
-        exact: True if the values are counted: the least and the largest difference take the place of the interval.
-    """
-    if exact:
-        return [_counted(one, wanted) for one in comparisons]
-    spreads = [float(one.differences.std(ddof=1)) if len(one.differences) > 1 else math.nan for one in comparisons]
-    p_values = [_least_sure(one, sd, wanted) for one, sd in zip(comparisons, spreads, strict=True)]
-    corrected = holm(p_values)
-    judged = []
-    for one, sd, p, p_corrected, level in zip(comparisons, spreads, p_values, corrected.p, corrected.levels, strict=True):
-        n, mean = len(one.differences), float(one.differences.mean())
-        half = half_width(sd, n, level)
-        visible = smallest_visible(n, level) * sd if n > 1 else math.nan
-        told = _place(mean - half, mean + half, wanted) if p_corrected <= LEVEL else OPEN
-        judged.append(Judged(one, mean, mean - half, mean + half, p, p_corrected, visible, told))
-    return judged
-
-
-def _least_sure(one: Comparison, sd: float, wanted: tuple[float, float]) -> float:
-    """Return the p-value at the end of the region that is harder to exclude: at that error the interval decides."""
-    n, mean = len(one.differences), float(one.differences.mean())
-    return max(p_value(mean, sd, n, bound) for bound in wanted if math.isfinite(bound))
-
-
-def _counted(one: Comparison, wanted: tuple[float, float]) -> Judged:
-    low, high = float(one.differences.min()), float(one.differences.max())
-    return Judged(one, float(one.differences.mean()), low, high, math.nan, math.nan, math.nan, _place(low, high, wanted))
-
-
-def _place(low: float, high: float, wanted: tuple[float, float]) -> str:
-    if wanted[0] < low and high < wanted[1]:
-        return REPRODUCED
-    return NOT_REPRODUCED if high <= wanted[0] or low >= wanted[1] else OPEN
-
-
-def verdict(judged: Sequence[Judged]) -> str:
-    """Combine the comparisons of a claim, which is about all of them."""
-    found = {one.verdict for one in judged}
+    row |= _common(found, metric, rule, told) | {"paper": papers_own(claim, metric), "verdict": told}
     if not found:
-        return NOT_RUN
-    return NOT_REPRODUCED if NOT_REPRODUCED in found else OPEN if OPEN in found else REPRODUCED
+        return row | {"why": claim.needs or "No results have both sides."}
+    texts = [
+        _told(found, rule, metric, told),
+        _begins(found, claim),
+        _excluded(found, claim, metric),
+        *lacking,
+        _elsewhere(found),
+    ]
+    return row | {"why": " ".join(filter(None, texts))}
 
 
-def deciding(judged: Sequence[Judged]) -> Judged:
-    """Return the comparison that decides: the clearest of those against the paper, else the least clear one."""
-    against, unclear = ([one for one in judged if one.verdict == name] for name in (NOT_REPRODUCED, OPEN))
-    if against:
-        return min(against, key=_clearness)
-    return max(unclear or judged, key=_clearness)
+def _number_row(table: str, published_row: dict, metric: Metric, comparisons: Sequence[Comparison]) -> dict[str, object]:
+    rule = rule_of(metric, "level", metric.number_margin)
+    found = entries([judge(one, rule) for one in comparisons])
+    told = verdict(found) if found else NEEDS
+    share = "" if pd.isna(published_row["ratio"]) else f", {100 * published_row['ratio']:g} %"
+    setting = f"{published_row['dataset']}, {published_row['public_model']}{share}, ε = {published_row['epsilon']:g}"
+    row = {"kind": NUMBER, "claim": table, "text": f"{published_row['name']} on {setting}", "source": f"{table}.csv"}
+    row |= {"metric": metric.name} | _common(found, metric, rule, told)
+    row |= {"paper": f"{published_row[metric.column]:g}", "verdict": told}
+    return row | {"why": _told(found, rule, metric, told) if found else f"{config_of(published_row)} would decide it."}
 
 
-def _clearness(one: Judged) -> float:
-    return -1.0 if math.isnan(one.p) else one.p
+def config_of(row: dict[str, typing.Any]) -> str:
+    """Say which config has the runs of a published row."""
+    if row["public_model"] in TRANSFORMERS:
+        return "config/paper-dit.yaml"
+    swept = row["public_model"] != PUBLIC_MODELS["SD-v1-5"] and (row["ratio"] != RATIO or row["dataset"] == DATASETS["OCTMNIST"])
+    return "config/paper.yaml" + f" with {row['public_model']} in its study ratios" * swept
 
 
-def _outcome(judged: Sequence[Judged], metric: Metric) -> dict[str, object]:
-    row = {
-        "comparisons": len(judged),
-        "reproduced": sum(one.verdict == REPRODUCED for one in judged),
-        "not_reproduced": sum(one.verdict == NOT_REPRODUCED for one in judged),
-    }
-    if not judged:
-        empty = ("ours", "low", "high", "p", "p_corrected", "seeds", "smallest_visible")
-        return row | {"where": ""} | dict.fromkeys(empty, math.nan)
-    one = deciding(judged)
-    shown = {"ours": one.mean, "low": one.low, "high": one.high, "smallest_visible": one.visible}
-    shown = {name: math.exp(value) if metric.log else value for name, value in shown.items()}
-    return row | {"where": where(one.comparison), "p": one.p, "p_corrected": one.p_corrected, "seeds": one.seeds} | shown
+def _common(found: Sequence[Entry], metric: Metric, rule: Rule, told: str) -> dict[str, object]:
+    shown_margin = math.exp(rule.margin) if metric.log else rule.margin
+    row = {"expected": rule.expected, "margin": shown_margin} | _outcome(found, rule if found else None)
+    if told != OPEN:
+        row["seeds_needed"] = math.nan
+    shown = {name: math.exp(row[name]) for name in ("ours", "low", "high")} if metric.log else {}
+    return row | shown | {"unit": metric.unit}
+
+
+def _outcome(found: Sequence[Entry], rule: Rule | None) -> dict[str, typing.Any]:
+    row = {"comparisons": len(found)} | count(found)
+    if rule is None:
+        return row | {"where": ""} | dict.fromkeys(VALUES, math.nan)
+    entry = deciding(found, rule)
+    one = entry.shown
+    values = (one.difference.mean, one.low, one.high, one.comparison.seeds, entry.supports, entry.opposes)
+    return row | {"where": where(one.comparison)} | dict(zip(VALUES, (*values, seeds_that_decide(found, rule)), strict=True))
 
 
 def where(comparison: Comparison) -> str:
-    """Name a comparison: dataset, model, epsilon, learning rate and ratio where it has them, and its results folder."""
-    setting = {key: value for key, value in comparison.setting.items() if not pd.isna(value)}
-    named = [f"{setting['dataset']}, {setting['public_model']}"]
-    named += [f"ε = {setting['epsilon']:g}"] if "epsilon" in setting else []
-    named += [f"learning rate {setting['learning_rate']}"] if "learning_rate" in setting else []
-    named += [f"{100 * setting['ratio']:g} %"] if "ratio" in setting else []
+    """Name a comparison: dataset, model, and what it has of epsilon, learning rate, axes; and its results folder."""
+    setting = comparison.setting
+    named = [f"{setting['dataset']}, {setting['public_model']}", *_epsilon(setting)]
+    named += [f"learning rate {setting['rate']:g}"] if "rate" in setting else []
+    named += ["learning rate auto"] if setting.get("kind") == AUTO else []
+    named += [f"{100 * setting['ratio']:g} %"] if "ratio" in setting and not pd.isna(setting["ratio"]) else []
     named += [f"sigma_s {setting['sigma_s']:g}"] if "sigma_s" in setting else []
+    named += [f"{axis} {value:g}" if isinstance(value, float) else f"{axis} {value}" for axis, value in comparison.held.items()]
     return f"{', '.join(named)} ({comparison.folder})"
 
 
-def why(judged: Sequence[Judged], metric: Metric, expected: Expected, margin: float | None = None) -> str:
-    """Say in a sentence why the verdict is what it is, and in another one whether it is of the paper's own setting."""
-    if not judged:
-        return "No results have both sides."
-    margin = metric.margin if margin is None else margin
-    allowed = f"a factor of {math.exp(margin):.3g}" if metric.log else f"{margin:g} {metric.unit}"
-    zero = "1" if metric.log else "0"
-    goal = f"within {allowed}" if expected == "level" else f"on the paper's side of {zero}"
-    told, count = verdict(judged), len(judged)
-    interval = "difference lies" if metric.exact else "corrected interval lies"
+def _epsilon(setting: Mapping[str, typing.Any]) -> list[str]:
+    return [f"ε = {setting['epsilon']:g}"] if "epsilon" in setting and not pd.isna(setting["epsilon"]) else []
+
+
+def _told(found: Sequence[Entry], rule: Rule, metric: Metric, told: str) -> str:
+    """Say what the comparisons show, and where it is open what would decide it."""
+    beyond = f" by more than {amount(rule.margin, metric)}" if rule.expected != "level" and rule.margin else ""
+    within = f" within {amount(rule.margin, metric)}" if rule.expected == "level" else ""
+    claimed, states = f"{rule.expected}{beyond}{within}", count(found)
     if told == REPRODUCED:
-        text = f"The {interval} {goal} in {_of(count, count)}."
-    elif told == NOT_REPRODUCED:
-        against = sum(one.verdict == NOT_REPRODUCED for one in judged)
-        beyond = f"beyond {allowed}" if expected == "level" else f"on the other side of {zero}"
-        text = f"The {interval} {beyond} in {_of(against, count)}."
-    else:
-        text = _open_text(judged, metric, goal)
-    return text if all(_papers_setting(one.comparison) for one in judged) else f"{text} {ELSEWHERE}"
+        return f"Each of {_of(len(found), 'comparison')} is {claimed}."
+    text = ", ".join(f"{states[name]} {name}" for name in (*STATES, UNDECIDED) if states[name])
+    text = f"Of {_of(len(found), 'comparison')}: {text}."
+    if told == NOT_REPRODUCED:
+        return f"{text} {_of(len(against(found)), 'is', 'are')} shown not to be {claimed}."
+    return f"{text} {_remedy(found, rule)}".strip()
 
 
-def _open_text(judged: Sequence[Judged], metric: Metric, goal: str) -> str:
-    sure, single = sum(one.verdict == REPRODUCED for one in judged), sum(one.seeds < 2 for one in judged)
-    text = f"The corrected interval lies {goal} in {_of(sure, len(judged))}"
-    text += f"; {single} {'have' if single > 1 else 'has'} one seed and so no interval" * (single > 0)
-    one = deciding(judged)
-    if math.isnan(one.visible):
-        return f"{text}."
-    visible = f"a factor of {math.exp(one.visible):.3g}" if metric.log else f"{one.visible:.2g} {metric.unit}".strip()
-    return f"{text}; with {one.seeds} seeds the smallest difference to be seen in the least clear one is {visible}."
+def _remedy(found: Sequence[Entry], rule: Rule) -> str:
+    single = sum(math.isnan(entry.shown.difference.error) for entry in found)
+    text = f"{_of(single, 'has', 'have')} one seed and so no interval. " * (single > 0)
+    needed = seeds_that_decide(found, rule)
+    if math.isfinite(needed):
+        return f"{text}About {needed} seeds a side would decide it."
+    return f"{text}{MOST} seeds would not decide it." if single < len(found) else text
 
 
-def _of(some: int, count: int) -> str:
-    return f"{some} of {count} comparison{'s' * (count != 1)}"
+def _begins(found: Sequence[Entry], claim: Claim) -> str:
+    """Say from which learning rate on a claim over learning rates holds, and where."""
+    if not claim.over_rates:
+        return ""
+    begins: dict[str, list[str]] = {}
+    for entry in found:
+        setting = entry.shown.comparison.setting
+        rate = f"{setting['rate']:g}" if entry.holding else "none"
+        begins.setdefault(rate, []).append(", ".join([setting["dataset"], *_epsilon(setting)]))
+    places = "; ".join(f"at {rate} ({', and '.join(names)})" for rate, names in sorted(begins.items()))
+    return f"Of the learning rates that were tried it begins to hold {places}."
+
+
+def _excluded(found: Sequence[Entry], claim: Claim, metric: Metric) -> str:
+    """Say where an effect of the paper's size is excluded, if the claim is of one and has not that size everywhere."""
+    effect = smallest_effect(claim, metric)
+    if math.isnan(effect):
+        return ""
+    some = excluded(found, effect)
+    which = "smallest" if claim.published else "quoted"
+    return f"The paper's {which} effect, {signed(effect, metric)}, is excluded in {some} of {_of(len(found), 'comparison')}."
+
+
+def _lacking(claim: Claim, comparisons: Sequence[Comparison]) -> list[str]:
+    """Name the values that a claim is about and that no comparison has."""
+    lacking = []
+    for column, values in claim.varied.items():
+        missing = [value for value in values if value not in {one.setting[column] for one in comparisons}]
+        lacking += [f"Not run: {column} {', '.join(map(str, missing))}."] if missing and comparisons else []
+    return lacking
+
+
+def _elsewhere(found: Sequence[Entry]) -> str:
+    return "" if all(_papers_setting(entry.shown.comparison) for entry in found) else ELSEWHERE
 
 
 def _papers_setting(comparison: Comparison) -> bool:
@@ -276,23 +261,25 @@ def _papers_setting(comparison: Comparison) -> bool:
     return known and comparison.protocol in PROTOCOLS
 
 
+def amount(value: float, metric: Metric) -> str:
+    """Write a margin with its unit."""
+    return f"a factor of {math.exp(value):.3g}" if metric.log else f"{value:.3g} {metric.unit}"
+
+
+def signed(value: float, metric: Metric) -> str:
+    """Write a difference, as a factor where the metric has those."""
+    return f"×{math.exp(value):.2f}" if metric.log else f"{value:+.1f}"
+
+
+def _of(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
 def papers_own(claim: Claim, metric: Metric) -> str:
-    """Return the paper's own differences, from the least to the largest, or what it says; empty if it publishes neither."""
-    if claim.published is None:
-        return claim.quoted.get(metric.name, "")
-    name, ours, theirs = claim.published
-    table = published(name)
-    keys = ["dataset", "public_model", "epsilon"]
-    sides = [matching(table, side) for side in (ours, theirs)]
-    pairs = sides[0].merge(sides[1], on=keys, suffixes=("", "_theirs"))
-    one, other = pairs[metric.column], pairs[metric.column + "_theirs"]
-    values = sorted(one / other if metric.log else one - other)
-    ends = list(dict.fromkeys((values[0], values[-1])))
-    return f"{' to '.join(_shown(value, metric) for value in ends)} {claim.quoted.get(metric.name, '')}".strip()
-
-
-def _shown(value: float, metric: Metric) -> str:
-    return f"×{value:.2f}" if metric.log else f"{value:+.1f}"
+    """Return the paper's own differences, from the least to the largest, or the one that it quotes; empty if it has neither."""
+    effects = paper_effects(claim, metric)
+    ends = dict.fromkeys(signed(value, metric) for value in (*effects[:1], *effects[-1:]))
+    return "up to " * (claim.published is None and bool(ends)) + " to ".join(ends)
 
 
 def counts(data: pd.DataFrame) -> str:
@@ -335,7 +322,7 @@ def _line(row: dict[str, typing.Any]) -> tuple[Cell, ...]:
 def _interval(row: dict[str, typing.Any]) -> str:
     if math.isnan(row["ours"]):
         return NOTHING
-    factor, counted = row["unit"].startswith(FID_FACTOR.unit), row["unit"] == PARAMETERS.unit
+    factor, counted = row["unit"] == FACTOR, row["unit"] == PARAMETERS.unit
     sign, places = ("", 2) if factor else ("+", 0 if counted else 2)
     ours, low, high = (f"{'×' * factor}{row[name]:{sign},.{places}f}" for name in ("ours", "low", "high"))
     interval = "" if math.isnan(row["low"]) else f" [{low}, {high}]"

@@ -17,7 +17,7 @@ from paper_figures.draw import ITEMS, draw_all, draw_figures
 from paper_figures.style import theme
 
 TABLES = ("main_table", "all_metrics", "verdicts", "paired_differences", "selection_table", "privacy_cost", "resources")
-STABILITY = {"stability_map", "stability_map_accuracy", "stability_edges", "selection_regret", "noise_rise"}
+STABILITY = {"claims_by_rate", "stability_map", "stability_map_accuracy", "stability_edges", "selection_regret", "noise_rise"}
 STABILITY |= {"tuned_and_shared", "tuned_differences"}
 NOT_IN_THE_DEMO = {
     "variants",
