@@ -211,8 +211,7 @@ def _told_by(ledger: Ledger | None) -> tuple[Entry, Entry]:
     if ledger is None:
         return Entry(NOTHING), Entry(NOTHING)
     prior = [f"earlier: {_release(release)}" for release in ledger.prior]
-    reserved = [f"reserved for evaluation: {_release(release)}" for release in ledger.reserved]
-    return Entry(ledger.unit), Entry("; ".join([*prior, *map(_release, ledger.releases), *reserved]) or "none", look="long")
+    return Entry(ledger.unit), Entry("; ".join([*prior, *map(_release, ledger.releases)]) or "none", look="long")
 
 
 def _release(release: Release) -> str:

@@ -194,29 +194,6 @@ def no_recipe_for_such_large_images(work: Work) -> str:
     return "probe-v1: recipes = 32: none is for images of that side: largest_side is 16"
 
 
-@of("counts_fit_the_settings")
-def noise_of_counts_that_nobody_makes(work: Work) -> str:
-    work.config["privacy"]["validation_noise"] = 5.0
-    return "privacy.validation_noise = 5.0: probe-v1 counts nothing"
-
-
-@of("counts_fit_the_settings")
-def a_training_without_a_step_for_each_count(work: Work) -> str:
-    entry = work.protocols["probe-v1"]
-    entry |= {"classifiers": []}
-    recipe = {"classifiers": ["resnet"], "steps": 1, "batch": 8, "optimizer": "sgd", "learning_rate": 0.1, "checkpoints": 2}
-    entry["recipes"] = [recipe | {"selection": "noisy-private-validation"}]
-    work.config["privacy"]["validation_noise"] = 5.0
-    return "checkpoints = 2: a training has 1 steps, one for each count at least"
-
-
-@of("counts_fit_the_settings")
-def counts_without_noise(work: Work) -> str:
-    a_training_without_a_step_for_each_count(work)
-    del work.config["privacy"]["validation_noise"]
-    return "validation_noise = None: probe-v1 counts private images"
-
-
 @of("users_are_named")
 def users_that_no_entry_names(work: Work) -> str:
     work.config["privacy"]["unit"] = "user"

@@ -9,7 +9,7 @@ import torch
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import DatasetRecord, Ledger, ModelRecord, Plan, Release, Spend, Timing
+from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend, Timing
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.runs import RunSpec, normalise
 from dpsapf.experiment.stages import AuditPrivacy
@@ -30,7 +30,6 @@ N = 3500
 DATASET_ID = "5d" * 32
 SALIENCY = Release(name="saliency", noise_multiplier=10.0, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="system")
 DP_SGD = Release(name="dp-sgd", noise_multiplier=0.7, sensitivity=1.0, sampling_rate=0.1, steps=4, noise="system")
-COUNTS = Release(name="validation", noise_multiplier=20.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
 VOTES = Release(name="pe-histogram", noise_multiplier=1.1, sensitivity=1.0, sampling_rate=1.0, steps=3, noise="system")
 
 
@@ -87,7 +86,7 @@ def write_public(layout):
     true_files.write_public(Path(model.path), Path(layout.model("public-mini", "candidates.csv")))
 
 
-def write_run(root, run=None, noise="system", prior=(), unit="image", releases=None, reserved=()):
+def write_run(root, run=None, noise="system", prior=(), unit="image", releases=None):
     """Write everything that a run leaves, up to its images; the audit is the real one. Returns the run's folder."""
     layout, run = Layout(root), run or spec()
     write_public(layout)
@@ -106,7 +105,6 @@ def write_run(root, run=None, noise="system", prior=(), unit="image", releases=N
         prior=tuple(before.values()),
         prior_keys=tuple(key for key, _ in before),
         releases=releases_of(run, noise) if releases is None else releases,
-        reserved=reserved,
         planned_epsilon={},
         selection_epsilon=None,
         dp_sgd_noise_alone=None,
@@ -214,26 +212,6 @@ def write_samples(folder, run, count=6):
     (folder / f"{stage}.options.json").write_text(json.dumps({"command": stage, "options": options, "provenance": {}}))
     digests = {"ledger": sha256(folder / "ledger.json"), "samples": sha256(folder / "samples.npz")}
     write_record(folder / "timing.json", Timing(**digests, seconds=63.375, peak_memory_mb=4321.5))
-
-
-def write_counts(folder, **changes):
-    """Write the spend record that evaluation leaves of its noisy counts; returns its path."""
-    ledger = read_record(folder / "ledger.json", Ledger)
-    spend = Spend(
-        subject=ledger.run.id,
-        release=ledger.reserved[0],
-        unit="image",
-        population=17,
-        dataset_id=ledger.dataset_id,
-        made_from={"ledger": sha256(folder / "ledger.json")},
-        digest="c" * 64,
-        numbers=1,
-        trainable_parameters=0,
-        private="d" * 64,
-        provenance={},
-    )
-    write_record(folder / "validation_spend.json", replace(spend, **changes))
-    return folder / "validation_spend.json"
 
 
 def leaks(folder, secrets):

@@ -15,12 +15,9 @@ from dpsapf.experiment.records import (
     Ledger,
     ModelRecord,
     Plan,
-    Release,
     Selection,
     Spend,
     Timing,
-    Utility,
-    ValidationLedger,
 )
 from dpsapf.experiment.runs import Study, expand, external_run
 from dpsapf.experiment.stages import CollectExternal
@@ -159,44 +156,6 @@ def _seal_scores(layout, run, plan, files):
     )
     write_record(scores.with_name("spend.json"), spend)
     return spend.digest
-
-
-def add_counts(folder):
-    """Let a run's classifiers have been chosen by noisy counts on private validation images, as its ledger reserved."""
-    counts = {"name": "validation", "noise_multiplier": 20.0, "sensitivity": 1.0, "sampling_rate": 1.0, "steps": 2}
-    release = Release(**counts, noise="seed")
-    ledger = replace(read_record(folder / "ledger.json", Ledger), reserved=(release,))
-    write_record(folder / "ledger.json", ledger)
-    timing = read_record(folder / "timing.json", Timing)
-    write_record(folder / "timing.json", replace(timing, ledger=sha256(folder / "ledger.json")))
-    _write_bytes(folder / "validation.csv", f"counts of {folder.name}")
-    digest = sha256(folder / "validation.csv")
-    utility = read_record(folder / "utility.json", Utility)
-    write_record(folder / "utility.json", replace(utility, selection="noisy-private-validation", counts=digest))
-    write_record(folder / "private_validation.json", fake_measures(batches=(9, 9)))
-    same = {"release": release, "unit": "image", "dataset_id": ledger.dataset_id, "provenance": MAKER}
-    spend = Spend(
-        subject=ledger.run.id,
-        population=9,
-        made_from={"ledger": sha256(folder / "ledger.json"), "synthetic": sha256(folder / "samples.npz")},
-        digest=digest,
-        numbers=1,
-        trainable_parameters=0,
-        private=sha256(folder / "private_validation.json"),
-        **same,
-    )
-    write_record(folder / "validation_spend.json", spend)
-    audit = ValidationLedger(
-        run=ledger.run,
-        ledger=sha256(folder / "ledger.json"),
-        counts=digest,
-        target_epsilon=ledger.target_epsilon,
-        delta=ledger.delta,
-        spent_epsilon=dict.fromkeys(ledger.spent_epsilon, 0.5),
-        not_for_release=ledger.not_for_release,
-        **same,
-    )
-    write_record(folder / "validation_ledger.json", audit)
 
 
 def _write_external(layout, run, protocol):

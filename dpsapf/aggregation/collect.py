@@ -19,7 +19,6 @@ from dpsapf.experiment.records import (
     Spend,
     Timing,
     Utility,
-    ValidationLedger,
 )
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CollectExternal, CollectMetrics
@@ -52,14 +51,13 @@ def gather(options: CollectMetrics) -> Metrics:
     """
     plan, ledger = read_plan_and_ledger(options.plan, options.ledger)
     spend = read_spend(options, ledger)
-    check_validation(options, ledger, read_record(options.utility, Utility))
     timing, measured = read_timing(options), read_record(options.private, Measured) if spend else None
     return Metrics(
         run_id=plan.run.id,
         run=plan.run,
         **scores(options),
         target_epsilon=plan.run.epsilon,
-        delta=ledger.delta if ledger.releases or ledger.reserved else None,
+        delta=ledger.delta if ledger.releases else None,
         spent_epsilon=ledger.spent_epsilon,
         not_for_release=ledger.not_for_release,
         selection_epsilon=plan.selection_epsilon,
@@ -206,21 +204,6 @@ def read_evaluation(options: CollectMetrics | CollectExternal) -> tuple[Fidelity
         if record.trained_on != trained_on:
             raise UserError(f"--{name}", record.trained_on, f"must come from classifiers trained on {trained_on} images")
     return fidelity, records["utility"][1], records["ceiling"][1]
-
-
-def check_validation(options: CollectMetrics, ledger: Ledger, utility: Utility) -> None:
-    """Check that classifiers were chosen by counts that were audited, if by counts at all.
-
-    Raises:
-        UserError: the audit's record is missing, or is of another ledger or of other counts.
-    """
-    if utility.counts is None:
-        return
-    if options.validation is None:
-        raise UserError("--validation", None, "classifiers were chosen by noisy counts: run audit-validation, give its record")
-    audited = read_record(options.validation, ValidationLedger)
-    if (audited.run, audited.ledger, audited.counts) != (ledger.run, sha256(options.ledger), utility.counts):
-        raise UserError("--validation", audited.run.id, "is not of these counts under this ledger: run audit-validation again")
 
 
 def count_selected(options: CollectMetrics, run: RunSpec) -> int:

@@ -20,9 +20,7 @@ from dpsapf.experiment.records import (
     Spend,
     Timing,
     Utility,
-    ValidationLedger,
 )
-from dpsapf.experiment.registries import COUNTS
 from dpsapf.experiment.run_files import OWN
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.support.checked import Checked
@@ -41,15 +39,10 @@ RECORDS: dict[str, type[Checked]] = {
     "fidelity.json": Fidelity,
     "utility.json": Utility,
     "metrics.json": Metrics,
-    "validation_ledger.json": ValidationLedger,
-    "validation_spend.json": Spend,
-    "private_validation.json": Measured,
 }
-COUNTED = ("validation.csv", "validation_ledger.json", "validation_spend.json", "private_validation.json")
-"""What a run has whose classifiers were chosen by noisy counts. No number of metrics.json comes from these."""
 EVALUATED = ("fidelity.json", "utility.json", "metrics.json")
 HEAVY = ("samples.npz", "weights.safetensors", "population.safetensors")
-PRIVATE = ("private.json", "private_log.csv", "private_validation.json")
+PRIVATE = ("private.json", "private_log.csv")
 ITS_OWN = {"outside_the_guarantee", "provenance", "peak_memory_mb", "delta", "run"}
 """Fields of one name and several meanings, and the run, which is compared apart."""
 OWN_FILES = {"plan": "plan.json"} | {name: file for name, (file, _) in OWN.items()}
@@ -59,13 +52,12 @@ Named = tuple[Path, str, str]
 """A file, the SHA-256 that it must have, and the record that says so."""
 
 
-def needed(run: RunSpec, *, evaluated: bool, counted: bool, joined: bool) -> list[str]:
+def needed(run: RunSpec, *, evaluated: bool, joined: bool) -> list[str]:
     """List the files that a finished run has in its folder.
 
     Args:
         run: what was run.
         evaluated: it was meant to be; what is sampled and released needs no evaluation.
-        counted: its classifiers were chosen by noisy counts.
         joined: in a folder of joined results, which has neither images nor weights nor anything private.
     """
     row = method(run.method)
@@ -74,7 +66,7 @@ def needed(run: RunSpec, *, evaluated: bool, counted: bool, joined: bool) -> lis
     else:
         files = ["plan.json", "ledger.json", "timing.json", "samples.npz"]
         files += [file for file, left_if in OWN.values() if getattr(row, left_if)]
-    files += [*(EVALUATED if evaluated else ()), *(COUNTED if counted else ())]
+    files += EVALUATED if evaluated else ()
     return [file for file in files if not (joined and file in (*HEAVY, *PRIVATE))]
 
 
@@ -150,9 +142,7 @@ class RunFiles:
 
     def needed(self, *, joined: bool) -> list[str]:
         """List the files that the run has if it is whole (see `needed`)."""
-        utility = self.records.get("utility.json")
-        evaluated = joined or self.evaluated
-        return needed(self.run, evaluated=evaluated, counted=bool(utility and utility.selection == COUNTS), joined=joined)
+        return needed(self.run, evaluated=joined or self.evaluated, joined=joined)
 
     @property
     def evaluated(self) -> bool:
@@ -185,9 +175,6 @@ class RunFiles:
         spend, ledger = self.own.get("spend.json"), self.own.get("ledger.json")
         if spend and ledger and spend.release not in ledger.releases:
             yield UserError(f"{self.folder / 'spend.json'}: release", spend.release.name, "is not what ledger.json audited")
-        for name in ("validation_ledger.json", "validation_spend.json"):
-            if ledger and name in self.own and self.own[name].release not in ledger.reserved:
-                yield UserError(f"{self.folder / name}: release", self.own[name].release.name, "is not what ledger.json reserved")
         if method(self.run.method).made_elsewhere:
             for name in ("plan.json", "ledger.json", "spend.json"):
                 if (self.folder / name).exists():
@@ -216,7 +203,7 @@ class RunFiles:
     def _sources(self) -> Iterator[tuple[str, dict[str, object]]]:
         """Give the records beside metrics.json, and what fields of it must be by each."""
         for name, record in self.own.items():
-            if name not in ("metrics.json", *COUNTED):
+            if name != "metrics.json":
                 shared = (set(type(record).model_fields) & set(Metrics.model_fields)) - ITS_OWN
                 yield name, {key: getattr(record, key) for key in sorted(shared)} | _renamed(record)
         protocol = getattr(self.records.get("fidelity.json"), "protocol", "")
@@ -246,20 +233,6 @@ class RunFiles:
             weights = {"weights": ledger.weights_digest} if ledger.weights_digest else {}
             named = (ledger.digests | weights).items()
             yield from ((self._at(name), digest, "ledger.json") for name, digest in named if name in KNOWN)
-        yield from self._named_of_counts()
-
-    def _named_of_counts(self) -> Iterator[Named]:
-        utility, spend, audit = (self.own.get(f"{name}.json") for name in ("utility", "validation_spend", "validation_ledger"))
-        if utility and utility.counts:
-            yield self.folder / "validation.csv", utility.counts, "utility.json"
-        if spend:
-            made_from = {"ledger": self.folder / "ledger.json", "synthetic": self.folder / "samples.npz"}
-            yield self.folder / "validation.csv", spend.digest, "validation_spend.json"
-            yield self.folder / "private_validation.json", spend.private, "validation_spend.json"
-            yield from ((made_from[name], digest, "validation_spend.json") for name, digest in spend.made_from.items())
-        if audit:
-            yield self.folder / "validation.csv", audit.counts, "validation_ledger.json"
-            yield self.folder / "ledger.json", audit.ledger, "validation_ledger.json"
 
     def _at(self, name: str) -> Path:
         """Say where a file is that records name without a path."""
@@ -289,7 +262,7 @@ def _renamed(record: Checked) -> dict[str, object]:
     if isinstance(record, Measured):
         return {"finetune_seconds": record.seconds}
     if isinstance(record, Ledger):
-        return {"delta": record.delta if record.releases or record.reserved else None}
+        return {"delta": record.delta if record.releases else None}
     if isinstance(record, Timing):
         return {"sample_seconds": record.seconds}
     if isinstance(record, External):

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpsapf.cli.nodes import has_gpu
-from dpsapf.cli.rules import counted_runs
 from dpsapf.experiment.fields import READS, paths
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import AXES, method
@@ -23,7 +22,7 @@ from dpsapf.support.checked import replace
 from dpsapf.support.download import by_hand
 from dpsapf.support.errors import UserError, UserErrors
 
-JUDGED = ("fidelity.json", "utility.json", "metrics.json", "validation_ledger.json")  # a run's files that come of evaluation
+JUDGED = ("fidelity.json", "utility.json", "metrics.json")  # a run's files that come of evaluation
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,6 @@ class Start:
         datasets: entries that its runs use.
         models: likewise; none for images of other groups.
         protocol: the entry.
-        counted: runs whose evaluation releases noisy counts; none where that is not known, which a check tells.
     """
 
     config: Config
@@ -50,7 +48,6 @@ class Start:
     datasets: dict[str, DatasetEntry]
     models: dict[str, ModelEntry]
     protocol: ProtocolEntry
-    counted: list[RunSpec]
 
     @classmethod
     def of(cls, config: Config, layout: Layout, words: Sequence[str] = (), *, local: bool) -> "Start":
@@ -67,7 +64,6 @@ class Start:
             {run.dataset: datasets[run.dataset] for run in runs},
             {run.public_model: models[run.public_model] for run in own},
             load_registry(config.protocols_file, ProtocolEntry)[config.evaluation.protocol],
-            [run for run in _counted(config) if run in runs],
         )
 
     @property
@@ -86,13 +82,6 @@ class Start:
         """Runs of this suite that torch has still work for."""
         last = "metrics.json" if self.judged else "samples.npz"
         return [run for run in self.own if not Path(self.layout.run(run.id, last)).exists()]
-
-
-def _counted(config: Config) -> list[RunSpec]:
-    try:
-        return counted_runs(config)
-    except UserError:
-        return []
 
 
 def asked(config: Config, layout: Layout, words: Sequence[str]) -> tuple[list[RunSpec], bool]:
@@ -134,12 +123,10 @@ def check_beforehand(config: Config, layout: Layout, words: Sequence[str] = (), 
 def plan_options(start: Start, run: RunSpec) -> PlanPrivacy:
     """Return what rule ``plan_privacy`` gives its stage."""
     config, layout = start.config, start.layout
-    judged = {"protocol": config.evaluation.protocol, "registry": Path(config.protocols_file)} if run in start.counted else {}
     secret = {"archive": Path(layout.dataset(run.dataset, "dataset.safetensors"))} if config.privacy.noise == "system" else {}
     return PlanPrivacy(
         **{name: getattr(run, name) for name in ("public_model", "method", "seed", *AXES)},
         **dict(config.privacy),
-        **judged,
         **secret,
         dataset=Path(layout.dataset(run.dataset, "dataset.json")),
         candidate_table=Path(layout.model(run.public_model, "candidates.csv")),
@@ -252,22 +239,7 @@ def the_protocol_can_judge(start: Start) -> Found:
     for name, item in start.datasets.items():
         yield from _told(start.protocol.recipe, item.resolution, where=where)
         place = f"{config.datasets_file}: {name}"
-        yield from _told(check_held_out, place, item, config.evaluation.protocol, start.protocol)
-
-
-def counts_fit_the_settings(start: Start) -> Found:
-    """Where classifiers are chosen by noisy counts of private images, their noise is set, and a training has steps enough."""
-    from dpsapf.privacy.plan import check_counts
-
-    config = start.config
-    yield from _told(counted_runs, config)
-    for run in start.counted:
-        recipe = start.protocol.recipe(start.datasets[run.dataset].resolution)
-        yield from _told(check_counts, recipe, plan_options(start, run), where="privacy: ")
-        yield from _told(recipe.check_counts, config.sampling.count, where=f"{config.evaluation.protocol}: ")
-    if config.privacy.validation_noise is not None and len(start.counted) < len(start.own):
-        remedy = f"{config.evaluation.protocol} counts nothing, or not of each dataset: leave it out, or split the config"
-        yield UserError("privacy.validation_noise", config.privacy.validation_noise, remedy)
+        yield from _told(check_held_out, place, item, config.evaluation.protocol)
 
 
 def users_are_named(start: Start) -> Found:
@@ -331,7 +303,6 @@ CHECKS: tuple[Callable[[Start], Found], ...] = (
     models_are_pinned_or_there,
     every_class_gets_an_image,
     the_protocol_can_judge,
-    counts_fit_the_settings,
     users_are_named,
     targets_can_be_told,
     earlier_ledgers_are_there,

@@ -31,7 +31,6 @@ MODULES: dict[type[Checked], str] = {
     stages.ImportImages: "dpsapf.evaluation.external",
     stages.ReferenceFeatures: "dpsapf.evaluation.reference",
     stages.Evaluate: "dpsapf.evaluation.evaluate",
-    stages.AuditValidation: "dpsapf.privacy.audit",
     stages.Diagnose: "dpsapf.evaluation.diagnostics",
     stages.CollectMetrics: "dpsapf.aggregation.collect",
     stages.CollectExternal: "dpsapf.aggregation.collect",

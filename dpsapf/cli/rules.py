@@ -6,12 +6,9 @@ from collections.abc import Iterable, Mapping
 
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.registries import COUNTS, DatasetEntry, ProtocolEntry, entry, load_registry
 from dpsapf.experiment.run_files import fragility_file, selects_by_fragility
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.experiment.settings import Config
 from dpsapf.support.checked import Checked
-from dpsapf.support.errors import UserError
 
 
 def flags(*sections: Checked, only: tuple[str, ...] = (), prefix: str = "") -> str:
@@ -64,24 +61,6 @@ def selection_files(layout: Layout, run: RunSpec) -> dict[str, str]:
     if selects_by_fragility(run):
         files |= fragility_file(layout, run)
     return files
-
-
-def counted_runs(config: Config) -> list[RunSpec]:
-    """List the runs whose evaluation releases noisy counts of validation images.
-
-    Raises:
-        UserError: one of them was made elsewhere, and no plan of this suite holds such counts.
-    """
-    protocol = entry(config.protocols_file, config.evaluation.protocol, ProtocolEntry)
-    if not any(recipe.selection == COUNTS for recipe in protocol.recipes):
-        return []
-    datasets = load_registry(config.datasets_file, DatasetEntry)
-    counted = [run for run in config.runs if protocol.recipe(datasets[run.dataset].resolution).selection == COUNTS]
-    for run in counted:
-        if run.id in config.made_elsewhere:
-            remedy = f"selects classifiers by noisy private counts, which nobody planned for {run.id}: take another protocol"
-            raise UserError("evaluation.protocol", config.evaluation.protocol, remedy)
-    return counted
 
 
 def run_pattern(runs: Iterable[RunSpec]) -> str:

@@ -1,7 +1,5 @@
 """evaluate: fidelity and utility of synthetic images, on private images and so outside the guarantee."""
 
-import typing
-
 import numpy as np
 import torch
 
@@ -18,21 +16,16 @@ from dpsapf.experiment.stages import Evaluate
 from dpsapf.support.checked import replace
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import sha256
 from dpsapf.support.provenance import provenance
 from dpsapf.support.records import read_record, write_record
-
-if typing.TYPE_CHECKING:
-    from dpsapf.evaluation.private_counts import PrivateCounts
 
 
 def evaluate(options: Evaluate) -> None:
     """Write fidelity.json, utility.json or both, of images that any method made.
 
     Raises:
-        UserError: an output is not named, the reference features are of another protocol, the images are not the dataset's
-            classes and resolution (`dpsapf.evaluation.external.labelled_images`), or no ledger reserved the counts that the
-            protocol selects by; nothing is written then.
+        UserError: an output is not named, the reference features are of another protocol, or the images are not the dataset's
+            classes and resolution (`dpsapf.evaluation.external.labelled_images`); nothing is written then.
     """
     check_private_name(options.predictions)
     for what in options.what:
@@ -40,37 +33,19 @@ def evaluate(options: Evaluate) -> None:
             raise UserError(f"--{what}", None, f"name a file for the {what} record, or leave {what} out of --what")
     torch.set_num_threads(options.threads)
     protocol = entry(options.registry, options.protocol, ProtocolEntry)
+    dataset = read_record(options.dataset, DatasetRecord)
     if "utility" in options.what:
         _test_images(options)
-    synthetic = labelled_images(options.synthetic, read_record(options.dataset, DatasetRecord), options.threads)
-    counts = _planned_counts(synthetic, protocol, options) if "utility" in options.what else None
+        protocol.recipe(dataset.resolution)
+    synthetic = labelled_images(options.synthetic, dataset, options.threads)
     checkpoint = Checkpoint.beside(options.utility, settings(options)) if "utility" in options.what else None
-    if counts is None:
-        _write(synthetic, protocol, options, checkpoint, None)
-    else:
-        from dpsapf.evaluation.private_counts import released_once
-
-        once = released_once(options, digest(protocol))
-        if once.put_back():
-            return
-        with once.making() as there:
-            _write(synthetic, protocol, there, checkpoint, counts)
-    if checkpoint:
-        checkpoint.remove()
-
-
-def _write(
-    synthetic: tuple[np.ndarray, np.ndarray],
-    protocol: ProtocolEntry,
-    options: Evaluate,
-    checkpoint: Checkpoint | None,
-    counts: "PrivateCounts | None",
-) -> None:
     if "fidelity" in options.what:
         write_record(options.fidelity, measure_fidelity(synthetic[0], protocol, options))
     if "utility" in options.what:
-        utility = measure_utility(synthetic, protocol, options, checkpoint, counts)
+        utility = measure_utility(synthetic, protocol, options, checkpoint)
         write_record(options.utility, replace(utility, protocol_digest=digest(protocol)))
+    if checkpoint:
+        checkpoint.remove()
 
 
 def measure_fidelity(synthetic: Pixels, protocol: ProtocolEntry, options: Evaluate) -> Fidelity:
@@ -105,38 +80,23 @@ def _test_images(options: Evaluate) -> Part:
     return read_held_out(options.archive, "test", "the accuracy of classifiers")
 
 
-def _planned_counts(
-    synthetic: tuple[np.ndarray, np.ndarray], protocol: ProtocolEntry, options: Evaluate
-) -> "PrivateCounts | None":
-    from dpsapf.evaluation.private_counts import planned_counts
-    from dpsapf.evaluation.utility import side
-
-    return planned_counts(protocol.recipe(side(synthetic)), len(synthetic[1]), options)
-
-
 def measure_utility(
     synthetic: tuple[np.ndarray, np.ndarray],
     protocol: ProtocolEntry,
     options: Evaluate,
     checkpoint: Checkpoint | None = None,
-    counts: "PrivateCounts | None" = None,
 ) -> Utility:
     """Train classifiers on synthetic images and labels alone; test them on the real test images.
 
-    What they say of each test image goes to ``options.predictions``, if that is given. If the protocol selects by noisy
-    counts on private validation images, these are released and recorded.
+    What they say of each test image goes to ``options.predictions``, if that is given.
     """
-    from dpsapf.evaluation.private_counts import write_counts
     from dpsapf.evaluation.utility import judge, side, utility_record
 
     dataset = read_record(options.dataset, DatasetRecord)
     test, classes = _test_images(options), len(dataset.classes)
     recipe = protocol.recipe(side(synthetic))
-    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint, counts)
+    found = judge(synthetic, (test, test.labels), classes, protocol, options.seed, options.device, checkpoint)
     told = {"protocol": options.protocol, "trained_on": "synthetic", "selection": recipe.selection}
-    if counts:
-        write_counts(counts, options)
-        told["counts"] = sha256(options.counts)
     if options.predictions:
         write_predictions(options.predictions, found, test.labels, dataset.classes)
     return utility_record(found, synthetic, test, classes, **told)

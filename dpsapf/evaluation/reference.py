@@ -29,7 +29,7 @@ def reference_features(options: ReferenceFeatures) -> None:
     checkpoint, parts = Checkpoint.beside(options.ceiling, settings(options)), [(part, part.labels) for part in (train, test)]
     found = judge(*parts, classes, protocol, options.seed, options.device, checkpoint)
     selection = protocol.recipe(side(parts[0])).selection
-    told = {"protocol": options.protocol, "trained_on": "real", "selection": "last" if selection == "last" else "synthetic"}
+    told = {"protocol": options.protocol, "trained_on": "real", "selection": selection}
     ceiling = utility_record(found, parts[0], test, classes, **told)
     write_reference(options.features, options.archive, dataset.id, options.protocol, protocol, options.device)
     write_record(options.ceiling, replace(ceiling, protocol_digest=digest(protocol)))

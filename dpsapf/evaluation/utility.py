@@ -10,7 +10,6 @@ import torch
 
 from dpsapf.datasets.prepared import Part
 from dpsapf.evaluation.classifiers import build_classifier
-from dpsapf.evaluation.private_counts import PrivateCounts
 from dpsapf.evaluation.probe import probe_predictions
 from dpsapf.evaluation.scores import Predictions, average, score
 from dpsapf.evaluation.training import Images, Labelled, accuracy, logits, resident, train_classifier
@@ -22,7 +21,7 @@ from dpsapf.support.provenance import provenance
 from dpsapf.support.randomness import child_seed, numpy_generator, torch_generator
 
 LOG = logging.getLogger(__name__)
-TRAINED, COUNTED = "trained/", "counted/"  # prefixes of a checkpoint's tensors
+TRAINED = "trained/"  # prefix of a checkpoint's tensors
 Judged = Callable[[torch.nn.Module], float]
 
 
@@ -34,7 +33,6 @@ def judge(
     seed: int,
     device: str,
     checkpoint: Checkpoint | None = None,
-    counts: PrivateCounts | None = None,
 ) -> dict[str, list[Predictions]]:
     """Train every classifier of the protocol and let it predict the test images.
 
@@ -49,21 +47,18 @@ def judge(
         seed: of initial weights, batches and the held-out share.
         device: ``cpu`` or ``cuda``.
         checkpoint: keeps what was tested, so that an interrupted stage goes on with the next classifier.
-        counts: by which states are chosen if the recipe's selection is noisy-private-validation; None, for the ceiling: they
-            are chosen as by ``synthetic``.
 
     Returns:
         By classifier, in the protocol's order: the predictions of each of its trainings.
     """
     recipe = protocol.recipe(side(train))
     tested = Images.all(*test, device)
-    found = _restored(checkpoint, counts)
+    found = _restored(checkpoint)
     data = resident(train, device) if recipe.trained else train
     for repeat, name in track(list(itertools.product(range(recipe.repeats), recipe.trained)), "classifiers", "model"):
         if (key := _key(name, repeat)) not in found:
-            judged = counts.judged(name, repeat) if counts else None
-            found[key] = _trained(name, data, tested, classes, recipe, repeat_seed(seed, repeat), judged)
-            _keep(checkpoint, found, counts)
+            found[key] = _trained(name, data, tested, classes, recipe, repeat_seed(seed, repeat))
+            _keep(checkpoint, found)
     result = {
         name: [Predictions.of(found[_key(name, repeat)].numpy()) for repeat in range(recipe.repeats)] for name in recipe.trained
     }
@@ -72,21 +67,15 @@ def judge(
     return {name: result[name] for name in recipe.classifiers}
 
 
-def _restored(checkpoint: Checkpoint | None, counts: PrivateCounts | None) -> dict[str, torch.Tensor]:
-    """Return the logits of trainings that are done, by name, and let counts go on."""
+def _restored(checkpoint: Checkpoint | None) -> dict[str, torch.Tensor]:
+    """Return the logits of trainings that are done, by name."""
     saved = checkpoint.load() if checkpoint else None
-    if saved is None:
-        return {}
-    if counts:
-        counts.restore(saved[0], named(saved[1], COUNTED))
-    return named(saved[1], TRAINED)
+    return named(saved[1], TRAINED) if saved else {}
 
 
-def _keep(checkpoint: Checkpoint | None, found: dict[str, torch.Tensor], counts: PrivateCounts | None) -> None:
+def _keep(checkpoint: Checkpoint | None, found: dict[str, torch.Tensor]) -> None:
     if checkpoint:
-        facts, tensors = counts.state() if counts else ({}, {})
-        counted = {COUNTED + name: value for name, value in tensors.items()}
-        checkpoint.save(facts, {TRAINED + name: value for name, value in found.items()} | counted)
+        checkpoint.save({}, {TRAINED + name: value for name, value in found.items()})
 
 
 def side(images: Labelled) -> int:
@@ -109,15 +98,13 @@ def repeat_seed(seed: int, repeat: int) -> int:
     return child_seed(seed, "classifier repeat", repeat) if repeat else seed
 
 
-def _trained(
-    name: str, train: Labelled, tested: Images, classes: int, recipe: Recipe, seed: int, judged: Judged | None
-) -> torch.Tensor:
+def _trained(name: str, train: Labelled, tested: Images, classes: int, recipe: Recipe, seed: int) -> torch.Tensor:
     """Train a classifier and return its logits of the test images; dropout draws from torch's own state, which is given back."""
     device = tested.device
     with torch.random.fork_rng(devices=[torch.cuda.current_device()] if device == "cuda" else []):
         torch.manual_seed(child_seed(seed, "classifier", name))
         model = build_classifier(name, classes).to(device)
-        fitting, judged = (Images.all(*train, device), judged) if judged else _chosen_by(recipe, train, seed, device)
+        fitting, judged = _chosen_by(recipe, train, seed, device)
         train_classifier(model, fitting, recipe, torch_generator(seed, "classifier", name, "batches"), judged)
         return logits(model, tested)
 
@@ -147,7 +134,7 @@ def utility_record(
         train: what was trained on.
         test: the real test images.
         classes: number of classes.
-        told: protocol, trained_on, selection and counts of the record.
+        told: protocol, trained_on and selection of the record.
     """
     scores = {name: average([score(test.labels, each, classes) for each in found]) for name, found in predictions.items()}
     overall = average(list(scores.values()))

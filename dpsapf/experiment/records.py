@@ -9,7 +9,7 @@ from dpsapf.experiment.methods import Adapter, NoiseMode, Unit
 from dpsapf.experiment.registries import ModelSelection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import AuditConfig, UpdateConfig
-from dpsapf.support.checked import Checked
+from dpsapf.support.checked import Checked, gone
 from dpsapf.support.names import Composed
 from dpsapf.support.provenance import Provenance
 
@@ -66,7 +66,7 @@ class Release(Checked):
     not claimed. ``none``: exact, without any guarantee.
     """
 
-    name: typing.Literal["saliency", "dp-sgd", "pe-histogram", "validation"]
+    name: typing.Literal["saliency", "dp-sgd", "pe-histogram"]
     mechanism: typing.Literal["gaussian", "exponential", "ptr", "none"] = "gaussian"
     noise_multiplier: float | None = Field(None, description="gaussian: noise standard deviation over sensitivity", gt=0)
     sensitivity: float | None = Field(description="bound on one unit's contribution; null: unbounded", gt=0)
@@ -93,7 +93,7 @@ class Plan(Checked):
     prior: tuple[Release, ...] = ()  # earlier releases of the same dataset that the target has to hold, too
     prior_keys: tuple[str, ...] = ()  # of each, the digest by which it is known again; empty: not told
     releases: tuple[Release, ...]
-    reserved: tuple[Release, ...] = ()  # what evaluation may release after the audit, which holds it already
+    reserved: tuple[()] = gone(())
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     spends_less: str | None = None  # why clearly less than the target is planned; null: it is nearly all
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
@@ -183,7 +183,7 @@ class Ledger(Checked):
     prior: tuple[Release, ...]
     prior_keys: tuple[str, ...] = ()  # as the plan's
     releases: tuple[Release, ...]
-    reserved: tuple[Release, ...] = ()  # what evaluation may release later; spent_epsilon counts it as if it had
+    reserved: tuple[()] = gone(())
     spent_epsilon: dict[str, float]  # accountant -> composed epsilon; empty without a guarantee
     digests: dict[str, str]  # model, latents, scores, selection, population -> SHA-256
     weights_digest: str | None
@@ -194,22 +194,6 @@ class Ledger(Checked):
     def released_digest(self) -> str | None:
         """SHA-256 of what the run itself released: weights, or an evolved population; None if nothing."""
         return self.weights_digest or self.digests.get("population")
-
-
-class ValidationLedger(Checked):
-    """validation_ledger.json: noisy validation counts are the release that the run's ledger reserved."""
-
-    run: RunSpec
-    ledger: str  # SHA-256 of ledger.json
-    counts: str  # SHA-256 of the noisy counts
-    release: Release
-    unit: Unit
-    dataset_id: str
-    target_epsilon: float | None
-    delta: float
-    spent_epsilon: dict[str, float]  # of the run with these counts: accountant -> composed epsilon; empty without a guarantee
-    not_for_release: str | None
-    provenance: Provenance
 
 
 class Composition(Checked):
@@ -301,7 +285,7 @@ class Utility(Checked):
     protocol_digest: str | None = None  # of the protocol's entry; the stages set it
     trained_on: typing.Literal["synthetic", "real"]
     selection: ModelSelection  # which state of each classifier was tested
-    counts: str | None = None  # SHA-256 of the noisy validation counts that it was chosen by; null: by none
+    counts: None = gone(None)
     accuracy: float  # mean over classifiers, in [0, 1]
     macro_f1: float  # likewise
     calibration_error: float | None  # likewise, over those that give probabilities; null: none does

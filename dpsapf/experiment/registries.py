@@ -39,8 +39,7 @@ ClassifierName = typing.Literal[
     "probe",
 ]
 PROBE = "probe"  # its name among a protocol's classifiers
-COUNTS = "noisy-private-validation"  # the selection that releases counts
-ModelSelection = typing.Literal["synthetic", "last", "noisy-private-validation"]
+ModelSelection = typing.Literal["synthetic", "last"]
 
 
 class DatasetEntry(Checked):
@@ -126,8 +125,7 @@ class Recipe(Checked):
     precision: typing.Literal["fp32", "bf16"] = Field("fp32", description="bf16: torch's autocast; weights stay fp32")
     selection: ModelSelection = Field(
         "synthetic",
-        description="which state of a classifier is tested. synthetic: the best on a share of the training images; last; or "
-        "noisy-private-validation: the best by noisy counts on private validation images, which are released and accounted for",
+        description="which state of a classifier is tested. synthetic: the best on a share of the training images; or last",
     )
     validation_share: float = Field(0.1, description="selection synthetic: share of the training images", gt=0, le=0.5)
     checkpoints: int = Field(8, description="states that the selection chooses from, at equal distances [states]", ge=1)
@@ -141,24 +139,9 @@ class Recipe(Checked):
             raise PydanticCustomError("length", "schedule step counts epochs: give epochs instead of steps")
         return self
 
-    @model_validator(mode="after")
-    def _has_states_to_count(self) -> "Recipe":
-        if self.selection == COUNTS and not self.trained:
-            raise PydanticCustomError("counts", f"selection {COUNTS} chooses among a training's states, and probe has none")
-        return self
-
     def length(self, images: int) -> int:
         """Return the steps of a training on so many images."""
         return self.steps or self.epochs * -(-images // self.batch)
-
-    def check_counts(self, images: int) -> None:
-        """Check that a training on so many images has a step for each count that selects its state.
-
-        Raises:
-            UserError: it has fewer.
-        """
-        if self.selection == COUNTS and (steps := self.length(images)) < self.checkpoints:
-            raise UserError("checkpoints", self.checkpoints, f"a training has {steps} steps, one for each count at least")
 
     @property
     def trained(self) -> tuple[str, ...]:

@@ -34,11 +34,6 @@ class PrivacyConfig(Checked):
     noise: NoiseMode = Field(
         "seed", description="seed: reproducible, for research; system: from the operating system's generator, for a release"
     )
-    validation_noise: float | None = Field(
-        None,
-        description="noise multiplier of each count, of protocols that select by noisy-private-validation; null: others",
-        gt=0,
-    )
     prior: tuple[Path, ...] = Field(
         (),
         description="ledgers or refusals' spend records of earlier releases of the dataset, which epsilon has to hold, too",

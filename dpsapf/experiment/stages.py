@@ -116,8 +116,6 @@ class PlanPrivacy(Treatment, PrivacyConfig):
     candidate_table: Path = source("candidates.csv")
     saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
     evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
-    protocol: str | None = Field(None, description="key of the protocol, if evaluation releases counts of private images")
-    registry: Path | None = source("registry of protocols; given with a protocol", None)
     out: Path = target("plan.json")
     calibrations: Path | None = target("folder of noise multipliers, which plans of equal releases share", None, kind="folder")
 
@@ -354,22 +352,7 @@ class Evaluate(Checked):
     device: typing.Literal["cpu", "cuda"] = Field("cpu", description="where tensors live")
     fidelity: Path | None = target("fidelity.json", None)
     utility: Path | None = target("utility.json", None)
-    ledger: Path | None = source("ledger.json, if the protocol selects by noisy-private-validation", None)
-    counts: Path | None = target("noisy validation counts (.csv)", None)
-    spend: Path | None = target("validation_spend.json", None)
-    private: Path | None = target("private_validation.json: what was measured of the counts; never published", None)
     predictions: Path | None = target("private*.csv: what classifiers say of each test image; never published", None)
-
-
-class AuditValidation(Checked):
-    """Audit the noisy counts that evaluation released."""
-
-    ledger: Path = source("ledger.json")
-    dataset: Path = source("dataset.json")
-    counts: Path = source("noisy validation counts (.csv)")
-    spend: Path = source("spend record of the counts")
-    private: Path = source("what was measured of them")
-    out: Path = target("validation_ledger.json")
 
 
 class Diagnose(Checked):
@@ -404,7 +387,6 @@ class CollectMetrics(Checked):
     fidelity: Path = source("fidelity.json")
     utility: Path = source("utility.json")
     ceiling: Path = source("utility of classifiers trained on real images")
-    validation: Path | None = source("validation_ledger.json, if classifiers were chosen by noisy counts", None)
     out: Path = target("metrics.json")
 
 

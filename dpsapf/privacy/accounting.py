@@ -322,8 +322,7 @@ def _infeasible(target: float, goal: float, releases: Sequence[Release], delta: 
     needed = _least_target(fixed or releases, delta)
     most = f"{CALIBRATED[releases[-1].name]} with noise multiplier {LARGEST_SIGMA:g} costs"
     scored = len(fixed) == 1 and fixed[0].name == "saliency"
-    reserved = "reserved and " if any(release.name == "validation" for release in fixed) else ""
-    what = "the saliency release alone costs" if scored else f"the {reserved}earlier releases alone cost" if fixed else most
+    what = "the saliency release alone costs" if scored else "the earlier releases alone cost" if fixed else most
     told = f"cannot be met: {what} {needed:g} at delta {delta:.2e}"
     if goal == CARRIED:
         return f"{told}, and accountants carry {CARRIED:g}: leave earlier releases out, or use other images"

@@ -1,7 +1,4 @@
-"""audit-privacy: compose what was released, from what was measured, and let no image exist otherwise.
-
-audit-validation does the same for the counts that evaluation may release later.
-"""
+"""audit-privacy: compose what was released, from what was measured, and let no image exist otherwise."""
 
 import logging
 import math
@@ -9,9 +6,9 @@ from pathlib import Path
 
 from dpsapf.experiment.columns import CERTIFIERS
 from dpsapf.experiment.methods import NoiseMode
-from dpsapf.experiment.records import DatasetRecord, Ledger, Measured, Plan, Release, Selection, Spend, ValidationLedger
+from dpsapf.experiment.records import Ledger, Measured, Plan, Release, Selection, Spend
 from dpsapf.experiment.settings import AuditConfig
-from dpsapf.experiment.stages import AuditPrivacy, AuditValidation
+from dpsapf.experiment.stages import AuditPrivacy
 from dpsapf.privacy.accounting import finite, spent_epsilon
 from dpsapf.privacy.evidence import check_measures
 from dpsapf.privacy.leaving import check_leaving
@@ -60,7 +57,7 @@ def verdict(options: AuditPrivacy) -> Ledger:
     releases = tuple(spend.release for spend in spends)
     spent = {}
     if plan.target_epsilon is not None:
-        spent = spent_epsilon((*plan.prior, *releases, *plan.reserved), plan.delta)
+        spent = spent_epsilon((*plan.prior, *releases), plan.delta)
         check_target(plan, spent)
     settings = AuditConfig(**{key: getattr(options, key) for key in AuditConfig.model_fields})
     ledger = _ledger(plan, spends, spent, settings)
@@ -74,7 +71,7 @@ def check_ledger(ledger: Ledger, plan: Plan) -> None:
     Raises:
         UserError: names the key that differs.
     """
-    for key in ("run", "unit", "target_epsilon", "delta", "dataset_id", "prior", "reserved"):
+    for key in ("run", "unit", "target_epsilon", "delta", "dataset_id", "prior"):
         if getattr(ledger, key) != getattr(plan, key):
             raise UserError(f"ledger: {key}", getattr(ledger, key), f"the plan has {getattr(plan, key)}: a defect, report it")
     for name, planned in plan.planned_epsilon.items():
@@ -103,7 +100,6 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float], settings: 
         prior=plan.prior,
         prior_keys=plan.prior_keys,
         releases=tuple(spend.release for spend in spends),
-        reserved=plan.reserved,
         spent_epsilon=finite(spent),
         digests=digests,
         weights_digest=by_name["dp-sgd"].digest if "dp-sgd" in by_name else None,
@@ -114,9 +110,9 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float], settings: 
 
 def not_for_release(plan: Plan, spends: tuple[Spend, ...]) -> str | None:
     """Say why nothing of a run may be published as private, or None: it may."""
-    if any(release.noise == "seed" for release in (*(spend.release for spend in spends), *plan.reserved)):
+    if any(release.noise == "seed" for release in (spend.release for spend in spends)):
         return "noise from a seed, which whoever knows it can subtract: set privacy.noise to system"
-    if (spends or plan.reserved) and plan.target_epsilon is None:
+    if spends and plan.target_epsilon is None:
         return "no guarantee: epsilon is infinite"
     return None
 
@@ -215,7 +211,7 @@ def _same(what: str, found: str | None, recorded: str | None) -> None:
         )
 
 
-def check_target(plan: Plan | Ledger, spent: dict[str, float]) -> None:
+def check_target(plan: Plan, spent: dict[str, float]) -> None:
     """Check the composed epsilon of every certifying accountant against the target.
 
     Raises:
@@ -224,57 +220,3 @@ def check_target(plan: Plan | Ledger, spent: dict[str, float]) -> None:
     for name in CERTIFIERS:
         if not (math.isfinite(spent[name]) and spent[name] <= plan.target_epsilon):
             raise UserError(f"{name} epsilon", spent[name], f"exceeds the target {plan.target_epsilon} of {plan.run.id}")
-
-
-def _check_made_under(ledger: Path, spend: Spend, path: Path) -> None:
-    """Check that counts were made under a run's ledger, or under one that its release had before the audit was changed."""
-    made_under = spend.made_from.get("ledger")
-    if made_under not in map(sha256, (ledger, *(ledger.parent / KEPT).glob("*.json"))):
-        raise UserError(f"{path}: ledger", made_under, f"the run has {sha256(ledger)}: evaluate it again")
-
-
-def audit_validation(options: AuditValidation) -> None:
-    """Write validation_ledger.json if and only if noisy counts are what the run's ledger reserved.
-
-    Raises:
-        UserError: the ledger reserved none, the counts were released otherwise, of other images, or after another ledger; a
-            file is not what its record says; what was measured contradicts the release; or the composition exceeds the target.
-    """
-    ledger, spend = read_record(options.ledger, Ledger), read_record(options.spend, Spend)
-    if not ledger.reserved:
-        raise UserError("--ledger", ledger.run.id, "reserved no validation counts: plan the run with their protocol and noise")
-    _check_release(ledger.reserved[0], spend.release, options.spend)
-    dataset = read_record(options.dataset, DatasetRecord)
-    compared = {
-        "subject": (spend.subject, ledger.run.id),
-        "unit": (spend.unit, ledger.unit),
-        "dataset_id": (spend.dataset_id, ledger.dataset_id),
-        "--dataset": (dataset.id, ledger.dataset_id),
-        "population": (spend.population, dataset.validation),
-    }
-    for key, (found, expected) in compared.items():
-        if found != expected:
-            raise UserError(f"{options.spend}: {key}", found, f"the run has {expected}: evaluate it again")
-    _check_made_under(options.ledger, spend, options.spend)
-    _unchanged("--counts", options.counts, spend.digest, ledger.noise)
-    _unchanged("--private", options.private, spend.private, ledger.noise)
-    check_measures(spend, read_record(options.private, Measured), options.private)
-    spent = {}
-    if ledger.target_epsilon is not None:
-        releases = (*ledger.prior, *ledger.releases, spend.release)
-        spent = spent_epsilon(releases, ledger.delta)
-        check_target(ledger, spent)
-    record = ValidationLedger(
-        run=ledger.run,
-        ledger=sha256(options.ledger),
-        counts=spend.digest,
-        release=spend.release,
-        unit=ledger.unit,
-        dataset_id=ledger.dataset_id,
-        target_epsilon=ledger.target_epsilon,
-        delta=ledger.delta,
-        spent_epsilon=finite(spent),
-        not_for_release=ledger.not_for_release,
-        provenance=provenance(),
-    )
-    write_record(options.out, record)

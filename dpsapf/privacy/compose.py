@@ -54,7 +54,7 @@ def prior_releases(paths: Sequence[Path], dataset_id: str, unit: Unit) -> list[R
 def named_prior(paths: Sequence[Path], dataset_id: str, unit: Unit) -> Named:
     """Collect what ledgers and spend records say was released of a dataset, by name; each distinct release once.
 
-    A ledger's own earlier releases count, too, and what evaluation may release under it.
+    A ledger's own earlier releases count, too.
 
     Raises:
         UserError: a record is of another dataset, or protects another unit.
@@ -90,10 +90,4 @@ def named_releases(record: Ledger | Spend) -> list[tuple[str, Release]]:
     digests = {"saliency": record.digests.get("scores")} | dict.fromkeys(("dp-sgd", "pe-histogram"), record.released_digest)
     keys = record.prior_keys or [f"before {record.run.id}, {place}" for place in range(len(record.prior))]
     earlier = list(zip(keys, record.prior, strict=True))
-    earlier += [(reserved_name(record), release) for release in record.reserved]
     return earlier + [(digests[release.name], release) for release in record.releases]
-
-
-def reserved_name(ledger: Ledger) -> str:
-    """Name what a ledger reserved, before it is released."""
-    return f"reserved by {ledger.run.id}, {ledger.released_digest or ledger.dataset_id}"  # the floor releases nothing

@@ -19,14 +19,14 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from dpsapf.experiment.fields import READS, WRITES, asked, paths
 from dpsapf.experiment.methods import NoiseMode
-from dpsapf.experiment.records import Ledger, Spend
+from dpsapf.experiment.records import Spend
 from dpsapf.privacy import spends
 from dpsapf.privacy.spend_record import Spent, opened
 from dpsapf.support.checked import Checked, replace
@@ -37,9 +37,8 @@ from dpsapf.support.records import read_record, write_record
 
 LOG = logging.getLogger(__name__)
 FOLDER = "private.released"
-SOURCES = ("plan", "selection", "ledger")  # of what a stage reads, what is kept, too: later stages compare them with the release
+SOURCES = ("plan", "selection")  # of what a stage reads, what is kept, too: later stages compare them with the release
 BESIDE = {"refused": "spend", "private.refused": "private"}  # what a refusal leaves, and the option whose file it stands beside
-CHOOSES = {"what"}  # settings that choose among a stage's files, and change none
 AGAIN = "or say dpsapf spend-again, and it is released once more, which spends once more"
 
 
@@ -60,7 +59,6 @@ class Once:
         noise: where its noise is drawn from; None: it has none.
         subject: id of the run, or of the scores that runs share.
         dataset_id: of the images that it is made of.
-        settings: what its files depend on besides the options.
     """
 
     options: Checked
@@ -68,7 +66,6 @@ class Once:
     noise: NoiseMode | None
     subject: str
     dataset_id: str
-    settings: Mapping[str, object] = field(default_factory=dict)
 
     def put_back(self) -> bool:
         """Put the files of this release back, if it was made before; finish it, if it was interrupted after its spend.
@@ -116,7 +113,7 @@ class Once:
         yield replace(self.options, **places)
         self._describe(folder)
         synced(folder)
-        spends.record(_spend(folder), _ledger(folder))
+        spends.record(_spend(folder))
         self._copy(self._take_name())
 
     @property
@@ -136,16 +133,13 @@ class Once:
     def _live(self) -> Path | None:
         return live(self._folder, self.subject, self.name)
 
-    def _asked(self) -> dict[str, object]:
-        return {name: value for name, value in asked(self.options).items() if name not in CHOOSES} | dict(self.settings)
-
     def _describe(self, folder: Path) -> None:
         """Add what was read and must stay as it was, and kept.json."""
         for name, found in paths(self.options, READS).items():
             if name in SOURCES:
                 shutil.copyfile(found[0], folder / f"{name}{found[0].suffix}")
         files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-        write_record(folder / "kept.json", Kept(settings=self._asked(), files=files))
+        write_record(folder / "kept.json", Kept(settings=asked(self.options), files=files))
         for path in folder.iterdir():
             path.chmod(path.stat().st_mode & 0o444)  # nobody changes it by mistake
 
@@ -177,7 +171,7 @@ class Once:
             mistakes.append(UserError("dataset id", self.dataset_id[:12], remedy))
         before, defaults = read_record(kept / "kept.json", Kept).settings, type(self.options).model_construct()
         defaults = json.loads(defaults.model_dump_json())
-        for name, value in json.loads(json.dumps(self._asked())).items():
+        for name, value in json.loads(json.dumps(asked(self.options))).items():
             released_with = before.get(name, defaults.get(name, value))
             if value != released_with:
                 remedy = f"{self.subject} was released with {released_with!r}: give that again, {AGAIN}"
@@ -213,9 +207,9 @@ def live(folder: Path, subject: str, *names: str) -> Path | None:
     if not kept:
         return None
     with opened() as book:
-        for place, spend in kept.items():
+        for spend in kept.values():
             spends.know_by_name(book, spend.dataset_id, subject.split("--")[0])
-            spends.put(book, spends.spent_of(spend, _ledger(place)))
+            spends.put(book, spends.spent_of(spend))
         keys = {spent.key for name in {spend.dataset_id for spend in kept.values()} for spent in book.live(subject, name)}
     return next((place for place, spend in reversed(kept.items()) if _key(spend) in keys), None)
 
@@ -274,12 +268,6 @@ def _number(path: Path, name: str) -> int:
 def _spend(folder: Path) -> Spend:
     refused = folder / "refused.json"
     return read_record(refused if refused.exists() else folder / "spend.json", Spend)
-
-
-def _ledger(folder: Path) -> Ledger | None:
-    """Return the ledger under which counts were released; None of another release."""
-    path = folder / "ledger.json"
-    return read_record(path, Ledger) if path.exists() else None
 
 
 def _key(spend: Spend) -> str:

@@ -32,7 +32,6 @@ MADE_FROM = {  # what the spend record of a release names by digest, and nothing
     "saliency": {"model", "latents", "candidate_table"},
     "dp-sgd": {"plan", "model", "latents", "selection"},
     "pe-histogram": {"plan", "model", "archive"},
-    "validation": {"ledger", "synthetic"},
 }
 DIGEST = re.compile(r"[0-9a-f]{64}")
 UNITS = {"matrix": MATRIX, "layer": LAYER, "block": BLOCK}

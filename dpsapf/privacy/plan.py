@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dpsapf.experiment.columns import NEARLY
 from dpsapf.experiment.methods import AXES, TRAINING_AXES, Method, Unit, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
-from dpsapf.experiment.registries import COUNTS, Recipe
 from dpsapf.experiment.runs import RunSpec, check_rule
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.privacy.accounting import CARRIED, LARGEST_SIGMA, LEAST, check_target, epsilon, surely_meets
@@ -29,7 +28,6 @@ PUBLIC = (
 )
 ASKED = ("mechanism", "sensitivity", "sampling_rate", "steps", "noise")  # what a user says of a release; not the noise's size
 LARGE_DELTA = 1e-3  # the field takes 1e-5 or less, far below 1/N
-PUBLIC_VALIDATION = "the number of validation images, of which right predictions are counted"
 
 
 def make_plan(
@@ -38,7 +36,6 @@ def make_plan(
     saliency: list[Release],
     options: PlanPrivacy,
     prior: Sequence[Release] = (),
-    reserved: Sequence[Release] = (),
     prior_keys: Sequence[str] = (),
 ) -> Plan:
     """Calibrate DP-SGD, or votes, beside what is released before it; returns the plan without writing it.
@@ -49,7 +46,6 @@ def make_plan(
         saliency: the saliency release as its own side describes it; empty for a method that does not select.
         options: DP-SGD's settings, and the number of rounds of votes.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
-        reserved: releases that evaluation may make later, which the target has to hold, too.
         prior_keys: of each earlier release, the digest by which it is known again; empty if not told.
 
     Raises:
@@ -57,13 +53,12 @@ def make_plan(
     """
     row, count = method(run.method), population(dataset, options.unit)
     delta = target_delta(count, options)
-    others = [*prior, *reserved]
-    alone = _noise(others, run, count, delta, options)
-    sigma = _noise([*others, *saliency], run, count, delta, options) if saliency else alone
+    alone = _noise(prior, run, count, delta, options)
+    sigma = _noise([*prior, *saliency], run, count, delta, options) if saliency else alone
     releases = [*saliency, *([own_release(row, sigma, count, options)] if row.spends else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
     guaranteed = run.epsilon is not None
-    planned = {name: epsilon(name, [*others, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {}
+    planned = {name: epsilon(name, [*prior, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {}
     if guaranteed and not planned["pld"] <= run.epsilon:
         remedy = f"the planned releases cost {planned['pld']:g}: remove {options.calibrations}, whose noise is too small"
         raise UserError("epsilon", run.epsilon, remedy)
@@ -79,14 +74,13 @@ def make_plan(
         target_epsilon=run.epsilon,
         delta=delta,
         relation=RELATION[options.unit],
-        public=(*PUBLIC, *([PUBLIC_VALIDATION] if reserved else [])),
+        public=PUBLIC,
         clipping=options.clipping if row.clips else "none",
         clipping_norm=options.clipping_norm,
         noise=options.noise,
         prior=tuple(prior),
         prior_keys=tuple(prior_keys),
         releases=tuple(releases),
-        reserved=tuple(reserved),
         planned_epsilon=planned,
         spends_less=less,
         selection_epsilon=epsilon("pld", saliency, delta) if saliency and guaranteed else None,
@@ -118,9 +112,7 @@ def check_possible(run: RunSpec, dataset: DatasetRecord, before: Sequence[Releas
         check_target(run.epsilon, delta, build)
 
 
-def check_same(
-    kept: Plan, run: RunSpec, dataset: DatasetRecord, saliency: list[Release], reserved: list[Release], options: PlanPrivacy
-) -> None:
+def check_same(kept: Plan, run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy) -> None:
     """Check that a plan that something was released by is what is asked for now.
 
     What the suite computes itself may differ: noise that it found, epsilons, earlier releases, what made the record.
@@ -130,7 +122,6 @@ def check_same(
         run: and
         dataset: and
         saliency: and
-        reserved: and
         options: as of `make_plan`.
 
     Raises:
@@ -144,9 +135,7 @@ def check_same(
         compared["clipping"] = (kept.clipping, options.clipping)
     if method(run.method).spends:
         own = [own_release(method(run.method), item.noise_multiplier, count, options) for item in own]
-    compared |= _compared(kept.releases, [*saliency, *own], ASKED) | _compared(
-        kept.reserved, reserved, (*ASKED, "noise_multiplier")
-    )
+    compared |= _compared(kept.releases, [*saliency, *own])
     mistakes = Mistakes()
     for name, (before, now) in compared.items():
         if before != now:
@@ -155,7 +144,7 @@ def check_same(
     mistakes.tell()
 
 
-def _compared(kept: Sequence[Release], asked: Sequence[Release], keys: tuple[str, ...]) -> dict[str, tuple[object, object]]:
+def _compared(kept: Sequence[Release], asked: Sequence[Release]) -> dict[str, tuple[object, object]]:
     """Pair what was released with what is asked for, release by release."""
     names = [[release.name for release in releases] for releases in (kept, asked)]
     if names[0] != names[1]:
@@ -163,7 +152,7 @@ def _compared(kept: Sequence[Release], asked: Sequence[Release], keys: tuple[str
     return {
         f"{one.name}: {key}": (getattr(one, key), getattr(other, key))
         for one, other in zip(kept, asked, strict=True)
-        for key in keys
+        for key in ASKED
     }
 
 
@@ -263,54 +252,12 @@ def histogram_release(sigma: float, options: PlanPrivacy) -> Release:
     )
 
 
-def validation_release(recipe: Recipe, dataset: DatasetRecord, options: PlanPrivacy) -> Release | None:
-    """Describe the counts that a recipe selects classifiers' states by; None if it selects by something else.
-
-    Each count is of the validation images whose class is predicted right, with Gaussian noise. Zeroing one of them out changes
-    it by 1 at most: a classifier in evaluation mode predicts each image alone. Everybody is counted at each checkpoint of each
-    training of each classifier, and all counts compose. A validation image is no training image, so it meets this release
-    alone; the plan adds it to what training images meet all the same.
-
-    Raises:
-        UserError: see `check_counts`; or the dataset has no validation images.
-    """
-    check_counts(recipe, options)
-    if recipe.selection != COUNTS:
-        return None
-    if not dataset.validation:
-        raise UserError("validation", 0, f"{dataset.name} has no validation images: use a protocol with another selection")
-    return Release(
-        name="validation",
-        noise_multiplier=options.validation_noise,
-        sensitivity=1.0,
-        sampling_rate=1.0,
-        steps=len(recipe.trained) * recipe.repeats * recipe.checkpoints,
-        noise=options.noise,
-    )
-
-
-def check_counts(recipe: Recipe, options: PlanPrivacy) -> None:
-    """Check that the settings fit what a recipe counts.
-
-    Raises:
-        UserError: the counts' noise is missing or superfluous, or users are protected, of whom one may have many images.
-    """
-    if recipe.selection != COUNTS:
-        if options.validation_noise is not None:
-            raise UserError("validation_noise", options.validation_noise, f"{options.protocol} counts nothing: leave it out")
-        return
-    if options.validation_noise is None:
-        raise UserError("validation_noise", None, f"{options.protocol} counts private images: set the counts' noise multiplier")
-    if options.unit != "image":
-        raise UserError("unit", options.unit, "counts are bounded for one image only: use a protocol with another selection")
-
-
 def own_release(row: Method, sigma: float | None, population: int, options: PlanPrivacy) -> Release:
     """Describe what a run releases beside scores: votes if images evolve, else DP-SGD."""
     return histogram_release(sigma, options) if row.evolves else dp_sgd_release(sigma, population, options, clips=row.clips)
 
 
-def _noise(before: list[Release], run: RunSpec, population: int, delta: float, options: PlanPrivacy) -> float | None:
+def _noise(before: Sequence[Release], run: RunSpec, population: int, delta: float, options: PlanPrivacy) -> float | None:
     if run.epsilon is None:
         return None
     row = method(run.method)

@@ -22,7 +22,7 @@ from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.privacy.compose import Named
 from dpsapf.support import journal
-from dpsapf.support.checked import Checked
+from dpsapf.support.checked import Checked, gone
 from dpsapf.support.errors import UserError
 
 VARIABLE = "DPSAPF_SPENDS"
@@ -65,7 +65,7 @@ class Spent(Checked):
     release: Release
     key: str  # SHA-256 of what was released, or of private.json where the release was refused
     refused: bool = False  # nothing came out, and epsilon is spent all the same
-    reserved_as: str | None = None  # name under which the run's ledger counts it already
+    reserved_as: None = gone(None)
     record: dict | None = None  # the stage's whole record; null: a ledger told of it
 
 
@@ -194,8 +194,6 @@ def writable(place: Path) -> Iterator[None]:
 def named(spents: Iterable[Spent], unit: Unit) -> Named:
     """Name what was spent; each distinct release once.
 
-    Counts have the name under which a ledger reserved them: the first ones, which it counts.
-
     Raises:
         UserError: something protects another unit.
     """
@@ -204,6 +202,5 @@ def named(spents: Iterable[Spent], unit: Unit) -> Named:
         if spent.unit != unit:
             remedy = f"was released on these images, and this run protects one {unit}: epsilons do not add up; use the same unit"
             raise UserError(f"{folder()}: {spent.subject}: unit", spent.unit, remedy)
-        reserved = spent.reserved_as and (spent.reserved_as, spent.release) not in found
-        found[spent.reserved_as if reserved else spent.key, spent.release] = spent.release
+        found[spent.key, spent.release] = spent.release
     return found

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from dpsapf.experiment.methods import Unit
-from dpsapf.experiment.records import DatasetRecord, Ledger, Plan, Spend
+from dpsapf.experiment.records import DatasetRecord, Plan, Spend
 from dpsapf.experiment.runs import RunSpec
-from dpsapf.privacy.compose import Named, reserved_name
+from dpsapf.privacy.compose import Named
 from dpsapf.privacy.spend_record import LINES, RESTORE, VARIABLE, Known, Planned, Record, Spent, folder, named, opened, writable
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic
@@ -106,14 +106,13 @@ def _save_digests(book: Record, dataset_id: str, digests: np.ndarray) -> None:
         np.save(temporary, digests)
 
 
-def record(spend: Spend, ledger: Ledger | None = None) -> None:
+def record(spend: Spend) -> None:
     """Put a release on record, once; one without noise, or with noise from a seed, has no place there.
 
     Call it before the released file takes its name: what was released is then on record, whatever happens next.
 
     Args:
         spend: the stage's record.
-        ledger: that reserved the release; for counts only.
 
     Raises:
         UserError: the dataset is not on record; or the run, or the scores, were released meanwhile: then nothing may come out.
@@ -122,7 +121,7 @@ def record(spend: Spend, ledger: Ledger | None = None) -> None:
         return
     with opened() as book:
         _check_known(book, spend.dataset_id)
-        spent = spent_of(spend, ledger)
+        spent = spent_of(spend)
         others = [known.key for known in book.live(spend.subject, spend.dataset_id) if known.release.name == spent.release.name]
         if others and spent.key not in others:
             told = "was released meanwhile by another process; what this one made is not on record and must not be used"
@@ -130,7 +129,7 @@ def record(spend: Spend, ledger: Ledger | None = None) -> None:
         put(book, spent)
 
 
-def spent_of(spend: Spend, ledger: Ledger | None = None) -> Spent:
+def spent_of(spend: Spend) -> Spent:
     """Say of a stage's record what the record of spends keeps."""
     return Spent(
         subject=spend.subject,
@@ -139,7 +138,6 @@ def spent_of(spend: Spend, ledger: Ledger | None = None) -> Spent:
         release=spend.release,
         key=spend.digest or spend.private,
         refused=not spend.digest,
-        reserved_as=reserved_name(ledger) if ledger and spend.release in ledger.reserved else None,
         record=as_json(spend),
     )
 
@@ -160,7 +158,7 @@ def released(subject: str, dataset_id: str) -> list[Spent]:
     """Return what a run or scores released of a dataset's images, and no later word of the owner has set free.
 
     Args:
-        subject: id of the run (its training, votes, counts), or of the scores that runs share.
+        subject: id of the run (its training or votes), or of the scores that runs share.
         dataset_id: of the images that are about to be read.
 
     Raises:

@@ -8,15 +8,12 @@ from dpsapf.experiment.records import DatasetRecord, Ledger, Spend
 from dpsapf.privacy.compose import named_releases, read_spent
 from dpsapf.privacy.spend_record import Record, Spent, opened
 from dpsapf.privacy.spends import know_by_name, put, spent_of
-from dpsapf.support.files import sha256
-from dpsapf.support.records import read_record
 
 LOG = logging.getLogger(__name__)
 RECORDS = (
     "runs/*/ledger.json",
     "runs/*/ledgers/*.json",
     "runs/*/spend.json",
-    "runs/*/validation_spend.json",
     "cache/scores/*/spend.json",
     "cache/scores/*/refused.json",
 )
@@ -48,32 +45,23 @@ def take_in(results: Path, dataset: DatasetRecord) -> None:
         for path in spent_in(results):
             record = read_spent(path)
             if record.dataset_id in same or dataset_of(record) == dataset.name:
-                _put_all(book, path, record)
+                _put_all(book, record)
         if found := len(book.of(Spent)) - before:
             LOG.warning("%s: %d releases of these images were not on record: now they are, in %s", results, found, book.path)
 
 
-def _put_all(book: Record, path: Path, record: Ledger | Spend) -> None:
-    told = _of_ledger(record) if isinstance(record, Ledger) else [spent_of(record, _ledger_of(record, path))]
+def _put_all(book: Record, record: Ledger | Spend) -> None:
+    told = _of_ledger(record) if isinstance(record, Ledger) else [spent_of(record)]
     for spent in told:
         if spent.release.noise == "system":
             know_by_name(book, record.dataset_id, dataset_of(record))
             put(book, spent)
 
 
-def _ledger_of(spend: Spend, path: Path) -> Ledger | None:
-    """Return the ledger beside a spend record, if counts were made under it."""
-    ledger = path.with_name("ledger.json")
-    made_under = ledger.exists() and spend.made_from.get("ledger") == sha256(ledger)
-    return read_record(ledger, Ledger) if made_under else None
-
-
 def _of_ledger(ledger: Ledger) -> Iterator[Spent]:
-    """Yield what a ledger says was released, by its run and before; but nothing that it only reserved."""
+    """Yield what a ledger says was released, by its run and before."""
     subjects = {"saliency": ledger.run.scores_id}
-    reserved, earlier = set(ledger.reserved), len(ledger.prior)
+    earlier = len(ledger.prior)
     for place, (key, release) in enumerate(named_releases(ledger)):
-        if place < earlier or release not in reserved:
-            subject = f"before {ledger.run.id}" if place < earlier else subjects.get(release.name, ledger.run.id)
-            shared = {"dataset_id": ledger.dataset_id, "unit": ledger.unit}
-            yield Spent(subject=subject, release=release, key=key, **shared)
+        subject = f"before {ledger.run.id}" if place < earlier else subjects.get(release.name, ledger.run.id)
+        yield Spent(subject=subject, release=release, key=key, dataset_id=ledger.dataset_id, unit=ledger.unit)

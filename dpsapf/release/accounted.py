@@ -16,8 +16,6 @@ from dpsapf.privacy.spends import spent_on
 from dpsapf.privacy.spends_found import dataset_of, spent_in
 from dpsapf.release.found import Found
 from dpsapf.support.errors import UserError
-from dpsapf.support.files import sha256
-from dpsapf.support.records import read_record
 
 LOG = logging.getLogger(__name__)
 Named = dict[tuple[str, Release], None]  # releases, each by the digest of what was released
@@ -82,19 +80,11 @@ def check_all_counted(found: Found, counted: Named) -> None:
         record = read_spent(path)
         if not _same_images(record, found.ledger) or (isinstance(record, Ledger) and record.run == found.ledger.run):
             continue
-        if isinstance(record, Spend) and _reserved(record, path.with_name("ledger.json")):
-            continue
         for key, release in named_releases(record):
             if (key, release) not in counted:
                 check_counts(path, release)
                 remedy = "is of the same images and may have shaped this run, but is not counted: add it to --compose"
                 raise UserError(str(path), release.name, remedy)
-
-
-def _reserved(spend: Spend, ledger: Path) -> bool:
-    """Tell whether counts are those that the ledger beside them reserved: that ledger counts them."""
-    made_under = ledger.exists() and spend.made_from.get("ledger") == sha256(ledger)
-    return made_under and spend.release in read_record(ledger, Ledger).reserved
 
 
 def _same_images(record: Ledger | Spend, ledger: Ledger) -> bool:

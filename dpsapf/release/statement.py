@@ -266,10 +266,6 @@ def _earlier(record: PrivacyRecord) -> str:
         told += (
             f"\nThis includes releases of other runs on the same images that were made and not published: {total.unregistered}."
         )
-    if counts := sum(release.steps for release in total.releases if release.name == "validation"):
-        told += f"""
-This includes {counts:,} noisy counts on private validation images, by which classifiers are chosen where images are judged. They
-are counted whether or not they were made, and are not in this folder."""
     if record.hyperparameters == "accounted":
         told += "\nOther runs shaped this one, so only the promise for all of them together counts."
     return f"""## Together with earlier releases

@@ -13,7 +13,6 @@ from dpsapf.datasets.prepared import read_part
 from dpsapf.experiment.columns import CANDIDATES
 from dpsapf.experiment.methods import AXES, NoiseMode, method
 from dpsapf.experiment.records import DatasetRecord, Plan, Release
-from dpsapf.experiment.registries import ProtocolEntry, entry
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import SaliencyConfig
 from dpsapf.experiment.stages import PlanPrivacy
@@ -21,7 +20,7 @@ from dpsapf.privacy import spends
 from dpsapf.privacy.compose import Named, named_prior
 from dpsapf.privacy.kept import source
 from dpsapf.privacy.mechanisms import Ranking, mechanism
-from dpsapf.privacy.plan import check_axes, check_possible, check_same, default_delta, make_plan, population, validation_release
+from dpsapf.privacy.plan import check_axes, check_possible, check_same, default_delta, make_plan, population
 from dpsapf.privacy.spends_found import take_in
 from dpsapf.saliency.scores import Bounds
 from dpsapf.saliency.select import candidates, ranking
@@ -47,19 +46,18 @@ def plan_privacy(options: PlanPrivacy) -> None:
         UserError: the target cannot be met; the run is released already, by another plan or one that is not kept; or see
             `_described`.
     """
-    run, dataset, saliency, told, reserved = _described(options)
+    run, dataset, saliency, told = _described(options)
     if kept := source("plan.json", options.out.parent, run.id):
-        check_same(read_record(kept, Plan), run, dataset, saliency, reserved, options)
+        check_same(read_record(kept, Plan), run, dataset, saliency, options)
         copied(kept, options.out)
         LOG.info("%s was released by a plan, which is put back: %s", run.id, kept)
         return
     counted = contextlib.nullcontext(told)
-    if options.noise == "system" and (run.epsilon is not None or reserved):
-        _put_on_record(run, dataset, options)
     if _spends_for_good(run, options):
+        _put_on_record(run, dataset, options)
         counted = spends.planning(run, dataset.id, options.unit, told)
     with counted as prior:
-        plan = make_plan(run, dataset, saliency, options, list(prior.values()), reserved, [key for key, _ in prior])
+        plan = make_plan(run, dataset, saliency, options, list(prior.values()), [key for key, _ in prior])
         write_record(options.out, plan)
 
 
@@ -69,13 +67,13 @@ def check_plan(options: PlanPrivacy) -> None:
     Raises:
         UserError: it cannot, for the reason that it would tell.
     """
-    run, dataset, saliency, prior, reserved = _described(options)
+    run, dataset, saliency, prior = _described(options)
     if kept := source("plan.json", options.out.parent, run.id):
-        check_same(read_record(kept, Plan), run, dataset, saliency, reserved, options)
+        check_same(read_record(kept, Plan), run, dataset, saliency, options)
         return
     if _spends_for_good(run, options):
         prior = spends.priors(run, dataset.id, options.unit, prior)
-    check_possible(run, dataset, [*prior.values(), *reserved, *saliency], options)
+    check_possible(run, dataset, [*prior.values(), *saliency], options)
 
 
 def _spends_for_good(run: RunSpec, options: PlanPrivacy) -> bool:
@@ -107,8 +105,8 @@ def _images(archive: Path | None, dataset: DatasetRecord) -> Iterator[np.ndarray
         yield from (part[start : start + BATCH] for start in range(0, len(part), BATCH))
 
 
-def _described(options: PlanPrivacy) -> tuple[RunSpec, DatasetRecord, list[Release], Named, list]:
-    """Return a run, its dataset, and what its target holds besides DP-SGD or votes: scores, earlier releases, reserved ones.
+def _described(options: PlanPrivacy) -> tuple[RunSpec, DatasetRecord, list[Release], Named]:
+    """Return a run, its dataset, and what its target holds besides DP-SGD or votes: scores and earlier releases.
 
     Raises:
         UserError: an axis that the method needs is missing, or the public model's family does not know what it trains.
@@ -121,23 +119,7 @@ def _described(options: PlanPrivacy) -> tuple[RunSpec, DatasetRecord, list[Relea
     check_axes(run)
     _check_family(run, options)
     saliency = [_planned(run, population(dataset, options.unit), options)] if method(run.method).selects else []
-    return run, dataset, saliency, named_prior(options.prior, dataset.id, options.unit), _reserved(dataset, options)
-
-
-def _reserved(dataset: DatasetRecord, options: PlanPrivacy) -> list[Release]:
-    """Describe what evaluation releases under the protocol.
-
-    Raises:
-        UserError: the counts' noise is given without a protocol, or that without its registry; or as `validation_release`.
-    """
-    if options.protocol is None:
-        if options.validation_noise is not None:
-            raise UserError("--protocol", None, "validation_noise is of a protocol's counts: name it, or leave the noise out")
-        return []
-    if options.registry is None:
-        raise UserError("--registry", None, f"give the registry that has protocol {options.protocol}, e.g. config/protocols.yaml")
-    recipe = entry(options.registry, options.protocol, ProtocolEntry).recipe(dataset.resolution)
-    return list(filter(None, [validation_release(recipe, dataset, options)]))
+    return run, dataset, saliency, named_prior(options.prior, dataset.id, options.unit)
 
 
 def _check_family(run: RunSpec, options: PlanPrivacy) -> None:

@@ -5,7 +5,7 @@ import re
 import types
 import typing
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dpsapf.support.errors import UserError, UserErrors, one_of
 
@@ -25,6 +25,15 @@ class Checked(BaseModel):
     """A pydantic model that cannot be changed, knows no other keys, and takes no nan and no infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def gone(empty: object) -> typing.Any:  # noqa: ANN401 - as pydantic's Field
+    """Declare a key that earlier versions wrote. It is read where it says nothing, else refused, and never written.
+
+    Args:
+        empty: what it was where it said nothing.
+    """
+    return Field(empty, exclude=True)
 
 
 def replace(model: Kind, /, **changes: object) -> Kind:
@@ -79,6 +88,8 @@ def _remedy(cls: type[Checked], row: dict) -> str:
     *parents, name = row["loc"] or ("",)
     if row["type"] == "extra_forbidden":
         return "unknown key: " + one_of(name, _inner(cls, parents).model_fields)
+    if (field := _inner(cls, parents).model_fields.get(name)) and field.exclude:
+        return "an earlier version wrote this, and this one does not know what it says: go on with that version"
     if row["type"] == "missing":
         return f"is required: {_inner(cls, parents).model_fields[name].description or name}"
     if row["type"] == "too_short":

@@ -14,23 +14,20 @@ from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.stages import Check
 from dpsapf.support.errors import UserErrors
 from dpsapf.support.files import sha256
-from tests.sealed_results import add_counts, runs_of, sealed_results, theirs
+from tests.sealed_results import runs_of, sealed_results, theirs
 
 SAPF, LORA, PE, FLOOR = (
     f"runs/mnist5k--public-mini--{name}--seed0"
     for name in ("dp-sapf-matrix-r30-energy-s5--eps10", "dp-lora--eps10", "pe--eps10", "no-finetune")
 )
 THEIRS = "runs/mnist5k--public-mini--external-theirs--eps10--seed0"
-COUNTED = LORA.replace("seed0", "seed1")
 SCORES = "cache/scores/mnist5k--public-mini--attention-energy-s5--seed0"
 
 
 @pytest.fixture(scope="module")
 def sound(tmp_path_factory):
-    """A folder without a flaw, in which a run's classifiers were chosen by noisy counts; tests must not change it."""
-    root = sealed_results(tmp_path_factory.mktemp("sound") / "results", external=[theirs()])
-    add_counts(root / COUNTED)
-    return root
+    """A folder without a flaw; tests must not change it."""
+    return sealed_results(tmp_path_factory.mktemp("sound") / "results", external=[theirs()])
 
 
 @pytest.fixture
@@ -191,39 +188,6 @@ DAMAGES = {
         lambda folder: edit(folder / LORA / "ledger.json", digests={"x": "f" * 64}),
         [f"{LORA}/ledger.json: digests = 'x': must be one of", f"{LORA}/ledger.json: SHA-256"],
     ),
-    "counts changed": (
-        lambda folder: (folder / COUNTED / "validation.csv").write_text("others"),
-        [f"{COUNTED}/validation.csv: SHA-256 = .*utility.json and validation_spend.json and validation_ledger.json name"],
-    ),
-    "what was measured of counts changed": (
-        lambda folder: edit(folder / COUNTED / "private_validation.json", sum_squares=3.0),
-        [f"{COUNTED}/private_validation.json: SHA-256 = .*validation_spend.json names"],
-    ),
-    "audit of counts missing": (
-        lambda folder: (folder / COUNTED / "validation_ledger.json").unlink(),
-        [f"{COUNTED}/validation_ledger.json = 'missing'"],
-    ),
-    "audit of counts of another run": (
-        lambda folder: edit(
-            folder / COUNTED / "validation_ledger.json", run=json.loads((folder / SAPF / "plan.json").read_text())["run"]
-        ),
-        [f"{COUNTED}/validation_ledger.json: run = .*dp-sapf"],
-    ),
-    "counts with other noise": (
-        lambda folder: other_noise(folder),
-        [
-            f"{COUNTED}/validation_{name}.json: release = 'validation': is not what ledger.json reserved"
-            for name in ("ledger", "spend")
-        ],
-    ),
-    "counts under another ledger": (
-        lambda folder: edit(folder / COUNTED / "ledger.json", relation="x"),
-        [f"{COUNTED}/ledger.json: SHA-256 = .*timing.json and validation_spend.json and validation_ledger.json name"],
-    ),
-    "counts of the floor, whose delta is not told": (
-        lambda folder: add_counts(folder / FLOOR),
-        [f"{FLOOR}/metrics.json: delta = None: ledger.json has 3.5e-05"],
-    ),
     "ceiling changed": (
         lambda folder: edit(folder / "cache/reference/mnist5k--test-v1/ceiling.json", accuracy=0.5),
         [f"{SAPF}/metrics.json: ceiling_accuracy = 0.93: .*ceiling.json has 0.5"],
@@ -240,12 +204,6 @@ def edit_table(folder):
 def swap_releases(folder):
     path = folder / LORA / "spend.json"
     edit(path, release=json.loads(path.read_text())["release"] | {"noise_multiplier": 99.0})
-
-
-def other_noise(folder):
-    for name in ("validation_ledger.json", "validation_spend.json"):
-        path = folder / COUNTED / name
-        edit(path, release=json.loads(path.read_text())["release"] | {"noise_multiplier": 99.0})
 
 
 def told(folder, config):

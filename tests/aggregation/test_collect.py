@@ -4,7 +4,7 @@ import pytest
 from dpsapf.aggregation.collect import collect_metrics
 from dpsapf.experiment.columns import COLUMNS, FIDELITY, FRAGILITY_SHRUNK, MATRIX, SCALE
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.records import Ledger, Metrics, Plan, Release, Spend, Timing, Utility
+from dpsapf.experiment.records import Ledger, Metrics, Plan, Spend, Timing, Utility
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import UpdateConfig
 from dpsapf.optimization.noise_walk import noise_walk
@@ -94,15 +94,6 @@ def test_the_public_model_as_it_is_spends_and_trains_nothing(layout):
     assert (metrics.trainable_parameters, metrics.selected_matrices) == (0, 0)
     assert (metrics.target_epsilon, metrics.delta, metrics.noise_multiplier, metrics.finetune_seconds) == (None,) * 4
     assert (metrics.used_learning_rate, metrics.used_steps, metrics.used_batch) == (None,) * 3
-
-
-def test_the_delta_of_counts_is_told_where_nothing_else_was_released(layout):
-    options = write_run(layout, FLOOR, candidate_table())
-    counts = Release(name="validation", noise_multiplier=20.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
-    rewrite(options.ledger, Ledger, reserved=(counts,))
-    rewrite(options.timing, Timing, ledger=sha256(options.ledger))
-    collect_metrics(options)
-    assert read_record(options.out, Metrics).delta == read_record(options.ledger, Ledger).delta
 
 
 def test_a_run_whose_images_evolve_spends_and_trains_nothing(layout):

@@ -14,7 +14,7 @@ from dpsapf.experiment.stages import Check, Merge
 from dpsapf.support.errors import UserError, UserErrors
 from dpsapf.support.records import read_record
 from paper_figures.draw import draw_all
-from tests.sealed_results import add_counts, runs_of, sealed_results, theirs
+from tests.sealed_results import runs_of, sealed_results, theirs
 
 TABLES = ("runs.csv", "summary.csv", "selections.csv")
 
@@ -113,19 +113,6 @@ def test_a_change_after_joining_is_found(halves):
     path = next((out / "runs").glob("*dp-lora*seed0")) / "metrics.json"
     path.write_text(path.read_text().replace('"selected_matrices": ', '"selected_matrices": 1', 1))
     with pytest.raises(UserErrors, match="metrics.json: SHA-256 = .*merged.json names"):
-        check(Check(results=out))
-
-
-def test_audits_of_counts_come_along_and_what_was_measured_does_not(halves):
-    run = "runs/mnist5k--public-mini--dp-lora--eps10--seed0"
-    add_counts(halves[0] / run)
-    out = joined(*halves)
-    for name in ("validation_ledger.json", "validation_spend.json", "validation.csv"):
-        assert (out / run / name).read_bytes() == (halves[0] / run / name).read_bytes()
-    assert not (out / run / "private_validation.json").exists()
-    check(Check(results=out))
-    (out / run / "validation.csv").write_text("others")
-    with pytest.raises(UserErrors, match=r"validation\.csv: SHA-256"):
         check(Check(results=out))
 
 

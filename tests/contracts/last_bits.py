@@ -63,7 +63,6 @@ def _gradients(random: np.random.Generator, count: int) -> np.ndarray:
 SUBJECTS = [
     *(Subject(f"scores, sigma_s {sigma:g}", _energies, 1.0, 1.0, sigma) for sigma in (1.55, 10.0, 120.0)),
     Subject("votes, sigma 5", _votes, 1.0, 1.0, 5.0),
-    Subject("counts, sigma 20", _votes, 1.0, 1.0, 20.0),
     Subject("gradients, sigma 1", _gradients, 1.0, 1.0, 1.0, torch.float32),
 ]
 

@@ -23,13 +23,12 @@ from dpsapf.sampling import sample as sampling
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
-from tests.contracts.past_the_meter import FAULTS, STEPS_TO_TELL, a_column, in_low_bits_of_images, tables
+from tests.contracts.past_the_meter import FAULTS, STEPS_TO_TELL, in_low_bits_of_images
 from tests.contracts.two_runs import (
     PRIVACY,
     TRAINED,
     UPDATES,
     Side,
-    counted,
     differing,
     evolved,
     fine_tuned,
@@ -131,11 +130,6 @@ def test_evolved_images_are_the_same_for_other_images(evolving_sides, changes):
     assert differing(evolving_sides, lambda side: evolved(side, changes)) == set()
 
 
-def test_noisy_counts_are_the_same_for_other_validation_images(tmp_path, dataset_record, plan):
-    sides = [Side(tmp_path / name, seed, tmp_path) for seed, name in ((1, "one"), (2, "other"))]
-    assert differing(sides, lambda side: counted(side, dataset_record, plan)) == set()
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FAULTS)
 def test_what_leaves_past_the_meter_is_found(sides, name):
@@ -169,13 +163,6 @@ def test_what_leaves_past_the_votes_is_found(evolving_sides):
     with in_low_bits_of_images():
         found = differing(evolving_sides, lambda side: evolved(side, {"method": "pe"}))
     assert {"population.safetensors", "samples.npz"} <= {Path(name).name for name in found}
-
-
-def test_what_leaves_past_the_counts_is_found(tmp_path, dataset_record, plan):
-    sides = [Side(tmp_path / name, seed, tmp_path) for seed, name in ((1, "one"), (2, "other"))]
-    with tables("noisy_count", a_column):
-        found = differing(sides, lambda side: counted(side, dataset_record, plan))
-    assert "validation.csv" in {Path(name).name for name in found}
 
 
 def test_weights_are_what_released_sums_alone_make_of_the_public_start(sides):

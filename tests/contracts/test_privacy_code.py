@@ -9,7 +9,7 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "dpsapf"
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 NOISE = {"add_gaussian_noise", "gumbel_noise", "laplace_noise"}
-RELEASES = ("finetune/train.py", "finetune/dp_sgd.py", "saliency/score.py", "evolution/votes.py", "evaluation/private_counts.py")
+RELEASES = ("finetune/train.py", "finetune/dp_sgd.py", "saliency/score.py", "evolution/votes.py")
 SECRET_DRAWS = {"torch_generator", "SystemNoise", "SeededNoise", "_system_generator"}
 NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri", "log_normal_", "NormalDistribution", "Normal"}
 # privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
@@ -87,7 +87,6 @@ def test_privacy_noise_is_added_by_the_meter_alone():
         "evolution/checkpoint.py",
         "evolution/votes.py",
         "evolution/evolve.py",
-        "evaluation/private_counts.py",
     }
 
 

@@ -12,21 +12,16 @@ from unittest.mock import patch
 import numpy as np
 import pandas as pd
 import torch
-import yaml
 
-from dpsapf.datasets.archive import write_archive
-from dpsapf.evaluation.evaluate import evaluate
 from dpsapf.evolution import evolve as evolution
 from dpsapf.evolution.publish import publish_population
 from dpsapf.experiment.columns import CANDIDATES, COLUMNS, FRAGILITY_SHRUNK, MATRIX, SCALE
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import method
-from dpsapf.experiment.records import Ledger, Plan, Release
+from dpsapf.experiment.records import Plan
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.stages import (
     AuditPrivacy,
-    AuditValidation,
-    Evaluate,
     Evolve,
     Finetune,
     PlanPrivacy,
@@ -36,8 +31,7 @@ from dpsapf.experiment.stages import (
     SelectMatrices,
 )
 from dpsapf.finetune import train
-from dpsapf.privacy import spends
-from dpsapf.privacy.audit import audit_privacy, audit_validation
+from dpsapf.privacy.audit import audit_privacy
 from dpsapf.privacy.mechanisms import Ranking
 from dpsapf.privacy.meter import Meter
 from dpsapf.privacy.noise import grid
@@ -288,7 +282,7 @@ def differing(sides, run: Callable[[Side], None], releases=forced_releases):
     return {name for name in one.keys() | other.keys() if one.get(name) != other.get(name)}
 
 
-# ---- Images that evolve by votes; counts that evaluation releases.
+# ---- Images that evolve by votes.
 
 
 def evolved(side, changes):
@@ -302,53 +296,3 @@ def evolved(side, changes):
     audited(side, plan, {"count": 6, "generation": 4})
     published = side.run_file(plan, "ledger", "population", "archive", "contact_sheet", "timing")
     publish_population(PublishPopulation(**side.inputs("dataset"), **published))
-
-
-RECIPE = {
-    **{"classifiers": ["resnet"], "steps": 8, "batch": 4, "optimizer": "adam", "learning_rate": 0.005},
-    **{"selection": "noisy-private-validation", "checkpoints": 8},
-}
-COUNTED = Release(name="validation", noise_multiplier=5.0, sensitivity=1.0, sampling_rate=1.0, steps=8, noise="system")
-
-
-def counted(side, dataset_record, plan):
-    """Noisy counts of private validation images, on public images; what is computed beside them is no release."""
-    draws, folder = np.random.default_rng(side.seed), side.root / "runs" / "x"
-    path = Path(side.layout.dataset("private", "dataset.safetensors"))
-    path.parent.mkdir(parents=True)
-    parts = {
-        name: (draws.integers(0, 256, (8, 32, 32, 3), dtype=np.uint8), draws.permutation(8) % 2)
-        for name in ("train", "validation")
-    }
-    parts["test"] = public_images()  # so the utility tells of the private images only which states were chosen
-    identity = sha256(write_dataset(path, parts, salt=draws.bytes(32)))
-    record = path.with_name("dataset.json")
-    known = replace(dataset_record, id=identity, train=8, validation=8, test=16)
-    write_record(record, known)
-    spends.know(known, lambda: [parts["validation"][0]])
-    with spends.planning(plan.run, identity, "image", {}):
-        pass
-    write_archive(folder / "samples.npz", dict(zip(("images", "labels"), public_images(), strict=True)))
-    protocol = yaml.safe_load(PROTOCOLS.read_text())["demo-v1"]
-    protocol = {key: value for key, value in protocol.items() if not key.startswith("classifier")} | {"recipes": [RECIPE]}
-    (side.root / "protocols.yaml").write_text(yaml.safe_dump({"counts-v1": protocol}))
-    write_record(folder / "ledger.json", reserving(plan, identity))
-    files = {"ledger": "ledger.json", "spend": "validation_spend.json", "counts": "validation.csv"}
-    files |= {"private": "private_validation.json"}
-    named = {name: folder / file for name, file in files.items()}
-    judged = {"protocol": "counts-v1", "registry": side.root / "protocols.yaml", "what": ("utility",), "features": record}
-    inputs = {"archive": path, "dataset": record, "utility": folder / "utility.json"}
-    evaluate(Evaluate(synthetic=folder / "samples.npz", **inputs, **judged, **named))
-    audit_validation(AuditValidation(dataset=record, **named, out=folder / "validation_ledger.json"))
-
-
-def public_images():
-    draws = np.random.default_rng(0)
-    return draws.integers(0, 256, (16, 32, 32, 3), dtype=np.uint8), np.arange(16) % 2
-
-
-def reserving(plan, identity):
-    """A ledger that reserves the counts."""
-    kept = {name: getattr(plan, name) for name in ("run", "target_epsilon", "delta", "relation", "unit", "prior", "releases")}
-    spent = {"spent_epsilon": {"pld": 3.0, "prv": 3.0}, "digests": {}, "weights_digest": None, "not_for_release": None}
-    return Ledger(**kept, **spent, noise="system", dataset_id=identity, reserved=(COUNTED,), provenance={})

@@ -71,13 +71,27 @@ def test_a_record_is_written_the_same_again(written, tmp_path, name):
 def test_a_record_has_all_of_its_keys_and_no_other(written, tmp_path, name):
     kind, path = written[name]
     data = json.loads(path.read_text())
-    assert list(data) == list(kind.model_fields)
+    assert list(data) == [key for key, field in kind.model_fields.items() if not field.exclude]
     needed = {key for key, field in kind.model_fields.items() if field.is_required()}
     (tmp_path / "bad.json").write_text(json.dumps({"of_next_year": 1}))
     with pytest.raises(UserErrors) as caught:
         read_record(tmp_path / "bad.json", kind)
     keys = {error.key.removeprefix(f"{tmp_path}/bad.json: ") for error in caught.value.errors}
     assert keys == needed | {"of_next_year"}
+
+
+GONE = {"plan": ("reserved", []), "ledger": ("reserved", []), "utility": ("counts", None)}
+
+
+@pytest.mark.parametrize("name", GONE)
+def test_keys_that_earlier_versions_wrote_are_read_where_they_say_nothing(written, tmp_path, name):
+    (kind, path), (key, empty) = written[name], GONE[name]
+    data = json.loads(path.read_text())
+    (tmp_path / "old.json").write_text(json.dumps(data | {key: empty}))
+    assert read_record(tmp_path / "old.json", kind) == read_record(path, kind)
+    (tmp_path / "old.json").write_text(json.dumps(data | {key: ["something"]}))
+    with pytest.raises(UserErrors, match=rf"old.json: {key} = .*: an earlier version wrote this, and this one does not know"):
+        read_record(tmp_path / "old.json", kind)
 
 
 @pytest.mark.parametrize("kind", MODELS, ids=lambda kind: kind.__name__)

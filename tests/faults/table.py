@@ -324,7 +324,7 @@ class Gaussian:''',
     Fault(
         "epsilon is computed at another delta",
         LEDGER,
-        edit("privacy/audit.py", "*plan.reserved), plan.delta)", "*plan.reserved), 10 * plan.delta)"),
+        edit("privacy/audit.py", "*releases), plan.delta)", "*releases), 10 * plan.delta)"),
         COMPOSED,
         (),
     ),

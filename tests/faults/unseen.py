@@ -1,4 +1,4 @@
-"""Ten faults by somebody who had seen the stages and the other faults, but neither the guards nor their tests."""
+"""Nine faults by somebody who had seen the stages and the other faults, but neither the guards nor their tests."""
 
 from tests.faults.fault import (
     ALONE,
@@ -16,12 +16,10 @@ from tests.faults.fault import (
 )
 
 VOTING = ("tests/evolution/test_votes.py", "tests/evolution/test_evolve.py", "tests/contracts/test_user_level.py")
-COUNTING = ("tests/evaluation/test_private_counts.py",)
 TWO_PROCESSES = "tests/contracts/test_two_processes.py::test_batches_of_a_release_are_the_same_in_both"
 SEVERAL_DRAWS = "tests/contracts/test_one_run_audit.py::test_several_draws_of_an_image_give_away_no_more_than_one"
 ALL_STAGES = "tests/contracts/test_nothing_else_leaves.py::test_what_is_not_private_is_the_same_for_other_images[all stages]"
 ONE_VOTE = "tests/contracts/test_user_level.py::test_all_images_of_a_user_together_have_one_vote"
-OTHER_VALIDATION = "tests/contracts/test_nothing_else_leaves.py::test_noisy_counts_are_the_same_for_other_validation_images"
 SPENDING = ("tests/privacy/test_spend_record.py", "tests/privacy/test_spends.py", "tests/release/test_spent_twice.py")
 DRAWN = "drawn = poisson_batch(self.population, rate, self.secret(generator))"
 AVERAGED = "_update_average(state, options.ema_decay)"
@@ -106,13 +104,6 @@ UNSEEN = (
             f"if not state.log or report.loss <= sum(row['loss'] for row in state.log) / len(state.log):\n        {AVERAGED}",
         ),
         attacks=(*ON_TRAINING, ALL_STAGES),
-    ),
-    Fault(
-        "a classifier's state is chosen by the exact count",
-        ALONE,
-        edit("evaluation/private_counts.py", "return float(noisy)", "return float(added.sum())"),
-        COUNTING,
-        (OTHER_VALIDATION,),
     ),
     # the ledger
     Fault(

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from dpsapf.cli.main import main
-from dpsapf.experiment.records import Ledger, Release
+from dpsapf.experiment.records import Ledger
 from dpsapf.experiment.registries import load_yaml
 from dpsapf.experiment.runs import Study, expand
 from dpsapf.experiment.settings import Config
@@ -367,16 +367,6 @@ def test_a_warning_says_that_real_images_are_shown_where_they_are(folder, page, 
     assert "real training images" in page.texts("p")[0]
     shutil.copytree(folder / "tables", tmp_path / "tables")
     assert "real training images" not in Page(render(tmp_path, None, CAPTIONS)).texts("p")[0]
-
-
-def test_the_ledger_tells_counts_that_evaluation_may_release(folder):
-    results = load_results(folder)
-    counts = Release(name="validation", noise_multiplier=20.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
-    run = results.runs["run_id"].iloc[0]
-    ledger = replace(read_record(folder / "runs" / run / "ledger.json", Ledger), reserved=(counts,))
-    grid = ledger_grid(results.runs.head(1), {run: ledger}, results, "x")
-    told = dict(zip(grid.header, grid.rows[0], strict=True))["releases"].text
-    assert "reserved for evaluation: validation 2 times, rate 1, Gaussian noise × 20 from system" in told
 
 
 def test_provenance_counts_what_made_the_ledgers(folder, tmp_path):

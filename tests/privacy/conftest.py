@@ -47,7 +47,7 @@ def replanned(plan):
     """Put into a plan what its releases compose to."""
     if plan.target_epsilon is None:
         return replace(plan, planned_epsilon={})
-    return replace(plan, planned_epsilon=composed((*plan.prior, *plan.reserved, *plan.releases), plan.delta))
+    return replace(plan, planned_epsilon=composed((*plan.prior, *plan.releases), plan.delta))
 
 
 @dataclasses.dataclass

@@ -454,7 +454,7 @@ def test_either_certifier_refuses_and_the_other_accountants_do_not(plan, account
 
 LEDGER_FAULTS = {
     "delta": ("_ledger", lambda ledger: replace(ledger, delta=ledger.delta / 10)),
-    "releases before it": ("_ledger", lambda ledger: replace(ledger, reserved=ledger.releases)),
+    "releases before it": ("_ledger", lambda ledger: replace(ledger, prior=ledger.releases)),
     "epsilon": ("_ledger", lambda ledger: replace(ledger, spent_epsilon={k: v - 0.1 for k, v in ledger.spent_epsilon.items()})),
     "epsilon at another delta": ("spent_epsilon", None),
 }

@@ -1,9 +1,9 @@
 import pytest
 
-from dpsapf.experiment.records import Composition, Ledger, Release, Spend
+from dpsapf.experiment.records import Composition, Ledger, Spend
 from dpsapf.experiment.stages import ComposeReleases
 from dpsapf.privacy.accounting import spent_epsilon
-from dpsapf.privacy.compose import compose_releases, named_prior, named_releases, prior_releases
+from dpsapf.privacy.compose import compose_releases, named_prior, prior_releases
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record, write_record
@@ -36,14 +36,6 @@ def test_other_scores_count(ledgers, tmp_path):
     second = read_record(ledgers[1], Ledger)
     write_record(ledgers[1], replace(second, digests=second.digests | {"scores": "0" * 64}))
     assert len(composed(tmp_path, *ledgers).releases) == 4
-
-
-def test_counts_of_the_floor_count_for_each_preparation_of_the_images(ledgers, tmp_path):
-    """It releases nothing else, so no digest of a released file tells its counts apart."""
-    counts = Release(name="validation", noise_multiplier=20.0, sensitivity=1.0, sampling_rate=1.0, steps=2, noise="system")
-    floor = replace(read_record(ledgers[0], Ledger), releases=(), digests={}, weights_digest=None, reserved=(counts,))
-    again = replace(floor, dataset_id="0" * 64)
-    assert named_releases(floor) == named_releases(floor) != named_releases(again)
 
 
 def test_votes_count_by_their_population(evolved, tmp_path):

@@ -36,7 +36,7 @@ class Options(Checked):
 
 
 class Stage:
-    """It goes on from a checkpoint, draws, and releases, like the four that do."""
+    """It goes on from a checkpoint, draws, and releases, like the three that do."""
 
     def __init__(self, folder, release):
         self.folder, self.release, self.subject, self.dataset = folder, release, SUBJECT, DATASET

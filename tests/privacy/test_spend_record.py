@@ -5,7 +5,7 @@ import json
 import pytest
 
 from dpsapf.privacy.spend_record import Spent, folder, opened
-from dpsapf.support.errors import UserError
+from dpsapf.support.errors import UserError, UserErrors
 
 
 @pytest.mark.parametrize("given", ["", "relative/data"])
@@ -59,3 +59,14 @@ def test_lines_of_the_first_version_are_read_for_ever(spends_folder):
     (spends_folder / "spends.jsonl").write_text(json.dumps(OLD) + "\n")
     with opened() as book:
         assert [spent.key for spent in book.of(Spent)] == ["w" * 64]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"reserved_as": "reserved by a run"}, {"release": OLD["told"]["release"] | {"name": "validation"}}]
+)
+def test_a_line_that_this_version_does_not_understand_stops_everything(spends_folder, changes):
+    """What it says was spent would not be counted."""
+    spends_folder.mkdir(parents=True)
+    (spends_folder / "spends.jsonl").write_text(json.dumps(OLD | {"told": OLD["told"] | changes}) + "\n")
+    with pytest.raises(UserErrors, match=rf"spends.jsonl: line 1: told.*{next(iter(changes))}"), opened():
+        pass

@@ -3,13 +3,10 @@
 import pytest
 
 from dpsapf.experiment.records import Ledger
-from dpsapf.experiment.stages import SpendAgain
-from dpsapf.privacy import spends
-from dpsapf.privacy.spend_again import spend_again
 from dpsapf.privacy.spend_record import Spent, opened
 from dpsapf.support.checked import replace
 from dpsapf.support.records import read_record, write_record
-from tests.published_run import COUNTS, DP_SGD, SALIENCY, put_on_record, spec, write_counts, write_run
+from tests.published_run import DP_SGD, SALIENCY, put_on_record, spec, write_run
 
 
 @pytest.fixture
@@ -53,22 +50,3 @@ def test_seeded_runs_and_other_images_are_left_out(root):
     ledger = read_record(folder / "ledger.json", Ledger)
     write_record(folder / "ledger.json", replace(ledger, dataset_id="0" * 64, run=replace(ledger.run, dataset="others")))
     assert {each.key for each in known(root)} == {ledger.weights_digest}
-
-
-def test_counts_are_named_as_the_ledger_that_reserved_them_does(root):
-    folder = write_run(root, reserved=(COUNTS,))
-    write_counts(folder)
-    (counts,) = [each for each in known(root) if each.release == COUNTS]
-    assert counts.reserved_as == f"reserved by {folder.name}, {read_record(folder / 'ledger.json', Ledger).weights_digest}"
-
-
-def test_counts_that_were_made_twice_are_counted_twice_and_the_first_with_its_ledger(root):
-    folder = write_run(root, reserved=(COUNTS,))
-    ledger = read_record(folder / "ledger.json", Ledger)
-    write_counts(folder)
-    known(root)
-    spend_again(SpendAgain(run=folder.name))
-    write_counts(folder, digest="e" * 64)
-    known(root)
-    names = [key for key, release in spends.priors(spec("dp-lora"), ledger.dataset_id, "image", {}) if release == COUNTS]
-    assert names == [f"reserved by {folder.name}, {ledger.weights_digest}", "e" * 64]

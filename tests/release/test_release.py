@@ -20,7 +20,6 @@ from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
 from dpsapf.support.records import read_record, write_record
 from tests.published_run import (
-    COUNTS,
     DP_SGD,
     SALIENCY,
     VOTES,
@@ -28,7 +27,6 @@ from tests.published_run import (
     put_on_record,
     secrets_of,
     spec,
-    write_counts,
     write_run,
     write_samples,
 )
@@ -170,28 +168,6 @@ def test_images_of_prompts_alone_are_told_so_beside_what_others_released(folder,
     text, record = (out / "STATEMENT.md").read_text(), told(out)
     assert "was adapted to" not in text and "from prompts alone. No private image was used" in text
     assert record.this_release.epsilon["pld"] == 0 and f"epsilon = {up(certified(record.together))}" in text
-
-
-def test_counts_that_evaluation_may_release_are_counted_and_told(publish, root):
-    folder = write_run(root, reserved=(COUNTS,))
-    out = publish(folder)
-    text, record = (out / "STATEMENT.md").read_text(), told(out)
-    assert COUNTS in record.together.releases and COUNTS not in record.this_release.releases
-    assert record.together.unregistered == 0 and "of other runs" not in text
-    assert "This includes 2 noisy counts on private validation images" in text
-    write_counts(folder)
-    assert told(publish(folder, "after")) == record
-
-
-@pytest.mark.parametrize(
-    "changes", [{"made_from": {"ledger": "0" * 64}}, {"release": replace(COUNTS, noise_multiplier=3.0)}], ids=["ledger", "noise"]
-)
-def test_counts_that_no_ledger_reserved_are_counted_or_refused(publish, root, changes):
-    folder = write_run(root, reserved=(COUNTS,))
-    spend = write_counts(folder, **changes)
-    with pytest.raises(UserError, match="validation_spend.json = 'validation': is of the same images"):
-        publish(folder)
-    assert len(told(publish(folder, compose=(spend,))).together.releases) == 4
 
 
 def test_images_made_elsewhere_are_not_published(folder, publish):

@@ -14,7 +14,7 @@ from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
 from dpsapf.support.records import read_record
 from tests import published_run
-from tests.published_run import COUNTS, DP_SGD, PIXELS, SALIENCY, put_on_record, spec, write_counts, write_run
+from tests.published_run import DP_SGD, PIXELS, SALIENCY, put_on_record, spec, write_run
 
 OTHER = spec("dp-lora")
 
@@ -100,14 +100,6 @@ def test_the_same_images_under_another_name_count(root, folder, publish):
     spend = read_record(folder / "spend.json", Spend)
     spends.record(replace(spend, subject="pictures--run", dataset_id="7f" * 32, digest="9" * 64))
     assert told(publish(folder)).epsilon == spent_epsilon([SALIENCY, DP_SGD, DP_SGD], 3.5e-5)
-
-
-def test_counts_on_record_are_those_that_the_ledger_reserved(root, publish):
-    folder = write_run(root, reserved=(COUNTS,))
-    write_counts(folder)
-    before = told(publish(folder))
-    put_on_record(root)
-    assert told(publish(folder, "again")) == before and len(before.releases) == 3
 
 
 def test_a_published_run_is_not_counted_twice(root, folder, publish):

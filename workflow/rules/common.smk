@@ -29,7 +29,6 @@ from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.run_files import audit_files, fragility_file, own_files
 from dpsapf.cli.code import code_digest
 from dpsapf.cli.rules import (
-    counted_runs,
     flags,
     given,
     run_pattern,
@@ -56,8 +55,6 @@ try:
     ASKED, _ = asked(CONFIG, LAYOUT, sys.argv)
     if STARTS:
         check_beforehand(CONFIG, LAYOUT, sys.argv, local=LOCAL)
-    # runs whose evaluation releases noisy counts of validation images
-    COUNTED = counted_runs(CONFIG)
 except UserError as error:
     raise WorkflowError(str(error)) from None
 
@@ -150,7 +147,6 @@ localrules:
     plans_made,
     select_matrices,
     audit_privacy,
-    audit_validation,
     publish_population,
     collect_metrics,
     collect_external,
@@ -279,9 +275,4 @@ def run_records(wildcards):
         **(own_files(LAYOUT, run, "weights") if predicted else {}),
         "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
         "ceiling": LAYOUT.reference(run.dataset, PROTOCOL, "ceiling.json"),
-        **(
-            {"validation": LAYOUT.run(run.id, "validation_ledger.json")}
-            if run in COUNTED
-            else {}
-        ),
     } | own_files(LAYOUT, run, "selection", "spend", "private", "training_log")

@@ -65,8 +65,6 @@ rule evaluate:
         LAYOUT.log("evaluate", "{run}"),
     benchmark:
         LAYOUT.benchmark("evaluate", "{run}")
-    wildcard_constraints:
-        run=run_pattern(run for run in CONFIG.runs if run not in COUNTED),
     group:
         "images"  # one job of a cluster for both
     conda:
@@ -83,44 +81,3 @@ rule evaluate:
     shell:
         "python -m dpsapf evaluate {params.files} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}} {params.run}"
         " --fidelity {output.fidelity} --utility {output.utility} --log {log}"
-
-
-rule evaluate_and_count:
-    input:
-        **NETWORK,
-        ledger=LAYOUT.run("{run}", "ledger.json"),
-        synthetic=LAYOUT.run("{run}", "samples.npz"),
-        archive=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.safetensors"),
-        dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
-        features=lambda w: LAYOUT.reference(
-            RUNS[w.run].dataset, PROTOCOL, "features.safetensors"
-        ),
-    output:
-        fidelity=LAYOUT.run("{run}", "fidelity.json"),
-        utility=LAYOUT.run("{run}", "utility.json"),
-        counts=LAYOUT.run("{run}", "validation.csv"),
-        spend=LAYOUT.run("{run}", "validation_spend.json"),
-        private=LAYOUT.run("{run}", "private_validation.json"),
-    log:
-        LAYOUT.log("evaluate_and_count", "{run}"),
-    benchmark:
-        LAYOUT.benchmark("evaluate_and_count", "{run}")
-    wildcard_constraints:
-        run=run_pattern(COUNTED),
-    group:
-        "images"
-    conda:
-        ENVIRONMENT
-    threads: THREADS
-    resources:
-        **NEEDS.resources("evaluate"),
-    params:
-        files=lambda w, input: given(input, besides=("fetched",)),
-        options=EVALUATION,
-        entry=entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry),
-        run=lambda w: flags(RUNS[w.run], only=("seed",)),
-        code=code_digest("evaluate"),
-    shell:
-        "python -m dpsapf evaluate {params.files} {params.options} --device $DEVICE --threads ${{GRANTED:-{threads}}} {params.run}"
-        " --fidelity {output.fidelity} --utility {output.utility}"
-        " --counts {output.counts} --spend {output.spend} --private {output.private} --log {log}"

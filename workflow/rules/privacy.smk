@@ -20,15 +20,9 @@ rule plan_privacy:
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency."),
         evolution=flags(CONFIG.evolution, only=("iterations",), prefix="evolution."),
-        protocol=lambda w: EVALUATION if RUNS[w.run] in COUNTED else "",
-        entry=lambda w: (
-            entry_digest(CONFIG.protocols_file, PROTOCOL, ProtocolEntry)
-            if RUNS[w.run] in COUNTED
-            else ""
-        ),
         code=code_digest("plan-privacy"),
     shell:
-        "python -m dpsapf plan-privacy {params.files} {params.run} {params.options} {params.saliency} {params.evolution} {params.protocol}"
+        "python -m dpsapf plan-privacy {params.files} {params.run} {params.options} {params.saliency} {params.evolution}"
         " --calibrations {LAYOUT.calibrations} --out {output} --log {log}"
 
 
@@ -76,28 +70,3 @@ rule audit_privacy:
         code=code_digest("audit-privacy"),
     shell:
         "python -m dpsapf audit-privacy {params.files} {params.settings} --out {output} --log {log}"
-
-
-rule audit_validation:
-    input:
-        ledger=LAYOUT.run("{run}", "ledger.json"),
-        dataset=lambda w: LAYOUT.dataset(RUNS[w.run].dataset, "dataset.json"),
-        counts=LAYOUT.run("{run}", "validation.csv"),
-        spend=LAYOUT.run("{run}", "validation_spend.json"),
-        private=LAYOUT.run("{run}", "private_validation.json"),
-    output:
-        LAYOUT.run("{run}", "validation_ledger.json"),
-    log:
-        LAYOUT.log("audit_validation", "{run}"),
-    benchmark:
-        LAYOUT.benchmark("audit_validation", "{run}")
-    conda:
-        ENVIRONMENT
-    threads: 1
-    resources:
-        mem_mb=4000,
-    params:
-        files=lambda w, input: given(input),
-        code=code_digest("audit-validation"),
-    shell:
-        "python -m dpsapf audit-validation {params.files} --out {output} --log {log}"
