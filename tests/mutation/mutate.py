@@ -57,7 +57,11 @@ EXTRA = {  # test files besides the mirrored one that exercise a module
     "saliency/score.py": ("saliency/test_agreement.py",),
     "finetune/dp_sgd.py": ("finetune/test_train.py", "support/test_parallel.py"),
 }
-MIRRORS = {"privacy/selected.py": "privacy/test_leaving.py", "privacy/trained.py": "privacy/test_leaving.py"}  # tested through it
+MIRRORS = {  # tested through it
+    "privacy/selected.py": "privacy/test_leaving.py",
+    "privacy/trained.py": "privacy/test_leaving.py",
+    "privacy/calibrations.py": "privacy/test_plan.py",
+}
 FORKED = ("support/parallel.py",)  # reached in processes that a test forks, where nothing is measured
 
 

@@ -20,10 +20,11 @@ rule plan_privacy:
         options=flags(CONFIG.privacy),
         saliency=flags(CONFIG.saliency, prefix="saliency."),
         evolution=flags(CONFIG.evolution, only=("iterations",), prefix="evolution."),
+        calibrations=LAYOUT.calibrations,
         code=code_digest("plan-privacy"),
     shell:
         "python -m dpsapf plan-privacy {params.files} {params.run} {params.options} {params.saliency} {params.evolution}"
-        " --calibrations {LAYOUT.calibrations} --out {output} --log {log}"
+        " --calibrations {params.calibrations} --out {output} --log {log}"
 
 
 rule plans_made:
