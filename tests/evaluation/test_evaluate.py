@@ -96,6 +96,16 @@ def test_too_few_images_for_the_neighbours_are_refused(folder):
         evaluate(options(folder, synthetic=folder / "few.npz"))
 
 
+def test_images_without_a_recipe_are_told_before_hours_of_fidelity(folder):
+    registry = yaml.safe_load((folder / "protocols.yaml").read_text())
+    recipe = {"largest_side": 16, "classifiers": ["resnet"], "steps": 1, "batch": 8, "optimizer": "sgd", "learning_rate": 0.1}
+    registry["tiny-v1"] |= {"classifiers": [], "recipes": [recipe]}
+    (folder / "protocols.yaml").write_text(yaml.safe_dump(registry))
+    with pytest.raises(UserError, match="recipes = 32: none is for images of that side"):
+        evaluate(options(folder))
+    assert not (folder / "fidelity.json").exists()
+
+
 def test_evaluating_twice_gives_equal_records(folder):
     reference(folder)
     evaluate(options(folder))
