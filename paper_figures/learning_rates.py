@@ -1,6 +1,7 @@
 """Runs at several learning rates: which way they chose what to train, and where the public model as it is stands."""
 
 import dataclasses
+import math
 
 import pandas as pd
 
@@ -23,6 +24,7 @@ RULES = {  # how scores choose
 }
 AUTO = "auto"  # learning rate that noise allows
 WHOLE = "dp-lora"
+NOISELESS = "clip-only"
 CHOSEN = {  # ways of choosing as many matrices
     "dp-sapf-matrix": "most salient",
     "random-matrix": "random",
@@ -31,7 +33,9 @@ CHOSEN = {  # ways of choosing as many matrices
 
 
 def runs_at_rates(results: Results) -> pd.DataFrame:
-    """Return the runs that train under DP; what is neither learning rate, way, ratio nor epsilon is held as in other figures.
+    """Return the runs that train under DP, and those that are clipped only as at an infinite epsilon.
+
+    What is neither learning rate, way, ratio nor epsilon is held as in other figures.
 
     Returns:
         Rows of runs.csv with ``series`` (see `paper_figures.results.with_labels`), ``way`` (the series, and whether the
@@ -40,6 +44,7 @@ def runs_at_rates(results: Results) -> pd.DataFrame:
     """
     choices = [axis for axis in CHOICES if axis != "rule"]
     training = [axis for axis in TRAINING_AXES if axis != "learning_rate"]
+    results = dataclasses.replace(results, runs=_noiseless_at_infinity(results.runs))
     runs = results.runs[results.runs["epsilon"].notna()]
     rules = runs["rule"]
     ranked = dataclasses.replace(results, runs=runs[rules.isna() | rules.isin(["top", "least"])])
@@ -50,6 +55,24 @@ def runs_at_rates(results: Results) -> pd.DataFrame:
     runs = with_labels(runs, results)
     ways = runs["series"] + runs["rule"].map({"least": LEAST, "noise-budget": BUDGET}).fillna("")
     return runs.assign(way=ways, ratio=runs["ratio"].where(runs["level"].notna(), 1.0), rate=runs[USED_RATE])
+
+
+def _noiseless_at_infinity(runs: pd.DataFrame) -> pd.DataFrame:
+    """Let runs without noise stand for what they are but for the noise: all matrices, a random choice, or one by scores."""
+    exact = runs["method"] == NOISELESS
+    whole, drawn = exact & (runs["ratio"] == 1), exact & (runs["rule"] == "random")
+    scored = runs[runs["method"] == "dp-sapf"]
+    told = {axis: scored[axis].mode().get(0) for axis in ("score", "mechanism", "sigma_s")}
+    runs = runs.assign(
+        epsilon=runs["epsilon"].mask(exact, math.inf),
+        method=runs["method"].mask(exact, "dp-sapf").mask(drawn, "random").mask(whole, WHOLE),
+        **{axis: runs[axis].mask(exact, value) for axis, value in told.items()},
+    )
+    for axis in (*told, "rule"):
+        runs[axis] = runs[axis].mask(whole | drawn)
+    for axis in ("level", "ratio"):
+        runs[axis] = runs[axis].mask(whole)
+    return runs
 
 
 def sweeps(results: Results) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -95,4 +118,9 @@ def name_of_way(way: str, ratio: float) -> str:
 
 def title(panel: dict[str, object]) -> str:
     """Name a dataset, public model and epsilon."""
-    return f"{panel['dataset']}, {panel['public_model']}, ε = {number(panel['epsilon'])}"
+    return f"{panel['dataset']}, {panel['public_model']}, {target(panel)}"
+
+
+def target(panel: dict[str, object]) -> str:
+    """Name an epsilon; infinite without noise."""
+    return f"ε = {number(panel['epsilon'])}" if math.isfinite(panel["epsilon"]) else "no noise"

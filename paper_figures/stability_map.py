@@ -16,7 +16,7 @@ from matplotlib.transforms import offset_copy
 from dpsapf.experiment.columns import SEEDS
 from dpsapf.experiment.runs import number
 from paper_figures.collapse import edge, excess
-from paper_figures.learning_rates import CHOSEN, PANEL, WHOLE, sweeps
+from paper_figures.learning_rates import CHOSEN, PANEL, WHOLE, sweeps, target
 from paper_figures.results import GROUP, Results
 from paper_figures.style import WIDTH
 
@@ -135,7 +135,7 @@ _EXPLAINED = [
 
 def _name(panel: dict[str, object], rows: pd.DataFrame) -> str:
     floor = rows["floor"].iloc[0]
-    return f"{panel['dataset']}, {panel['public_model']}\nε = {number(panel['epsilon'])}, floor {floor:.{_places(floor)}f}"
+    return f"{panel['dataset']}, {panel['public_model']}\n{target(panel)}, floor {floor:.{_places(floor)}f}"
 
 
 def _draw_panel(ax: Axes, rows: pd.DataFrame, scale: LinearSegmentedColormap, norm: CenteredNorm) -> None:

@@ -57,6 +57,22 @@ def test_what_trains_all_belongs_to_every_panel(cells):
     assert len(fids) == 3 and fids[0] == fids[1] == fids[2]
 
 
+def test_runs_without_noise_are_shown_at_an_infinite_epsilon(swept, cells):
+    """Those of epsilon 10, told as `clip-only` tells them, give the same cells."""
+    runs = swept.runs.copy()
+    ten = runs["epsilon"] == 10
+    runs.loc[ten & (runs["method"] == "dp-lora"), ["level", "ratio", "rule"]] = ["matrix", 1.0, "top"]
+    runs.loc[ten & (runs["method"] == "random"), "rule"] = "random"
+    runs.loc[ten, ["method", "score", "epsilon", "sigma_s", "mechanism"]] = ["clip-only", "energy", np.nan, np.nan, None]
+    found = stability_map.prepare(dataclasses.replace(swept, runs=runs))
+    due = cells.assign(epsilon=cells["epsilon"].replace(10, math.inf))
+    by = ["dataset", "epsilon", "panel", "way", "ratio", "rate"]
+    pd.testing.assert_frame_equal(*(table.sort_values(by).reset_index(drop=True) for table in (found, due)), check_dtype=False)
+    with theme():
+        texts = [ax.get_ylabel() for ax in stability_map.draw(found).axes]
+    assert any("no noise, floor" in text for text in texts)
+
+
 def test_the_edge_of_a_ratio_is_that_of_its_cells(cells):
     for _, line in cells.groupby(["dataset", "panel", "ratio"]):
         found = edge(line["rate"], line["excess"])
