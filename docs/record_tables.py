@@ -11,8 +11,8 @@ from records import Records, cut, pipes, with_code
 
 from dpsapf.aggregation.multiple_tests import LEVEL
 from dpsapf.experiment.columns import INTERVAL
+from paper_figures.differences import P_HOLM
 from paper_figures.learning_rates import CHOSEN
-from paper_figures.paired_differences import P_HOLM
 from paper_figures.tables import amount, decimals
 
 OWN_RATE = 0.02  # of config/stability.yaml, whose rows leave it out
@@ -283,11 +283,11 @@ TABLES: dict[str, Callable[[Records], str]] = {
     ),
     "demo-resources": partial(cut, "demo/figures/resources.md", ("public model",)),
     "demo-full-main": partial(cut, "demo-full/figures/main_table.md", ("public model", "target ε", "seeds")),
-    "demo-full-differences": partial(cut, "demo-full/figures/paired_differences.md", ("public model",)),
-    "variants-differences": partial(cut, "variants/figures/paired_differences.md", ("public model",)),
+    "demo-full-differences": partial(cut, "demo-full/figures/differences.md", ("public model",)),
+    "variants-differences": partial(cut, "variants/figures/differences.md", ("public model",)),
     "verdicts": partial(cut, "verdicts.md", ()),
     "cifar10-main": partial(cut, "cifar10-mini/figures/main_table.md", ("public model", "target ε", "seeds")),
-    "cifar10-differences": partial(cut, "cifar10-mini/figures/paired_differences.md", ("public model",)),
+    "cifar10-differences": partial(cut, "cifar10-mini/figures/differences.md", ("public model",)),
     "evolution-main": partial(cut, "evolution/figures/main_table.md", ("public model", "target ε", "seeds")),
     "stability-over-all": partial(edge_factors, "over_all"),
     "stability-over-random": partial(edge_factors, "over_random"),

@@ -135,7 +135,7 @@ class Entry:
     @property
     def holding(self) -> list[Judged]:
         """The rates at which it holds, Holm's correction over all of them; the least first."""
-        corrected = holm([one.supports for one in self.rates]).p
+        corrected = holm([one.supports for one in self.rates])
         found = [one for one, p in zip(self.rates, corrected, strict=True) if p <= LEVEL]
         return sorted(found, key=lambda one: one.comparison.setting.get("rate", 0))
 
@@ -163,7 +163,7 @@ def verdict(found: Sequence[Entry], complete: bool = True) -> str:
 
 def against(found: Sequence[Entry]) -> list[Entry]:
     """Return the entries that are shown not to be as claimed, after Holm's correction; the clearest first."""
-    corrected = holm([one.opposes for one in found]).p
+    corrected = holm([one.opposes for one in found])
     refuted = [(p, place) for place, p in enumerate(corrected) if p <= LEVEL]
     return [found[place] for _, place in sorted(refuted)]
 

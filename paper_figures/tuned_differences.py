@@ -1,11 +1,11 @@
-"""DP-SAPF minus every other way, seed by seed, at learning rates of their own and at the one that the config gives to all."""
+"""DP-SAPF minus every other way, at learning rates of their own and at the one that the config gives to all."""
 
 import pandas as pd
 
 from dpsapf.experiment.runs import number
+from paper_figures.differences import OURS, cell, differences, note
 from paper_figures.learning_rates import PANEL, name_of_way
 from paper_figures.main_table import METRICS
-from paper_figures.paired_differences import OURS, cell, note, paired
 from paper_figures.results import MissingStudy, Results
 from paper_figures.tables import Cell, Table, decimals, plain
 from paper_figures.tuned_and_shared import OWN, SHARED, own_and_shared, tuned_runs
@@ -14,24 +14,24 @@ NAMES = {OWN: "each its own", SHARED: "shared"}
 
 
 def prepare(results: Results) -> pd.DataFrame:
-    """Pair the most salient matrices with every other way by seed, in both settings of `tuned_and_shared`.
+    """Compare the most salient matrices with every other way, in both settings of `tuned_and_shared`.
 
     Returns:
         One row per dataset, public model, epsilon, ``setting`` (``own`` or ``shared``) and way: what
-        `paper_figures.paired_differences.paired` returns, and ``rate`` and ``chosen_by`` of the other way.
+        `paper_figures.differences.differences` returns, and ``rate`` and ``chosen_by`` of the other way.
 
     Raises:
-        MissingStudy: no way shares two seeds with the most salient matrices in one of the settings.
+        MissingStudy: no way and the most salient matrices have two seeds each in one of the settings.
     """
     runs = tuned_runs(results)
     keys = [*PANEL, "way", "rate", "shared", "auto"]
     runs = runs.merge(own_and_shared(runs)[[*keys, "setting", "chosen_by"]], on=keys)
     runs = runs.assign(series=runs["way"], label=[name_of_way(*key) for key in zip(runs["way"], runs["ratio"], strict=True)])
     ours = runs["way"] == OURS
-    table = paired(runs[ours], runs[~ours], [*PANEL, "setting"])
+    table = differences(runs[ours], runs[~ours], [*PANEL, "setting"])
     if table.empty:
         raise MissingStudy(
-            "no way shares two seeds with the most salient matrices at a learning rate of its own, or at the config's"
+            "no way and the most salient matrices have two seeds each at learning rates of their own, or at the config's"
         )
     rates = runs.groupby([*PANEL, "setting", "way"])[["rate", "chosen_by"]].first().reset_index()
     table = table.merge(rates.rename(columns={"way": "series"}), on=[*PANEL, "setting", "series"])

@@ -42,6 +42,10 @@ class Difference:
         """Return the one-sided p-value against a true difference of at least ``bound``; not a number without an error."""
         return Difference(-self.mean, self.error, self.freedom, self.spread).above(-bound)
 
+    def two_sided(self) -> float:
+        """Return the two-sided p-value against no difference; not a number without an error."""
+        return min(1.0, 2 * min(self.above(0), self.below(0))) if self.error >= 0 else math.nan
+
     def half_width(self, level: float) -> float:
         """Return the half width of the two-sided interval whose error is ``level``, in (0, 1)."""
         return float(stats.t.isf(level / 2, self.freedom) * self.error) if self.error else 0.0

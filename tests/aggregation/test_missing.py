@@ -12,7 +12,7 @@ from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.runs import Study, expand
 from dpsapf.support.checked import replace
 from dpsapf.support.errors import UserError
-from paper_figures import main_table, paired_differences, resources
+from paper_figures import differences, main_table, resources
 from paper_figures.draw import draw_all
 from paper_figures.results import load_results
 from paper_figures.tables import markdown
@@ -79,8 +79,8 @@ def test_tables_say_missing_and_name_the_runs(root):
     row = rows_by_label(table, "method")["random, matrices 30 %"]
     assert row["digits FID"] == row["digits accuracy (%)"] == "missing" and row["mnist5k FID"] not in ("missing", "—")
     assert "Missing: 6 of 24 runs (" in table.note and LOST[-1].id in table.note and "..." in table.note
-    differences = paired_differences.draw(paired_differences.prepare(results))
-    rows = rows_by_label(differences, "minus")
+    compared = differences.draw(differences.prepare(results))
+    rows = rows_by_label(compared, "minus")
     assert rows["random, matrices 30 %"]["digits FID"] == "missing"
     assert rows["DP-LoRA"]["digits FID"] == "missing", "one seed of three makes no pair of two"
     assert "±" in rows["DP-LoRA"]["mnist5k FID"]
@@ -92,7 +92,7 @@ def test_tables_say_missing_and_name_the_runs(root):
 def test_nothing_is_averaged_with_what_is_missing(root, tmp_path):
     results = load_results(root)
     assert len(results.runs) == len(RUNS) - len(LOST) and (results.summary["n"] > 0).all()
-    assert {"main_table", "paired_differences", "resources", "privacy_cost"} <= set(draw_all(root, tmp_path))
+    assert {"main_table", "differences", "resources", "privacy_cost"} <= set(draw_all(root, tmp_path))
     for path in tmp_path.glob("*.md"):
         assert "nan" not in path.read_text(encoding="utf-8").lower(), path.name
 
@@ -113,7 +113,7 @@ def test_if_all_of_ours_are_missing_every_pair_of_the_dataset_is(tmp_path, confi
     there = [run for run in RUNS if not (run.method == "dp-sapf" and run.dataset == "digits")]
     root = write_results(tmp_path / "ours", there, images=False)
     aggregate(options(root, configfile))
-    table = paired_differences.draw(paired_differences.prepare(load_results(root)))
+    table = differences.draw(differences.prepare(load_results(root)))
     assert {row["digits FID"] for row in rows_by_label(table, "minus").values()} == {"missing"}
     assert "missing" in markdown(table)
 

@@ -16,7 +16,7 @@ from paper_figures.__main__ import main
 from paper_figures.draw import ITEMS, draw_all, draw_figures
 from paper_figures.style import theme
 
-TABLES = ("main_table", "all_metrics", "verdicts", "paired_differences", "selection_table", "privacy_cost", "resources")
+TABLES = ("main_table", "all_metrics", "verdicts", "differences", "selection_table", "privacy_cost", "resources")
 STABILITY = {"claims_by_rate", "stability_map", "stability_map_accuracy", "stability_edges", "selection_regret", "noise_rise"}
 STABILITY |= {"tuned_and_shared", "tuned_differences"}
 NOT_IN_THE_DEMO = {
@@ -94,7 +94,7 @@ def test_missing_studies_are_skipped_with_a_reason(smallest, tmp_path, caplog):
     skipped = {
         "ratio_curves",
         "epsilon_curves",
-        "paired_differences",
+        "differences",
         "selection_map",
         "selection_table",
         "contact_sheet",

@@ -149,7 +149,7 @@ def test_what_another_group_did_not_give_is_missing_under_its_label(tmp_path):
     assert "| Their method (2025), ε claimed, not audited | 10 | 1 | — |" in table and "Missing: 3 of" in table
     told = pd.read_csv(root / "tables" / "runs.csv").query("status == 'missing'")
     assert set(told["claim"]) == {CLAIM} and sorted(set(told["label"])) == sorted(labels.values())
-    assert {"main_table", "all_metrics", "paired_differences"} <= set(draw_all(root, tmp_path / "figures"))
+    assert {"main_table", "all_metrics", "differences"} <= set(draw_all(root, tmp_path / "figures"))
 
 
 def test_variants_name_another_group_by_its_label(tmp_path):

@@ -186,7 +186,7 @@ def test_holding_at_a_rate_is_corrected_over_the_rates():
     (many,) = over_rates(*[(-20, 0, 20)] * 4, once)
     assert not many.holding and many.supports > 0.05
     ps = [one.supports for one in many.rates]
-    assert many.supports == pytest.approx(min(holm(ps).p))
+    assert many.supports == pytest.approx(min(holm(ps)))
 
 
 def test_it_is_refuted_only_where_it_holds_at_no_rate():

@@ -1,11 +1,12 @@
 import dataclasses
+import math
 
 import pandas as pd
 import pytest
 from scipy import stats
 
 from paper_figures import selection_map, tuned_and_shared, tuned_differences
-from paper_figures.paired_differences import smallest_visible
+from paper_figures.differences import smallest_visible
 from paper_figures.results import MissingStudy
 from paper_figures.tables import markdown
 
@@ -33,7 +34,7 @@ def test_the_rate_that_noise_allows_comes_before_a_proxys(noisy):
     assert data.loc["mnist5k", "dp-lora", "shared"]["rate"] == 0.02
 
 
-def test_differences_are_paired_at_each_ways_own_rate(noisy):
+def test_differences_are_at_each_ways_own_rate(noisy):
     data = tuned_differences.prepare(noisy)
     row = data.query("dataset == 'mnist5k' and setting == 'own' and series == 'dp-lora'").iloc[0]
     assert row["chosen_by"] == "noise" and row["rate"] == pytest.approx(0.05)
@@ -42,10 +43,11 @@ def test_differences_are_paired_at_each_ways_own_rate(noisy):
     chosen = (runs["rule"] == "top") & (runs["ratio"] == noisy.headline["ratio"]) & (runs["used_learning_rate"] == own["rate"])
     ours = runs[chosen].set_index("seed")["fid"]
     lora = runs[(runs["method"] == "dp-lora") & (runs["learning_rate"] == "auto")].set_index("seed")["fid"]
-    interval = stats.ttest_1samp(ours - lora, 0).confidence_interval(0.95)
+    test = stats.ttest_ind(ours, lora, equal_var=False)
+    interval = test.confidence_interval(0.95)
     assert row["fid"] == pytest.approx((interval.low + interval.high) / 2)
     assert 2 * row["fid_interval95"] == pytest.approx(interval.high - interval.low)
-    assert row["fid_visible"] == pytest.approx(smallest_visible(3) * (ours - lora).std())
+    assert row["fid_visible"] == pytest.approx(smallest_visible(test.df) * math.hypot(ours.sem(), lora.sem()))
     text = markdown(tuned_differences.draw(data))
     assert "each its own" in text and "shared" in text and "Smallest difference that would be seen in 80 of 100" in text
 
@@ -57,9 +59,12 @@ def test_one_seed_has_no_differences(noisy):
 
 @pytest.mark.parametrize("seeds", [3, 5, 20])
 def test_the_smallest_visible_difference_is_seen_in_eighty_of_a_hundred_studies(seeds):
-    draws = stats.norm.rvs(loc=smallest_visible(seeds), size=(20_000, seeds), random_state=seeds)
-    assert (stats.ttest_1samp(draws, 0, axis=1).pvalue < 0.05).mean() == pytest.approx(0.8, abs=0.012)
-    assert pd.isna(smallest_visible(1))
+    """Of two sides that spread alike, where Welch's degrees of freedom are those of both together."""
+    shift = smallest_visible(2 * (seeds - 1)) * math.sqrt(2 / seeds)
+    ours, theirs = stats.norm.rvs(size=(2, 20_000, seeds), random_state=seeds)
+    seen = stats.ttest_ind(ours + shift, theirs, axis=1)
+    assert ((seen.pvalue < 0.05) & (seen.statistic > 0)).mean() == pytest.approx(0.8, abs=0.012)  # four standard errors
+    assert smallest_visible(math.inf) == pytest.approx(smallest_visible(1e6), rel=1e-4)  # Student's t is nearly normal there
 
 
 def test_a_way_without_the_shared_rate_is_compared_at_its_own(noisy):

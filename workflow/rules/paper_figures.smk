@@ -9,7 +9,7 @@ rule draw_figures:
             directory(LAYOUT.figures),
             patterns=[
                 "{name}.png",
-                "{name,main_table|all_metrics|paired_differences|privacy_cost|resources|selection_regret|selection_table|stability_edges|tuned_differences|verdicts}.csv",
+                "{name,main_table|all_metrics|differences|privacy_cost|resources|selection_regret|selection_table|stability_edges|tuned_differences|verdicts}.csv",
             ],
             caption="../report/figure.rst",
             category="Figures",

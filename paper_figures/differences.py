@@ -1,4 +1,4 @@
-"""DP-SAPF minus every other method at one setting, seed by seed: what the spread over seeds leaves of a difference."""
+"""DP-SAPF minus every other method at one setting: what the spread over seeds leaves of a difference of means."""
 
 import math
 from collections.abc import Sequence
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import pandas as pd
 from scipy import optimize, stats
 
-from dpsapf.aggregation.aggregate import interval_factor
-from dpsapf.aggregation.multiple_tests import LEVEL, holm, p_value
+from dpsapf.aggregation.multiple_tests import LEVEL, holm
+from dpsapf.aggregation.welch import POWER, Difference, welch
 from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.main_table import METRICS
 from paper_figures.results import GROUP, MissingStudy, Results, strictly, with_labels
@@ -16,34 +16,32 @@ from paper_figures.tables import MISSING, NOTHING, Cell, Table, amount, decimals
 
 OURS = "dp-sapf-matrix"
 NOTE = (
-    "{ours} minus the method, paired by seed: mean ± 95 % half width over seeds (p of the paired t test, and p after "
+    "{ours} minus the method: difference of the means over seeds ± 95 % half width (p of Welch's test, and p after "
     "Holm's correction for the table's {tests} tests). Bold: the corrected p is at most {level:g}. "
     "More accuracy and less FID are better. "
     "Smallest difference that would be seen in 80 of 100 such studies (median over the table): {visible}."
 )
-POWER = 0.8
 VISIBLE = "_visible"  # ends the smallest difference that is seen with `POWER`
-P, P_HOLM = "_p", "_p_holm"  # end the p-value of the paired t test, and the one that is corrected for all tests of the table
+P, P_HOLM = "_p", "_p_holm"  # end the p-value of Welch's test, and the one that is corrected for all tests of the table
 
 
 def prepare(results: Results) -> pd.DataFrame:
-    """Pair DP-SAPF by matrices with every other method by seed, at the headline ratio, sigma_s and epsilon.
+    """Compare DP-SAPF by matrices with every other method, at the headline ratio, sigma_s and epsilon.
 
     Returns:
-        One row per dataset, public model and method: number of seeds that both have, mean difference of accuracy
-        (points) and of FID, their 95 % half widths (Student's t on the paired differences), the smallest true
-        difference whose interval excludes 0 in 80 of 100 such studies (``_visible``; noncentral t), and p-values (``_p``; after
-        Holm's correction ``_p_holm``).
+        One row per dataset, public model and method: number of seeds of the one that has fewer, difference of the mean accuracies
+        (points) and FIDs, their 95 % half widths (Welch), the smallest true difference whose interval excludes 0 in 80 of
+        100 such studies (``_visible``; noncentral t), and p-values (``_p``; after Holm's correction ``_p_holm``).
 
     Raises:
-        MissingStudy: no method shares two seeds with DP-SAPF by matrices.
+        MissingStudy: no method and DP-SAPF by matrices have two seeds each.
     """
     runs = strictly(results.runs, results, "ratio", "sigma_s", "epsilon")
     runs = with_labels(runs, results).assign(accuracy_pct=100 * runs["accuracy"])
     others, ours = runs[runs["series"] != OURS], runs[runs["series"] == OURS]
-    table = paired(ours, others, GROUP)
+    table = differences(ours, others, GROUP)
     if table.empty:
-        raise MissingStudy(f"no method shares two seeds with {look_of(OURS).label} at the headline setting")
+        raise MissingStudy(f"no method and {look_of(OURS).label} have two seeds each at the headline setting")
     table = pd.concat([table, _missing(table, results)], ignore_index=True)
     return table.assign(ours=look_of(OURS).label, missing_note=results.missing_note)
 
@@ -61,44 +59,54 @@ def _missing(table: pd.DataFrame, results: Results) -> pd.DataFrame:
     return pairs[(known["_merge"] == "left_only").to_numpy()].assign(**{SEEDS: 0})
 
 
-def paired(ours: pd.DataFrame, others: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Subtract, seed by seed, every other series from ours, and average; what shares no two seeds is left out.
+def differences(ours: pd.DataFrame, others: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Subtract the mean of every other series from ours; what has a single seed on either side is left out.
 
     Args:
         ours: one run per seed and value of the keys, with the metrics.
         others: runs with ``series`` and ``label``, too.
         keys: columns that both must share.
+
+    Returns:
+        One row per key and series: ``n`` (seeds of the side that has fewer) and, of each metric, what `prepare` says.
     """
-    pairs = others.merge(ours, on=[*keys, "seed"], suffixes=("", "_ours"))
-    names = [*keys, "series", "label"]
-    groups = pairs[names].assign(**{name: pairs[f"{name}_ours"] - pairs[name] for name in METRICS}).groupby(names, sort=False)
-    means, seeds, spreads = groups.mean(), groups.size(), groups.std()
-    halves = spreads.mul(interval_factor(seeds), axis=0).add_suffix(INTERVAL)
-    visible = spreads.mul([smallest_visible(count) for count in seeds], axis=0).add_suffix(VISIBLE)
-    table = pd.concat([seeds.rename(SEEDS), means, halves, visible], axis=1).assign(**_p_values(means, spreads, seeds))
-    return _corrected(table[seeds > 1].reset_index())
+    sides, names = dict(list(ours.groupby(list(keys)))), [*keys, "series", "label"]
+    rows = []
+    for key, rows_of_other in others.groupby(names, sort=False):
+        own = sides.get(key[: len(keys)], ours[:0])
+        seeds = min(len(own), len(rows_of_other))
+        if seeds > 1:
+            compared = {name: welch(own[name], rows_of_other[name]) for name in METRICS}
+            told = [_told(name, difference) for name, difference in compared.items()]
+            rows.append(dict(zip(names, key, strict=True)) | {SEEDS: seeds} | told[0] | told[1])
+    return _corrected(pd.DataFrame(rows)) if rows else pd.DataFrame()
 
 
-def _p_values(means: pd.DataFrame, spreads: pd.DataFrame, seeds: pd.Series) -> dict[str, list[float]]:
-    return {name + P: [p_value(*test) for test in zip(means[name], spreads[name], seeds, strict=True)] for name in METRICS}
+def _told(name: str, difference: Difference) -> dict[str, float]:
+    visible = smallest_visible(difference.freedom) * difference.error
+    half = difference.half_width(LEVEL)
+    return {name: difference.mean, name + INTERVAL: half, name + VISIBLE: visible, name + P: difference.two_sided()}
 
 
 def _corrected(table: pd.DataFrame) -> pd.DataFrame:
     """Add Holm's p-values; the family is all of the table: every row and metric."""
     p = table[[name + P for name in METRICS]]
-    corrected = holm(p.to_numpy().ravel()).p.reshape(p.shape)
+    corrected = holm(p.to_numpy().ravel()).reshape(p.shape)
     return table.assign(**{name + P_HOLM: corrected[:, place] for place, name in enumerate(METRICS)})
 
 
-def smallest_visible(seeds: int, level: float = LEVEL) -> float:
-    """Return the smallest mean difference, over the spread of the differences, that a paired t test sees with `POWER`.
+def smallest_visible(freedom: float) -> float:
+    """Return the smallest mean difference, over its standard error, that a two-sided t test sees with `POWER`.
 
-    The test is two-sided at ``level``, and seen is what has the right sign; not a number for a single seed.
+    Seen is what has the right sign.
+
+    Args:
+        freedom: degrees of freedom, above 0; infinity where nothing spreads.
     """
-    if seeds < 2:
-        return math.nan
-    critical, root = stats.t.isf(level / 2, seeds - 1), math.sqrt(seeds)
-    return optimize.brentq(lambda effect: stats.nct.sf(critical, seeds - 1, effect * root) - POWER, 0, 3 * critical / root)
+    critical = stats.t.isf(LEVEL / 2, freedom)
+    if math.isinf(freedom):
+        return float(critical + stats.norm.isf(1 - POWER))
+    return optimize.brentq(lambda effect: stats.nct.sf(critical, freedom, effect) - POWER, 0, 3 * critical)
 
 
 def draw(data: pd.DataFrame) -> Table:
@@ -117,7 +125,7 @@ def draw(data: pd.DataFrame) -> Table:
 
 
 def note(data: pd.DataFrame) -> str:
-    """Say what the rows of `paired` are and how small a difference they could have shown."""
+    """Say what the rows of `differences` are and how small a difference they could have shown."""
     accuracy, fid = (data[name + VISIBLE].median() for name in METRICS)
     tests = int(data[[name + P for name in METRICS]].notna().sum().sum())
     visible = f"{accuracy:.2g} points, FID {fid:.2g}"
@@ -125,7 +133,7 @@ def note(data: pd.DataFrame) -> str:
 
 
 def cell(row: dict | None, metric: str, places: int) -> Cell:
-    """Write a difference of `paired` with its interval and p-values; bold if the corrected one decides; a dash for no row."""
+    """Write a difference with its interval and p-values; bold if the corrected one decides; a dash for no row."""
     if row is None:
         return Cell(NOTHING)
     if row[SEEDS] == 0:
