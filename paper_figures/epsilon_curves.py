@@ -3,7 +3,7 @@
 import pandas as pd
 from matplotlib.figure import Figure
 
-from dpsapf.experiment.runs import number
+from dpsapf.experiment.runs import number, written
 from paper_figures.curves import curve_figure, log_axis
 from paper_figures.published import beside
 from paper_figures.results import (
@@ -57,14 +57,15 @@ def _panel(table: pd.DataFrame, results: Results, dataset: str, public_model: st
 
 def _name(rows: pd.DataFrame, results: Results) -> str:
     """Name a curve with its ratio, and with sigma_s where its points differ in it."""
-    ratios, noises = (sorted(rows[axis].dropna().unique()) for axis in ("ratio", "sigma_s"))
+    ratios, noises = (rows[axis].dropna().unique() for axis in ("ratio", "sigma_s"))
+    ratios, noises = sorted(ratios), sorted(noises, key=lambda value: (value == "auto", value))
     if rows["series"].iloc[0] == "published":
         return PUBLISHED.label
     text = name_of(rows["series"].iloc[0], results)
     if ratios:
         text += " " + " or ".join(number(100 * ratio) for ratio in ratios) + " %"
     if len(noises) > 1:
-        text += ", σ_s = " + " or ".join(map(number, noises))
+        text += ", σ_s = " + " or ".join(map(written, noises))
     return text
 
 

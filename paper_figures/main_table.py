@@ -4,6 +4,7 @@ import pandas as pd
 
 from dpsapf.experiment.columns import INTERVAL, SEEDS
 from paper_figures.results import (
+    CEILING,
     GROUP,
     Results,
     at_headline,
@@ -31,12 +32,14 @@ def prepare(results: Results) -> pd.DataFrame:
     table = at_headline(pd.concat([results.summary, results.lost]), results, "ratio", "sigma_s")
     trained = with_labels(table[(table["method"] != "no-finetune") | (table[SEEDS] == 0)], results)
     trained = trained.sort_values("epsilon", kind="stable", na_position="first")
-    keys = [*GROUP, "epsilon", "method", "level", "ratio", "sigma_s"]
+    keys = [*GROUP, "epsilon", "method", "proxy", "level", "ratio", "sigma_s"]
     rows = pd.concat([trained[[*keys, "series", "label"]], scores(trained)], axis=1)
     size = results.runs.groupby(keys, dropna=False)["trainable_parameters"].mean().reset_index()
     rows = rows.merge(size, on=keys, how="left")
+    # whether other groups' methods are private is not known here, and the ceiling of selections is not
+    unranked = (rows["method"] == "external") | rows["series"].str.startswith(CEILING)
     for metric, (_, best) in METRICS.items():
-        ranked = rows[metric].where(rows["method"] != "external")  # whether theirs is private is not known here
+        ranked = rows[metric].where(~unranked)
         rows["best_" + metric] = ranked == rows.assign(ranked=ranked).groupby([*GROUP, "epsilon"])["ranked"].transform(best)
     bounds = [
         floor_and_ceiling(results, *key).assign(dataset=key[0], public_model=key[1])
@@ -67,8 +70,15 @@ def draw(data: pd.DataFrame) -> Table:
 
 def _names(key: tuple, group: pd.DataFrame) -> list[Cell]:
     public_model, epsilon, label = key
-    target = "∞" if group["method"].isin(["no-dp", "clip-only", *["external"] * int(pd.isna(epsilon))]).all() else plain(epsilon)
-    return [Cell(text) for text in (public_model, label, target, span(group[SEEDS]), span(group["trainable_parameters"]))]
+    seeds, parameters = span(group[SEEDS]), span(group["trainable_parameters"])
+    return [Cell(text) for text in (public_model, label, _target(group, epsilon), seeds, parameters)]
+
+
+def _target(group: pd.DataFrame, epsilon: float) -> str:
+    if group["series"].str.startswith(CEILING).all():
+        return f"∞, noise of {plain(epsilon)}"
+    free = ["no-dp", "clip-only", *["external"] * int(pd.isna(epsilon))]
+    return "∞" if group["method"].isin(free).all() else plain(epsilon)
 
 
 def _cell(row: dict | None, metric: str, places: int) -> Cell:

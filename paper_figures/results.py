@@ -13,8 +13,8 @@ from dpsapf.aggregation.schema import check_runs, check_summary
 from dpsapf.experiment import records
 from dpsapf.experiment.columns import CERTIFIERS, INTERVAL, MEAN, MISSING, NEARLY, SEEDS, SPENT_PREFIX, STATUS
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.methods import METHODS, TRAINING_AXES
-from dpsapf.experiment.runs import RunSpec, Study, number
+from dpsapf.experiment.methods import FRAGILITY, METHODS, TRAINING_AXES
+from dpsapf.experiment.runs import RunSpec, Study, number, written
 from dpsapf.support.errors import UserError
 from paper_figures.style import EXTERNAL, ORDER, look_of
 
@@ -22,6 +22,7 @@ GROUP = ["dataset", "public_model"]
 TRAINING = {name for name, row in METHODS.items() if row.trains}
 CHOICES = ("score", "mechanism", "rule", "candidates", "adapter")  # axes that a figure holds at the value that most runs have
 
+CEILING = "ceiling"  # series of method proxy where the private images themselves choose without noise
 NAMED = 3  # missing runs that a note names
 SEEDED = "Noise from a seed: reproducible, not for release; whoever knows the seed can subtract it."
 
@@ -152,14 +153,19 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def with_axes(table: pd.DataFrame) -> pd.DataFrame:
-    """Add the axes of runs that a table of an earlier version does not have, empty: nothing was chosen there."""
+    """Add the axes of runs that a table of an earlier version does not have, empty: nothing was chosen there.
+
+    A sigma_s that is a number is one, also beside ``auto``.
+    """
     axes = [axis for axis in RunSpec.model_fields if axis not in table]
-    return table.assign(**dict.fromkeys(axes, float("nan")))
+    table = table.assign(**dict.fromkeys(axes, float("nan")))
+    numbers = pd.to_numeric(table["sigma_s"], errors="coerce")
+    return table.assign(sigma_s=numbers.where(numbers.notna(), table["sigma_s"]))
 
 
 def _commonest(values: pd.Series, axis: str) -> float | str | None:
     counts = values.value_counts()
-    tied = sorted(counts.index[counts == counts.max()])
+    tied = sorted(counts.index[counts == counts.max()], key=lambda value: (isinstance(value, str), value))
     default = Study.model_fields[axis].default[0]
     return default if default in tied or not tied else tied[0]
 
@@ -253,8 +259,11 @@ def with_labels(table: pd.DataFrame, results: Results) -> pd.DataFrame:
 
 
 def series(row: dict[str, typing.Any]) -> str:
-    """Name the line, colour and marker of a run: its method and, if it selects, its level."""
-    return row["method"] if pd.isna(row["level"]) else f"{row['method']}-{row['level']}"
+    """Name the line, colour and marker of a run: its method, or what it selects by, and, if it selects, its level."""
+    name = row["method"]
+    if name == "proxy":
+        name = {row["dataset"]: CEILING, FRAGILITY: FRAGILITY}.get(row["proxy"], name)
+    return name if pd.isna(row["level"]) else f"{name}-{row['level']}"
 
 
 def _numbered(row: dict[str, typing.Any], results: Results) -> str:
@@ -281,10 +290,12 @@ def label(row: dict[str, typing.Any], headline: dict[str, float]) -> str:
     if row["method"] == "external":
         return _claimed(row["label"], row["epsilon"])
     text = look_of(series(row)).label
+    if series(row).startswith("proxy"):
+        text = f"{text} ({row['proxy']})"
     if pd.notna(row["ratio"]):
         text += f" {number(100 * row['ratio'])} %"
     if pd.notna(row["sigma_s"]) and row["sigma_s"] != headline["sigma_s"]:
-        text += f", σ_s = {number(row['sigma_s'])}"
+        text += f", σ_s = {written(row['sigma_s'])}"
     return text
 
 

@@ -21,6 +21,7 @@ def prepare(results: Results) -> pd.DataFrame:
         MissingStudy: no dataset has two values of sigma_s.
     """
     table = strictly(results.summary, results, "ratio", "epsilon")
+    table = table[table["sigma_s"] != "auto"].astype({"sigma_s": float})  # that has no place on the axis
     values = table.groupby(GROUP, sort=False)["sigma_s"].nunique()
     swept = list(values.index[values > 1])
     if not swept:

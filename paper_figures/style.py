@@ -37,12 +37,17 @@ METHODS = {
     "no-lora": Look("without LoRA", PALETTE[5], "d", "--"),
     "all-params": Look("all parameters", PALETTE[6], "h", "--"),
     "dp-bitfit": Look("DP-BiTFiT (biases)", PALETTE[4], ">", "--"),
+    "proxy": Look("other images' scores", "slateblue", "d", "-."),
     "pe": Look("Private Evolution", "olive", "*", "--"),
     "aug-pe": Look("Aug-PE", "saddlebrown", "H", "--"),
     "clip-only": Look("clipping, no noise", "teal", "P", "--"),
     "no-dp": Look("without DP", "darkslateblue", "P", "--"),
     "no-finetune": Look("no fine-tuning (floor)", PALETTE[7], "v", ":"),
     "real": Look("real images (ceiling)", "black", "*", ":"),
+}
+PROXIES = {  # what else method proxy selects by
+    "ceiling": Look("own noiseless scores (no guarantee)", "black", "d", ":"),
+    "fragility": Look("public fragility", "darkorange", "d", "-."),
 }
 SCORES = {
     "energy": Look("energy", PALETTE[0], "o"),
@@ -64,8 +69,8 @@ LEVELS = {"matrix": "matrices", "layer": "layers", "block": "blocks"}
 def _looks() -> dict[str, Look]:
     """Give each method and level its look: layers and blocks are hollow, DP-SAPF's in colours of their own."""
     looks = {}
-    for name, look in METHODS.items():
-        if name not in KNOWN or "level" not in KNOWN[name].uses:
+    for name, look in (METHODS | PROXIES).items():
+        if name not in PROXIES and (name not in KNOWN or "level" not in KNOWN[name].uses):
             looks[name] = look
             continue
         hollow = {"layer": {"marker": "s", "size": 8, "filled": False}, "block": {"marker": "8", "size": 9, "filled": False}}

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from dpsapf.experiment.runs import written
+
 NOTHING = "—"
 MISSING = "missing"  # what was to be run and is not there
 LATEX = {
@@ -87,6 +89,6 @@ def amount(value: float, places: int = 0, interval: float = math.nan) -> str:
     return f"{value:,.{places}f}{spread}"
 
 
-def plain(value: float) -> str:
+def plain(value: float | str) -> str:
     """Write a setting with as many digits as it has, or a dash for a missing one."""
-    return NOTHING if pd.isna(value) else f"{value:.12g}"
+    return NOTHING if pd.isna(value) else written(value)

@@ -13,6 +13,7 @@ from itertools import chain
 import pandas as pd
 
 from dpsapf.aggregation.welch import MOST
+from dpsapf.experiment.runs import written
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import atomic, write_text
 from paper_figures.claims import ACCURACY, CLAIMS, FACTOR, FID, PARAMETERS, Claim, Metric
@@ -186,7 +187,7 @@ def where(comparison: Comparison) -> str:
     named += [f"learning rate {setting['rate']:g}"] if "rate" in setting else []
     named += ["learning rate auto"] if setting.get("kind") == AUTO else []
     named += [f"{100 * setting['ratio']:g} %"] if "ratio" in setting and not pd.isna(setting["ratio"]) else []
-    named += [f"sigma_s {setting['sigma_s']:g}"] if "sigma_s" in setting else []
+    named += [f"sigma_s {written(setting['sigma_s'])}"] if "sigma_s" in setting else []
     named += [f"{axis} {value:g}" if isinstance(value, float) else f"{axis} {value}" for axis, value in comparison.held.items()]
     return f"{', '.join(named)} ({comparison.folder})"
 

@@ -131,13 +131,17 @@ def with_the_rest(candidates):
     return pd.concat([candidates, pd.DataFrame([rest])], ignore_index=True)
 
 
+def sigma_of(run):
+    return 2.5 if run.sigma_s == "auto" else run.sigma_s
+
+
 def selection_of(run, candidates):
     """A selection: of the largest invented scores for methods that select, everything otherwise."""
     table = with_the_rest(candidates) if run.released_from == "all-params" else candidates.copy()
     table["noisy_score"], table["selected"] = None, True
     if method(run.method).selects:
         scores = np.random.default_rng(run.seed + 5).exponential(100, len(table)) ** 1.5
-        table["noisy_score"] = scores + np.random.default_rng(run.seed).normal(0, run.sigma_s or 0.0, len(table))
+        table["noisy_score"] = scores + np.random.default_rng(run.seed).normal(0, sigma_of(run) or 0.0, len(table))
         key = "matrix" if run.level == "matrix" else "layer"
         ranks = table.groupby(key, sort=False)["noisy_score"].sum().rank(ascending=False)
         chosen = ranks.index[ranks <= round(run.ratio * len(ranks))]
@@ -165,7 +169,14 @@ def write_run(layout, run, candidates, protocol=PROTOCOL, **changes):
     row = method(run.method)
     accuracy, fid = scores_of(run)
     releases = [
-        Release(name="saliency", noise_multiplier=run.sigma_s, sensitivity=1.0, sampling_rate=1.0, steps=1, noise="seed")
+        Release(
+            name="saliency",
+            noise_multiplier=sigma_of(run),
+            sensitivity=1.0,
+            sampling_rate=1.0,
+            steps=1,
+            noise="seed",
+        )
     ] * row.selects
     releases += [
         Release(name="dp-sgd", noise_multiplier=0.83, sensitivity=1.0, sampling_rate=0.1, steps=3, noise="seed")

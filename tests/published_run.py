@@ -43,11 +43,12 @@ def spec(name="dp-sapf", **changes):
 def releases_of(run, noise="system"):
     """What a run of the folder releases."""
     row = method(run.method)
-    made = [SALIENCY] * row.selects + [DP_SGD] * row.trains + [VOTES] * (row.evolves is not None)
+    exact = {"mechanism": "none", "noise_multiplier": None, "noise": None}
+    chosen = replace(SALIENCY, **exact) if run.proxy else SALIENCY
+    made = [chosen] * run.selects + [DP_SGD] * row.trains + [VOTES] * (row.evolves is not None)
     if not row.private:
-        exact = {"mechanism": "none", "noise_multiplier": None, "noise": None}
         return tuple(replace(release, **exact) for release in made)
-    return tuple(replace(release, noise=noise) for release in made)
+    return tuple(replace(release, noise=noise if release.noise else None) for release in made)
 
 
 def write_public(layout):
@@ -95,7 +96,7 @@ def write_run(root, run=None, noise="system", prior=(), unit="image", releases=N
         run=run,
         unit=unit,
         population=N,
-        target_epsilon=run.epsilon,
+        target_epsilon=run.target_epsilon,
         delta=3.5e-5,
         relation=f"zero out one {unit}",
         public=("N, the number of units", "hyperparameters, chosen elsewhere", "the public model"),

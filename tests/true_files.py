@@ -16,7 +16,6 @@ from dpsapf.experiment.columns import (
     SCORE,
     SELECTED,
 )
-from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import WeightsHeader
 from dpsapf.experiment.stages import SelectMatrices
 from dpsapf.finetune.weights import write_weights
@@ -49,7 +48,7 @@ def write_scores(path, seed=0):
 
 def select(plan, path, table, scores, out, record):
     """Write selection.csv and selection.json, of scores if the method selects by them."""
-    given = scores if method(plan.run.method).selects else None
+    given = scores if plan.run.scored_dataset else None
     select_matrices(SelectMatrices(plan=path, candidate_table=table, scores=given, out=out, record=record, **SETTINGS))
 
 

@@ -56,7 +56,7 @@ def gather(options: CollectMetrics) -> Metrics:
         run_id=plan.run.id,
         run=plan.run,
         **scores(options),
-        target_epsilon=plan.run.epsilon,
+        target_epsilon=plan.target_epsilon,
         delta=ledger.delta if ledger.releases else None,
         spent_epsilon=ledger.spent_epsilon,
         not_for_release=ledger.not_for_release,

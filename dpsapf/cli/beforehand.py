@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dpsapf.cli.nodes import has_gpu
+from dpsapf.cli.rules import plan_files
 from dpsapf.experiment.fields import READS, paths
 from dpsapf.experiment.layout import Layout
 from dpsapf.experiment.methods import AXES, method
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
-from dpsapf.experiment.runs import RunSpec
+from dpsapf.experiment.runs import RunSpec, check_noise
 from dpsapf.experiment.settings import Config, check_evolving
 from dpsapf.experiment.stages import PlanPrivacy
 from dpsapf.support.checked import replace
@@ -35,7 +36,7 @@ class Start:
         local: whether jobs run on this machine.
         runs: those that are asked for.
         judged: whether their images are to be evaluated.
-        datasets: entries that its runs use.
+        datasets: entries that its runs use, or whose scores choose for them.
         models: likewise; none for images of other groups.
         protocol: the entry.
     """
@@ -61,7 +62,7 @@ class Start:
             local,
             runs,
             judged,
-            {run.dataset: datasets[run.dataset] for run in runs},
+            {name: datasets[name] for run in runs for name in filter(None, (run.dataset, run.scored_dataset))},
             {run.public_model: models[run.public_model] for run in own},
             load_registry(config.protocols_file, ProtocolEntry)[config.evaluation.protocol],
         )
@@ -123,13 +124,13 @@ def check_beforehand(config: Config, layout: Layout, words: Sequence[str] = (), 
 def plan_options(start: Start, run: RunSpec) -> PlanPrivacy:
     """Return what rule ``plan_privacy`` gives its stage."""
     config, layout = start.config, start.layout
-    secret = {"archive": Path(layout.dataset(run.dataset, "dataset.safetensors"))} if config.privacy.noise == "system" else {}
+    files = {name: Path(path) for name, path in plan_files(layout, run, config.privacy.noise).items()}
+    if config.saliency.clipping_norm != "auto" and not files.get("gradients", Path()).is_file():
+        files.pop("gradients", None)  # not made yet, and a plan is possible or not whatever it says
     return PlanPrivacy(
         **{name: getattr(run, name) for name in ("public_model", "method", "seed", *AXES)},
         **dict(config.privacy),
-        **secret,
-        dataset=Path(layout.dataset(run.dataset, "dataset.json")),
-        candidate_table=Path(layout.model(run.public_model, "candidates.csv")),
+        **files,
         saliency=config.saliency,
         evolution=config.evolution,
         out=Path(layout.run(run.id, "plan.json")),
@@ -236,7 +237,8 @@ def the_protocol_can_judge(start: Start) -> Found:
     least = start.protocol.fewest_synthetic
     if config.sampling.count < least:
         yield UserError("sampling.count", config.sampling.count, f"{config.evaluation.protocol} needs at least {least}")
-    for name, item in start.datasets.items():
+    for name in {run.dataset: None for run in start.runs}:
+        item = start.datasets[name]
         yield from _told(start.protocol.recipe, item.resolution, where=where)
         place = f"{config.datasets_file}: {name}"
         yield from _told(check_held_out, place, item, config.evaluation.protocol)
@@ -252,11 +254,12 @@ def users_are_named(start: Start) -> Found:
 
 
 def targets_can_be_told(start: Start) -> Found:
-    """A target epsilon is above the accountants' resolution, and a run has the axes of its method."""
+    """A target epsilon is above the accountants' resolution, a run has the axes of its method, and may have its noise."""
     from dpsapf.privacy.plan import check_axes
 
     for run in start.own:
         yield from _told(check_axes, run, where="studies: ")
+        yield from _told(check_noise, run, start.config.privacy.noise, where="studies: ")
 
 
 def earlier_ledgers_are_there(start: Start) -> Found:

@@ -19,6 +19,7 @@ MODULES: dict[type[Checked], str] = {
     stages.CompareScores: "dpsapf.saliency.agreement",
     stages.CompareRankings: "dpsapf.saliency.ranking_stability",
     stages.MeasureFragility: "dpsapf.saliency.fragility",
+    stages.MeasureGradients: "dpsapf.saliency.own_gradients",
     stages.SelectMatrices: "dpsapf.saliency.select",
     stages.Finetune: "dpsapf.finetune.train",
     stages.Evolve: "dpsapf.evolution.evolve",

@@ -13,7 +13,7 @@ PROJECTION = "projection"  # to_q, to_k, to_v or to_out.0; the module's own name
 CANDIDATES = "candidates"  # smallest candidate set that has it: attention, attention+proj, attention+ffn or all-params
 PARAMETERS = "parameters"  # entries of the matrix
 LORA_PARAMETERS = "lora_parameters_per_rank"  # rows + columns of the matrix; a convolution's columns are inputs x kernel
-SCORE = "noisy_score"  # released score; empty if nothing was released
+SCORE = "noisy_score"  # released score, or what method proxy selects by; empty if no scores choose
 SELECTED = "selected"  # True if the run trains on it
 RANK = "rank"  # of its adapter, 0 where it is not selected; only if ranks differ (lora_rank: auto)
 SIGNAL_ENERGY = "signal_energy"  # S: energy of the mean clipped gradient in the matrix, without the release's noise; in C^2
@@ -27,6 +27,8 @@ FRAGILITY_ERROR = "fragility_error"  # standard error of it
 COLUMNS = "columns"  # of the matrix; a convolution's are inputs x kernel
 SCALE = "scale"  # alpha/rank of the LoRA update that it was measured with
 FRAGILITY_SHRUNK = "fragility_shrunk"  # h moved towards the model's mean by as much as its error demands; what selection reads
+
+# gradients.csv, one row per candidate matrix, a column for each draw of a public model's own samples: its squared gradient norm
 
 # runs.csv: one row per run, the scalar fields of Metrics under their own names, and of its dictionaries:
 CLASSIFIER_PREFIX = "accuracy_of_"  # accuracy_of_<classifier>

@@ -13,6 +13,7 @@ from dpsapf.experiment.registries import PACKAGED, DatasetEntry, ModelEntry, Pro
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.settings import Config
 from dpsapf.experiment.work import CLASSIFIERS_SIDE, Work, architectures, classifiers
+from dpsapf.support.checked import replace
 
 HEAVY = ("encode_dataset", "reference_features", "score_saliency", "finetune", "evolve", "sample", "evaluate")
 SHARED = ("score_saliency", "finetune", "sample")
@@ -101,8 +102,8 @@ def _jobs(config: Config, run: RunSpec, sizes: Sizes) -> Iterator[Job]:
         yield Job("encode_dataset", pair, run, _images(sizes, "encode", sizes.images), _latents(sizes))
     if not row.evolves:
         yield Job("embed_prompts", pair, run)
-    if row.selects:
-        yield Job("score_saliency", run.scores_id, run, score(config, sizes))
+    if run.scored_dataset:
+        yield from _scored(config, replace(run, dataset=run.scored_dataset))
     if row.trains:
         yield Job("select_matrices", run.id, run)
         yield Job("finetune", run.id, run, finetune(config, run, sizes), _weights(run, sizes))
@@ -115,6 +116,15 @@ def _jobs(config: Config, run: RunSpec, sizes: Sizes) -> Iterator[Job]:
     else:
         yield Job("sample", run.id, run, sample(config, sizes), samples)
     yield from _evaluated(config, run, sizes, "collect_metrics")
+
+
+def _scored(config: Config, run: RunSpec) -> Iterator[Job]:
+    """List what scores need: those of another dataset need its images, too."""
+    pair, sizes = f"{run.dataset}--{run.public_model}", Sizes.of(config, run)
+    yield Job("prepare_dataset", run.dataset, run, 0.0, _pixels(sizes, sizes.images or 0))
+    yield Job("encode_dataset", pair, run, _images(sizes, "encode", sizes.images), _latents(sizes))
+    yield Job("embed_prompts", pair, run)
+    yield Job("score_saliency", run.scores_id, run, score(config, sizes))
 
 
 def _evaluated(config: Config, run: RunSpec, sizes: Sizes, collect: str) -> Iterator[Job]:

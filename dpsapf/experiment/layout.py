@@ -35,6 +35,10 @@ class Layout:
         """Folder of noise multipliers that plans of equal releases share."""
         return f"{self.root}/cache/calibrations"
 
+    def gradients(self, dataset: str, public_model: str, candidates: str) -> str:
+        """Path of gradient norms of a model's own samples of a dataset's prompts."""
+        return f"{self.root}/cache/gradients/{dataset}--{public_model}--{candidates}.csv"
+
     def reference(self, dataset: str, protocol: str, file: str) -> str:
         """Path of a dataset's reference features under an evaluation protocol."""
         return f"{self.root}/cache/reference/{dataset}--{protocol}/{file}"

@@ -17,6 +17,7 @@ MethodName = typing.Literal[
     "no-lora",
     "all-params",
     "dp-bitfit",
+    "proxy",
     "pe",
     "aug-pe",
     "clip-only",
@@ -38,6 +39,7 @@ MechanismName = typing.Literal["gaussian", "exponential", "ptr"]
 Rule = typing.Literal["top", "least", "random", "gap", "noise-aware", "equal-curvature", "noise-budget"]
 COUNTS_ITSELF = ("gap", "noise-aware", "equal-curvature", "noise-budget")  # rules that find a ratio, where it is auto
 WEIGHS_NOISE = ("noise-aware", "equal-curvature", "noise-budget")  # rules that need the signal's energy
+FRAGILITY = "fragility"  # what method proxy selects by, where it is no dataset: what noise in each matrix breaks
 WALKING = ("lora", "ffa-lora")  # adapters of which it is known how far noise carries them
 TOLERATED_RISE = (
     0.1  # by noise, of the unit variance of what a denoiser predicts: mnist5k began to break there, docs/stability.md
@@ -57,7 +59,8 @@ class Method:
     """One row of the paper's method table.
 
     Attributes:
-        selection: ``saliency`` (released scores choose), ``random`` (a data-free draw of as many) or ``all``.
+        selection: ``saliency`` (released scores choose), ``proxy`` (scores of another dataset without noise, or public
+            numbers), ``random`` (a data-free draw of as many) or ``all``.
         trained: an ``adapter`` on the chosen matrices, the chosen ``weights`` themselves, every parameter of the
             ``attention`` modules, every bias (``biases``), every parameter of the ``unet``, or ``nothing``.
         private: False for methods without noise, whose epsilon is infinite.
@@ -69,7 +72,7 @@ class Method:
         made_elsewhere: True where another group made the images: this suite plans, trains and audits nothing of them.
     """
 
-    selection: typing.Literal["saliency", "random", "all"]
+    selection: typing.Literal["saliency", "proxy", "random", "all"]
     trained: typing.Literal["adapter", "weights", "attention", "biases", "unet", "nothing"]
     private: bool = True
     clips: bool = True
@@ -104,10 +107,11 @@ class Method:
         axes = {
             "level": self.selection != "all",
             "ratio": self.selection != "all",
-            "score": self.selects,
+            "score": self.selection in ("saliency", "proxy"),
             "mechanism": self.selects and self.private,
             "sigma_s": self.selects and self.private,
             "rule": self.selects,
+            "proxy": self.selection == "proxy",
             "candidates": self.trained in ("adapter", "weights") and self.candidates is None,
             "adapter": self.trained == "adapter",
             "epsilon": self.spends and self.private,
@@ -127,6 +131,7 @@ METHODS: dict[str, Method] = {
     "no-lora": Method(selection="saliency", trained="weights"),
     "all-params": Method(selection="saliency", trained="weights", candidates="all-params"),
     "dp-bitfit": Method(selection="all", trained="biases"),  # Bu et al. 2022, arXiv 2210.00036
+    "proxy": Method(selection="proxy", trained="adapter"),
     "pe": Method(selection="all", trained="nothing", clips=False, evolves="drawn"),  # Lin et al. 2024, arXiv 2305.15560
     "aug-pe": Method(selection="all", trained="nothing", clips=False, evolves="first"),  # Xie et al. 2024, arXiv 2403.01749
     "clip-only": Method(selection="saliency", trained="adapter", private=False),

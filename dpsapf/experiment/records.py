@@ -84,6 +84,8 @@ class Plan(Checked):
     unit: Unit  # what is protected: an image, or all images of a user
     population: int  # N, training images or users; treated as public
     target_epsilon: float | None  # null: without a guarantee (epsilon infinite), or nothing is trained
+    without_guarantee: str | None = None  # why there is none, though DP-SGD has the noise of an epsilon; null: see above
+    proxy_id: str | None = None  # of the other dataset, taken as public, whose scores choose; null: none
     delta: float
     relation: str
     public: tuple[str, ...]  # what is treated as public
@@ -97,6 +99,8 @@ class Plan(Checked):
     planned_epsilon: dict[str, float]  # accountant -> epsilon
     spends_less: str | None = None  # why clearly less than the target is planned; null: it is nearly all
     selection_epsilon: float | None  # PLD epsilon of the saliency release alone
+    saliency_clipping_norm: float | None = None  # C_s of the saliency release; null: it has none, or no noise
+    selection_kept: str | None = None  # what noise is expected to leave of the selection, by public samples; null: not told
     dp_sgd_noise_alone: float | None  # noise multiplier that DP-SGD would need without the selection; null: nothing is trained
     dataset_id: str
     provenance: Provenance

@@ -3,7 +3,7 @@
 from functools import partial
 
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.methods import method
+from dpsapf.experiment.methods import FRAGILITY, method
 from dpsapf.experiment.runs import RunSpec
 
 OWN = {  # what a run's own release leaves: its file, and which methods do
@@ -24,10 +24,12 @@ def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
     And public ones, which say what those files hold.
     """
     row, files = method(run.method), {"plan": layout.run(run.id, "plan.json")}
-    at = [partial(layout.scores, run.scores_id)] * row.selects + [partial(layout.run, run.id)] * row.spends
+    at = [partial(layout.scores, run.scores_id)] * run.selects + [partial(layout.run, run.id)] * row.spends
     files |= {"spends": [path("spend.json") for path in at], "privates": [path("private.json") for path in at]}
-    if row.selects:
+    if run.scored_dataset:
         files["scores"] = layout.scores(run.scores_id, "scores.csv")
+    if run.scored_dataset not in (None, run.dataset):
+        files["proxy_spend"] = layout.scores(run.scores_id, "spend.json")
     if row.trains:
         files |= {name: layout.model(run.public_model, file) for name, file in PUBLIC.items()}
     if selects_by_fragility(run):
@@ -39,7 +41,7 @@ def audit_files(layout: Layout, run: RunSpec) -> dict[str, str | list[str]]:
 
 def selects_by_fragility(run: RunSpec) -> bool:
     """Tell whether what noise breaks decides which matrices a run trains, or at what ranks."""
-    return run.rule in ("noise-aware", "noise-budget") or run.lora_rank == "auto"
+    return run.rule in ("noise-aware", "noise-budget") or run.lora_rank == "auto" or run.proxy == FRAGILITY
 
 
 def fragility_file(layout: Layout, run: RunSpec) -> dict[str, str]:

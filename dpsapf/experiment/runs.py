@@ -8,6 +8,7 @@ from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 from dpsapf.experiment.methods import (
     AXES,
     COUNTS_ITSELF,
+    FRAGILITY,
     WALKING,
     WEIGHS_NOISE,
     Adapter,
@@ -35,7 +36,9 @@ AutoRatio = typing.Annotated[
     WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0, "maximum": 1}, {"const": "auto"}]}),
 ]
 AutoRank = Count | typing.Literal["auto"]
+AutoSigma = Positive | typing.Literal["auto"]
 AutoRate = Positive | typing.Literal["auto"]
+SHORT = {"learning_rate": "lr", "training_steps": "t", "batch_size": "b", "lora_rank": "k"}  # in ids
 Axis = typing.Annotated[tuple[Value, ...], Field(min_length=1)]
 
 
@@ -55,9 +58,18 @@ class Treatment(Checked):
     ratio: Ratio | None = Field(None, description="fraction of the ranked units that is kept; null: the rule finds it")
     score: ScoreName | None = Field(None, description="what an image contributes to the saliency scores")
     mechanism: MechanismName | None = Field(None, description="how the scores, or what they select, are released")
-    sigma_s: Positive | None = Field(None, description="noise multiplier of the saliency release, or that of equal zCDP cost")
+    sigma_s: AutoSigma | None = Field(
+        None,
+        description="noise multiplier of the saliency release, or that of equal zCDP cost; auto: the least that raises DP-SGD's "
+        "by at most 1 %",
+    )
     rule: Rule | None = Field(
         None, description="how scores choose: top or least salient, random, to the largest gap, or by signal and noise"
+    )
+    proxy: str | None = Field(
+        None,
+        description="what method proxy selects by: a dataset, whose scores without noise choose, as if it were public; or "
+        "fragility, what noise in a matrix of the public model breaks",
     )
     candidates: Candidates | None = Field(None, description="matrices to choose from")
     adapter: Adapter | None = Field(None, description="adapter that is trained on the chosen matrices")
@@ -94,18 +106,51 @@ class RunSpec(Treatment, _OnDataset):
         ranked = [self.level, f"r{number(100 * self.ratio)}" if self.ratio else self.level and "auto"]
         rule = self.rule if self.rule != "top" else None
         changed = [self.candidates != "attention" and self.candidates, self.adapter != "lora" and self.adapter]
-        name = "-".join(filter(None, [self.method, self.external, *ranked, rule, *self._scored, *changed]))
+        name = "-".join(filter(None, [self.method, self.external, *ranked, rule, self.proxy, *self._scored, *changed]))
         epsilon = [f"eps{number(self.epsilon)}"] if self.epsilon is not None else []
         trained = ["-".join(self._trained)] if self._trained else []
         return "--".join([self.dataset, self.public_model, name, *trained, *epsilon, f"seed{self.seed}"])
 
     @property
     def scores_id(self) -> str:
-        """Name of the saliency release that the run uses; a ratio or epsilon sweep shares noisy scores."""
+        """Name of the saliency release that the run uses; a ratio or epsilon sweep shares noisy scores.
+
+        With sigma_s auto an epsilon has its own, as has what else of the run decides sigma_s.
+        """
         parts = [self.released_from, *self._scored]
         if self.mechanism not in (None, "gaussian"):
             parts += [self.level, f"r{number(100 * self.ratio)}"]
-        return "--".join([self.dataset, self.public_model, "-".join(filter(None, parts)), f"seed{self.seed}"])
+        if self.sigma_s == "auto":
+            parts += [f"eps{number(self.epsilon)}", *self._changed("training_steps", "batch_size")]
+        dataset = self.scored_dataset or self.dataset
+        return "--".join([dataset, self.public_model, "-".join(filter(None, parts)), f"seed{self.seed}"])
+
+    @property
+    def uses(self) -> frozenset[str]:
+        """Axes that change the run's result, besides dataset, public model and seed."""
+        used = method(self.method).uses
+        return used - {"score"} if "proxy" in used and self.proxy == FRAGILITY else used
+
+    @property
+    def scored_dataset(self) -> str | None:
+        """Dataset by whose scores the run selects; None: no scores choose."""
+        if method(self.method).selection == "proxy":
+            return None if self.proxy == FRAGILITY else self.proxy
+        return self.dataset if method(self.method).selects else None
+
+    @property
+    def selects(self) -> bool:
+        """True if scores of the private images themselves choose, with noise or without."""
+        return self.scored_dataset == self.dataset
+
+    @property
+    def target_epsilon(self) -> float | None:
+        """Epsilon that everything holds which is learnt from the private images; None without a guarantee.
+
+        Where method proxy selects by the private images themselves, DP-SGD's noise is that of the run's epsilon, and nothing is
+        guaranteed: the selection has no noise.
+        """
+        return None if method(self.method).selection == "proxy" and self.selects else self.epsilon
 
     @property
     def released_from(self) -> Candidates:
@@ -114,14 +159,15 @@ class RunSpec(Treatment, _OnDataset):
 
     @property
     def _trained(self) -> list[str]:
-        short = {"learning_rate": "lr", "training_steps": "t", "batch_size": "b", "lora_rank": "k"}
-        values = {key: getattr(self, axis) for axis, key in short.items() if getattr(self, axis) is not None}
-        parts = [key + (value if isinstance(value, str) else number(value)) for key, value in values.items()]
-        return [*parts, *([self.optimizer] if self.optimizer else [])]
+        return [*self._changed(*SHORT), *([self.optimizer] if self.optimizer else [])]
+
+    def _changed(self, *axes: str) -> list[str]:
+        """Write the values of some axes of training, but those that are the config's own."""
+        return [SHORT[axis] + written(getattr(self, axis)) for axis in axes if getattr(self, axis) is not None]
 
     @property
     def _scored(self) -> list[str | None]:
-        noise = f"s{number(self.sigma_s)}" if self.sigma_s is not None else None
+        noise = f"s{written(self.sigma_s)}" if self.sigma_s is not None else None
         mechanism = self.mechanism if self.mechanism != "gaussian" else None
         return [self.score, mechanism, noise]
 
@@ -139,6 +185,11 @@ def external_run(name: str, dataset: str, public_model: str, epsilon: float | No
     return RunSpec(dataset=dataset, public_model=public_model, method="external", external=name, epsilon=epsilon, seed=seed)
 
 
+def written(value: float | str) -> str:
+    """Write a number, or a word in its place, for a file name."""
+    return value if isinstance(value, str) else number(value)
+
+
 def number(value: float) -> str:
     """Write a number for a file name: ``10.0`` as ``10``, ``0.5`` as ``0.5``; 12 significant digits."""
     return f"{value:.12g}"
@@ -154,8 +205,11 @@ class Study(Checked):
     ratio: Axis[AutoRatio] = Field((0.3,), description="selection ratios in (0, 1]; auto: the rule finds it")
     score: Axis[ScoreName] = Field(("energy",), description="saliency scores")
     mechanism: Axis[MechanismName] = Field(("gaussian",), description="mechanisms of the saliency release")
-    sigma_s: Axis[Positive] = Field((5.0,), description="noise multipliers of the saliency release")
+    sigma_s: Axis[AutoSigma] = Field(
+        (5.0,), description="noise multipliers of the saliency release; auto: the least that raises DP-SGD's by at most 1 %"
+    )
     rule: Axis[Rule] = Field(("top",), description="how scores choose")
+    proxy: Axis[str] = Field((FRAGILITY,), description="datasets by whose scores method proxy selects, or fragility")
     candidates: Axis[Candidates] = Field(("attention",), description="candidate sets")
     adapter: Axis[Adapter] = Field(("lora",), description="adapters")
     epsilon: Axis[Positive] = Field((10.0,), description="target epsilons")
@@ -173,7 +227,7 @@ class Study(Checked):
 
 def normalise(spec: RunSpec) -> RunSpec:
     """Set the axes that the run's method ignores to null, so that equal runs have equal ids."""
-    return replace(spec, **dict.fromkeys(AXES - method(spec.method).uses))
+    return replace(spec, **dict.fromkeys(AXES - spec.uses))
 
 
 def check_rule(run: RunSpec) -> None:
@@ -182,7 +236,7 @@ def check_rule(run: RunSpec) -> None:
     Raises:
         UserError: the ratio is to be found, by a rule or for a release that needs to know it; or the rule weighs noise, and
             the scores are not the signal's; or it asks what noise in an adapter breaks, and none is trained, or one of which
-            that is not known; or ranks are to be found for such an adapter.
+            that is not known; or ranks are to be found for such an adapter; or sigma_s for another mechanism than gaussian.
     """
     row = method(run.method)
     if "ratio" in row.uses and run.ratio is None and (run.rule not in COUNTS_ITSELF or run.mechanism in ("exponential", "ptr")):
@@ -201,8 +255,25 @@ def check_rule(run: RunSpec) -> None:
     if run.lora_rank == "auto" and run.adapter not in WALKING:
         remedy = f"needs adapter {' or '.join(WALKING)}, whose noise is measured; {run.method} has {run.adapter}"
         raise UserError("lora_rank", "auto", remedy)
+    if run.sigma_s == "auto" and run.mechanism != "gaussian":
+        raise UserError("sigma_s", "auto", f"needs mechanism gaussian, whose noise it is; the run has {run.mechanism}")
     if run.rule == "noise-budget" and run.ratio is None and run.learning_rate == "auto":
         raise UserError("learning_rate", "auto", "needs a ratio: rule noise-budget finds it from the learning rate")
+
+
+def check_noise(run: RunSpec, noise: str) -> None:
+    """Check that nothing is trained for a release whose selection the private images make without noise.
+
+    Args:
+        run: what is planned.
+        noise: where privacy noise is drawn from; ``system`` is for a release.
+
+    Raises:
+        UserError: the run selects so, and noise is for a release.
+    """
+    if noise == "system" and run.target_epsilon != run.epsilon:
+        told = f"is the private dataset of {run.id}: it selects without noise, and such a run is never for release"
+        raise UserError("proxy", run.proxy, f"{told}; use privacy.noise seed, or another proxy")
 
 
 def expand(studies: dict[str, Study]) -> list[RunSpec]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import TRAINING_AXES, NoiseMode, Optimizer, Positive, Precision, Sampler, Seed, Unit
+from dpsapf.experiment.methods import FRAGILITY, TRAINING_AXES, NoiseMode, Optimizer, Positive, Precision, Sampler, Seed, Unit
 from dpsapf.experiment.registries import DatasetEntry, ModelEntry, ProtocolEntry, load_registry
 from dpsapf.experiment.runs import Name, RunSpec, Study, expand, external_run
 from dpsapf.support.checked import Checked, parse, replace
@@ -44,8 +44,10 @@ class PrivacyConfig(Checked):
 class SaliencyConfig(Checked):
     """The noisy saliency release."""
 
-    clipping_norm: float = Field(
-        1.0, description="C_s, bound on one image's gradient over all candidates; scores energy, norm", gt=0
+    clipping_norm: Positive | typing.Literal["auto"] = Field(
+        1.0,
+        description="C_s, bound on one image's gradient over all candidates; scores energy, norm; auto: the median of the public "
+        "model's own samples",
     )
     votes: int = Field(16, description="matrices that an image votes for; score vote [matrices]", ge=1)
     expected_batch_size: int = Field(
@@ -305,6 +307,9 @@ def parse_config(data: dict, where: str = "config") -> Config:
     if protocol.synthetic_images not in (None, config.sampling.count):
         remedy = f"protocol {config.evaluation.protocol} compares exactly {protocol.synthetic_images}: draw so many"
         raise UserError(f"{where}: sampling.count", config.sampling.count, remedy)
+    if config.saliency.clipping_norm == "auto" and (config.compare_scores or config.compare_rankings):
+        remedy = "is found by plans, which compare_scores and compare_rankings read none of: give a number, or leave those out"
+        raise UserError(f"{where}: saliency.clipping_norm", "auto", remedy)
     if not config.runs:
         raise UserError(f"{where}: studies", {}, "no runs: name at least one study with a dataset and a method")
     return config
@@ -315,7 +320,7 @@ def _names(data: dict) -> typing.Iterator[tuple[str, object, list[str]]]:
     datasets, models, protocols = (_registry(data, field, cls) for field, cls in REGISTRIES.items())
     studies = data.get("studies")
     for study, axes in studies.items() if isinstance(studies, dict) else ():
-        for axis, known in (("dataset", datasets), ("public_model", models)):
+        for axis, known in (("dataset", datasets), ("public_model", models), ("proxy", [FRAGILITY, *datasets])):
             values = axes.get(axis) if isinstance(axes, dict) else None
             for index, name in enumerate(values if isinstance(values, list) else ()):
                 yield f"studies.{study}.{axis}.{index}", name, known

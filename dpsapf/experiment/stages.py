@@ -114,6 +114,12 @@ class PlanPrivacy(Treatment, PrivacyConfig):
         "dataset.safetensors, with noise system: by its images the record of spends knows what was spent on them", None
     )
     candidate_table: Path = source("candidates.csv")
+    proxy_dataset: Path | None = source("dataset.json of the other dataset whose scores choose, for method proxy", None)
+    proxy_archive: Path | None = source("its dataset.safetensors, with noise system: to see that no image is in both", None)
+    gradients: Path | None = source(
+        "gradients.csv, where clipping_norm of the saliency release is auto; and to tell how much of a selection noise leaves",
+        None,
+    )
     saliency: SaliencyConfig = Field(SaliencyConfig(), description="the saliency release")
     evolution: EvolutionConfig = Field(EvolutionConfig(), description="methods pe and aug-pe")
     out: Path = target("plan.json")
@@ -134,6 +140,7 @@ class ScoreSaliency(SaliencyConfig, PrecisionConfig, ComputeConfig):
         None, description="how the scores are released; omitted: exactly, without a guarantee"
     )
     sigma_s: Positive | None = Field(None, description="noise multiplier, or that of equal zCDP cost; given with a mechanism")
+    plan: Path | None = source("plan.json of a run that uses the scores: says C_s and sigma_s where they are auto", None)
     level: Level | None = Field(None, description="what is ranked; for exponential and ptr")
     ratio: Ratio | None = Field(None, description="fraction that is kept; for exponential and ptr")
     delta: float | None = Field(None, description="target delta of the run; omitted: 1/(N ln N)", gt=0, le=0.1)
@@ -148,6 +155,9 @@ class ScoreSaliency(SaliencyConfig, PrecisionConfig, ComputeConfig):
 class CompareScores(SaliencyConfig, ComputeConfig):
     """How far noise changes each score's order (outside the guarantee)."""
 
+    clipping_norm: Positive = Field(
+        1.0, description="C_s, bound on one image's gradient over all candidates; scores energy, norm"
+    )
     dataset: Path = source("dataset.json")
     model: Path = source("model.json")
     candidate_table: Path = source("candidates.csv")
@@ -165,6 +175,9 @@ class CompareScores(SaliencyConfig, ComputeConfig):
 class CompareRankings(SaliencyConfig, ComputeConfig):
     """What else than noise moves the order of each score (outside the guarantee)."""
 
+    clipping_norm: Positive = Field(
+        1.0, description="C_s, bound on one image's gradient over all candidates; scores energy, norm"
+    )
     dataset: Path = source("dataset.json")
     model: Path = source("model.json")
     candidate_table: Path = source("candidates.csv")
@@ -198,13 +211,26 @@ class MeasureFragility(ComputeConfig):
     out: Path = target("fragility.csv")
 
 
+class MeasureGradients(ComputeConfig):
+    """Measure gradient norms of the public model's own samples."""
+
+    dataset: Path = source("dataset.json, for its prompts only")
+    model: Path = source("model.json")
+    candidate_table: Path = source("candidates.csv")
+    candidates: Candidates = Field("attention", description="matrices that are measured")
+    samples: int = Field(64, description="own samples [images]", ge=2)
+    draws: int = Field(4, description="timesteps and noises of each sample", ge=1)
+    seed: Seed = Field(0, description="seed of samples, timesteps and noise")
+    out: Path = target("gradients.csv")
+
+
 class SelectMatrices(UpdateConfig):
     """Select matrices from released scores (post-processing)."""
 
     plan: Path = source("plan.json")
     candidate_table: Path = source("candidates.csv")
-    scores: Path | None = source("noisy scores, for methods that select", None)
-    fragility: Path | None = source("fragility.csv, for rules noise-aware and noise-budget, and rank auto", None)
+    scores: Path | None = source("scores, for methods that select by them", None)
+    fragility: Path | None = source("fragility.csv, for rules noise-aware and noise-budget, proxy fragility, and rank auto", None)
     learning_rate: float | None = Field(
         None, description="peak learning rate if the run names none; rule noise-budget, rank auto", gt=0
     )
@@ -248,6 +274,7 @@ class AuditPrivacy(AuditConfig):
     spends: tuple[Path, ...] = source("spend records of the run", ())
     privates: tuple[Path, ...] = source("private.json of each spend record, in their order", ())
     scores: Path | None = source("scores.csv, for methods that select", None)
+    proxy_spend: Path | None = source("spend.json of another dataset's scores, for method proxy", None)
     selection: Path | None = source("selection.csv, for methods that train", None)
     selection_record: Path | None = source("selection.json, for methods that train", None)
     weights: Path | None = source("trained parameters, for methods that train", None)

@@ -36,7 +36,11 @@ LARGEST_SIGMA = 2000.0
 SIGMA_TOLERANCES = (1e-3, 1e-4, 1e-5, 1e-6)  # of the search: the next one where too little of the target is used up
 USED_UP = 0.996  # share of what PLD may compose to that is enough
 DIGITS = 6  # of a recorded epsilon, rounded up: PRV's FFT differs by the machine in later ones
-CALIBRATED = {"dp-sgd": "DP-SGD", "pe-histogram": "a histogram of votes in each round"}  # releases whose noise is found
+CALIBRATED = {
+    "dp-sgd": "DP-SGD",
+    "pe-histogram": "a histogram of votes in each round",
+    "saliency": "the scores",
+}  # releases whose noise is found
 
 
 def pld_epsilon(gaussians: Sequence[Release], delta: float, finest: float = 0.0) -> float:

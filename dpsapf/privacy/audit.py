@@ -110,6 +110,8 @@ def _ledger(plan: Plan, spends: list[Spend], spent: dict[str, float], settings: 
 
 def not_for_release(plan: Plan, spends: tuple[Spend, ...]) -> str | None:
     """Say why nothing of a run may be published as private, or None: it may."""
+    if plan.without_guarantee:
+        return plan.without_guarantee
     if any(release.noise == "seed" for release in (spend.release for spend in spends)):
         return "noise from a seed, which whoever knows it can subtract: set privacy.noise to system"
     if spends and plan.target_epsilon is None:
@@ -155,7 +157,7 @@ def check_chain(plan: Plan, spends: list[Spend], options: AuditPrivacy) -> None:
     for spend, private in zip(spends, options.privates, strict=True):
         _unchanged("--privates", private, spend.private, plan.noise)
     by_name = {spend.release.name: spend for spend in spends}
-    scores, trained = by_name.get("saliency"), by_name.get("dp-sgd")
+    scores, trained = by_name.get("saliency") or proxy_scores(plan, options), by_name.get("dp-sgd")
     if scores:
         _unchanged("--scores", options.scores, scores.digest, plan.noise)
     if trained:
@@ -163,6 +165,29 @@ def check_chain(plan: Plan, spends: list[Spend], options: AuditPrivacy) -> None:
     if "pe-histogram" in by_name:
         _same("--plan", sha256(options.plan), by_name["pe-histogram"].made_from["plan"])
         _unchanged("--population", options.population, by_name["pe-histogram"].digest, plan.noise)
+
+
+def proxy_scores(plan: Plan, options: AuditPrivacy) -> Spend | None:
+    """Read the record of another dataset's scores, by which a run selects; None if it selects otherwise.
+
+    Raises:
+        UserError: it is missing, of other scores than the plan's, or of the private images.
+    """
+    run = plan.run
+    if run.scored_dataset in (None, run.dataset):
+        return None
+    if options.proxy_spend is None:
+        raise UserError("--proxy-spend", None, f"{run.id} selects by scores of {run.proxy}: give their spend.json")
+    spend = read_record(options.proxy_spend, Spend)
+    told = {"subject": (spend.subject, run.scores_id), "dataset_id": (spend.dataset_id, plan.proxy_id)}
+    for key, (found, due) in told.items():
+        if found != due:
+            raise UserError(f"{options.proxy_spend}: {key}", found, f"the plan selects by scores of {due}: plan and score again")
+    if spend.dataset_id == plan.dataset_id:
+        raise UserError(
+            str(options.proxy_spend), spend.dataset_id[:12], "are scores of the private images: they were not planned"
+        )
+    return spend
 
 
 def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: AuditPrivacy) -> None:
@@ -177,7 +202,7 @@ def _check_trained(plan: Plan, scores: Spend | None, trained: Spend, options: Au
     _same("--plan", sha256(options.plan), trained.made_from["plan"])
     _unchanged("--weights", options.weights, trained.digest, plan.noise)
     if scores:
-        for name in ("latents", "model"):
+        for name in ("latents", "model") if plan.run.selects else ("model",):
             _same(f"{name} of the scores", scores.made_from[name], trained.made_from[name])
         _unchanged("--candidate-table", options.candidate_table, scores.made_from.get("candidate_table", ""), plan.noise)
     _unchanged("--model", options.model, trained.made_from["model"], plan.noise)

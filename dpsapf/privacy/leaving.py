@@ -18,11 +18,11 @@ import numpy as np
 import pandas as pd
 
 from dpsapf.experiment.columns import BLOCK, LAYER, MATRIX, SCORE
-from dpsapf.experiment.methods import method
+from dpsapf.experiment.methods import FRAGILITY, method
 from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend, WeightsHeader
 from dpsapf.experiment.settings import AuditConfig
 from dpsapf.experiment.stages import AuditPrivacy
-from dpsapf.privacy.selected import candidate_rows, check_selection
+from dpsapf.privacy.selected import candidate_rows, check_selection, fragilities
 from dpsapf.privacy.trained import trained_shapes
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -63,9 +63,12 @@ def check_leaving(plan: Plan, spends: Mapping[str, Spend], options: AuditPrivacy
 
 def _check_trained(plan: Plan, spends: Mapping[str, Spend], options: AuditPrivacy) -> None:
     table, scores = candidate_rows(_given(options, "candidate_table"), plan.run.released_from), None
-    if "saliency" in spends:
+    if plan.run.scored_dataset:
         scores = check_scores(options.scores, table, plan)
+    if "saliency" in spends:
         _check_numbers(spends["saliency"], len(table), 0)
+    if plan.run.proxy == FRAGILITY:
+        scores = fragilities(options.fragility, table)
     selected = check_selection(options.selection, table, scores, plan, options)
     model = read_record(_given(options, "model"), ModelRecord)
     shapes = trained_shapes(plan.run, options.lora_rank, selected, model)
@@ -136,7 +139,7 @@ def check_scores(path: Path, table: pd.DataFrame, plan: Plan) -> list[float]:
     Args:
         path: scores.csv.
         table: the candidates.
-        plan: says how scores are released.
+        plan: says how scores are released, if they are the private images'.
 
     Raises:
         UserError: a column, a row, a name, a digit or a value is not that of the release.
@@ -150,7 +153,9 @@ def check_scores(path: Path, table: pd.DataFrame, plan: Plan) -> list[float]:
     scores = [number(f"{path}: {name}", row.rpartition(",")[2]) for name, row in zip(names[:-1], rows, strict=False)]
     if rows[-1]:
         _refuse(str(path), rows[-1][:80], "must end with its last row")
-    release = next(release for release in plan.releases if release.name == "saliency")
+    release = next((release for release in plan.releases if release.name == "saliency"), None)
+    if release is None:
+        return scores
     (_check_ranks if release.mechanism in ("exponential", "ptr") else _check_noisy)(path, scores, table, release, plan)
     return scores
 

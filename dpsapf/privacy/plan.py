@@ -28,6 +28,8 @@ PUBLIC = (
 )
 ASKED = ("mechanism", "sensitivity", "sampling_rate", "steps", "noise")  # what a user says of a release; not the noise's size
 LARGE_DELTA = 1e-3  # the field takes 1e-5 or less, far below 1/N
+PUBLIC_PROXY = "every image of {}: their scores, without noise, chose what is trained"
+CHOSEN_EXACTLY = "its matrices are chosen by the private images without noise: no guarantee, epsilon is infinite"
 
 
 def make_plan(
@@ -37,6 +39,7 @@ def make_plan(
     options: PlanPrivacy,
     prior: Sequence[Release] = (),
     prior_keys: Sequence[str] = (),
+    proxy: DatasetRecord | None = None,
 ) -> Plan:
     """Calibrate DP-SGD, or votes, beside what is released before it; returns the plan without writing it.
 
@@ -47,6 +50,7 @@ def make_plan(
         options: DP-SGD's settings, and the number of rounds of votes.
         prior: earlier releases of the dataset (`dpsapf.privacy.compose`), which the target has to hold, too.
         prior_keys: of each earlier release, the digest by which it is known again; empty if not told.
+        proxy: another dataset, whose scores choose; None: none does.
 
     Raises:
         UserError: the target cannot be met.
@@ -54,16 +58,18 @@ def make_plan(
     row, count = method(run.method), population(dataset, options.unit)
     delta = target_delta(count, options)
     alone = _noise(prior, run, count, delta, options)
-    sigma = _noise([*prior, *saliency], run, count, delta, options) if saliency else alone
+    noisy = with_noise(saliency)
+    sigma = _noise([*prior, *noisy], run, count, delta, options) if noisy else alone
     releases = [*saliency, *([own_release(row, sigma, count, options)] if row.spends else [])]
     LOG.info("%s: %d releases, noise multiplier %s (%s without selection)", run.id, len(releases), sigma, alone)
-    guaranteed = run.epsilon is not None
+    guaranteed, refused = run.target_epsilon is not None, CHOSEN_EXACTLY if run.target_epsilon != run.epsilon else None
     planned = {name: epsilon(name, [*prior, *releases], delta) for name in ("pld", "rdp")} if guaranteed else {}
     if guaranteed and not planned["pld"] <= run.epsilon:
         remedy = f"the planned releases cost {planned['pld']:g}: remove {options.calibrations}, whose noise is too small"
         raise UserError("epsilon", run.epsilon, remedy)
     less = spends_less(run.epsilon, planned["pld"]) if guaranteed else None
-    for caution in [*([f"epsilon = {run.epsilon:g}: {less}"] if less else []), *cautions(releases, delta, count, options)]:
+    told = [*([f"epsilon = {run.epsilon:g}: {less}"] if less else []), *([f"not for release: {refused}"] if refused else [])]
+    for caution in [*told, *cautions(releases, delta, count, options)]:
         LOG.warning("%s: %s", run.id, caution)
     if prior and guaranteed:
         LOG.warning("%s: of epsilon = %g earlier releases have spent %.4g", run.id, run.epsilon, epsilon("pld", prior, delta))
@@ -71,10 +77,12 @@ def make_plan(
         run=run,
         unit=options.unit,
         population=count,
-        target_epsilon=run.epsilon,
+        target_epsilon=run.target_epsilon,
+        without_guarantee=refused,
+        proxy_id=proxy and proxy.id,
         delta=delta,
         relation=RELATION[options.unit],
-        public=PUBLIC,
+        public=(*PUBLIC, *([PUBLIC_PROXY.format(proxy.name)] if proxy else [])),
         clipping=options.clipping if row.clips else "none",
         clipping_norm=options.clipping_norm,
         noise=options.noise,
@@ -106,13 +114,20 @@ def check_possible(run: RunSpec, dataset: DatasetRecord, before: Sequence[Releas
     delta = target_delta(count, options)
 
     def build(sigma: float) -> list[Release]:
-        return [*before, own_release(row, sigma, count, options)]
+        return [*with_noise(before), own_release(row, sigma, count, options)]
 
     if run.epsilon is not None and not surely_meets(run.epsilon, delta, build(LARGEST_SIGMA)):
         check_target(run.epsilon, delta, build)
 
 
-def check_same(kept: Plan, run: RunSpec, dataset: DatasetRecord, saliency: list[Release], options: PlanPrivacy) -> None:
+def check_same(
+    kept: Plan,
+    run: RunSpec,
+    dataset: DatasetRecord,
+    saliency: list[Release],
+    options: PlanPrivacy,
+    proxy: DatasetRecord | None = None,
+) -> None:
     """Check that a plan that something was released by is what is asked for now.
 
     What the suite computes itself may differ: noise that it found, epsilons, earlier releases, what made the record.
@@ -122,14 +137,16 @@ def check_same(kept: Plan, run: RunSpec, dataset: DatasetRecord, saliency: list[
         run: and
         dataset: and
         saliency: and
-        options: as of `make_plan`.
+        options: and
+        proxy: as of `make_plan`.
 
     Raises:
         UserErrors: a line for everything that differs.
     """
     count, own = population(dataset, options.unit), [item for item in kept.releases if item.name != "saliency"]
     told = {"run": run, "unit": options.unit, "dataset_id": dataset.id, "population": count, "noise": options.noise}
-    told |= {"target_epsilon": run.epsilon, "delta": target_delta(count, options), "clipping_norm": options.clipping_norm}
+    told |= {"proxy_id": proxy and proxy.id}
+    told |= {"target_epsilon": run.target_epsilon, "delta": target_delta(count, options), "clipping_norm": options.clipping_norm}
     compared = {name: (getattr(kept, name), value) for name, value in told.items()}
     if method(run.method).clips:
         compared["clipping"] = (kept.clipping, options.clipping)
@@ -257,6 +274,11 @@ def own_release(row: Method, sigma: float | None, population: int, options: Plan
     return histogram_release(sigma, options) if row.evolves else dp_sgd_release(sigma, population, options, clips=row.clips)
 
 
+def with_noise(releases: Sequence[Release]) -> list[Release]:
+    """Leave out releases without noise: no target holds them, and DP-SGD's noise is found as if they were not."""
+    return [release for release in releases if release.mechanism != "none"]
+
+
 def _noise(before: Sequence[Release], run: RunSpec, population: int, delta: float, options: PlanPrivacy) -> float | None:
     if run.epsilon is None:
         return None
@@ -271,12 +293,11 @@ def check_axes(run: RunSpec) -> None:
     Raises:
         UserError: names the first axis that is missing or superfluous, or an epsilon below the accountants' resolution.
     """
-    uses = method(run.method).uses
     for axis in sorted(AXES):
         value = getattr(run, axis)
-        if axis in uses and value is None and axis not in (*TRAINING_AXES, "ratio"):
+        if axis in run.uses and value is None and axis not in (*TRAINING_AXES, "ratio"):
             raise UserError(axis, value, f"method {run.method} needs it")
-        if axis not in uses and value is not None:
+        if axis not in run.uses and value is not None:
             raise UserError(axis, value, f"method {run.method} does not use it; leave it out")
     check_rule(run)
     if run.epsilon is not None and run.epsilon < LEAST:

@@ -49,7 +49,7 @@ def check_selection(
     Args:
         path: selection.csv.
         table: the candidates.
-        scores: as released; None if the method selects without.
+        scores: by which the run selects; None if it selects without.
         plan: of the run.
         options: of the audit: what noise breaks, and the settings of training.
 
@@ -132,7 +132,7 @@ def _weights(table: pd.DataFrame, plan: Plan, options: AuditPrivacy, path: Path)
         return signal | {PREDICTED_RISE: _told_rises(table, plan, options, path)}
     numbers = plan.run.adapter_rank(options.lora_rank) * table[LORA_PARAMETERS] if plan.run.adapter else table[PARAMETERS]
     each = ((trained.noise_multiplier or 0.0) / (trained.sampling_rate * plan.population)) ** 2
-    fragility = _fragility(options.fragility, table) if plan.run.rule == "noise-aware" else 1.0
+    fragility = fragilities(options.fragility, table) if plan.run.rule == "noise-aware" else 1.0
     return signal | {NOISE_ENERGY: each * numbers.to_numpy(), FRAGILITY_SHRUNK: fragility}
 
 
@@ -140,9 +140,14 @@ def _release(plan: Plan, name: str) -> Release:
     return next(release for release in plan.releases if release.name == name)
 
 
-def _fragility(path: Path | None, table: pd.DataFrame) -> np.ndarray:
+def fragilities(path: Path | None, table: pd.DataFrame) -> np.ndarray:
+    """Read what noise breaks in each candidate, float64 [M].
+
+    Raises:
+        UserError: no file is given, or it is of other candidates.
+    """
     if path is None:
-        raise UserError("--fragility", None, "the run's rule selects by what noise breaks: give the file")
+        raise UserError("--fragility", None, "the run selects by what noise breaks: give the file")
     found = pd.read_csv(path, float_precision="round_trip")
     if found[MATRIX].tolist() != table[MATRIX].tolist():
         raise UserError("--fragility", str(path), "holds other matrices than --candidate-table: use one public model")

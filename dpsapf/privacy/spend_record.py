@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from dpsapf.experiment.methods import Unit, method
+from dpsapf.experiment.methods import Unit
 from dpsapf.experiment.records import Release
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.privacy.compose import Named
@@ -129,7 +129,7 @@ class Record(journal.Journal[Entry]):
 
     def priors(self, run: RunSpec, dataset_id: str, unit: Unit, told: Named) -> Named:
         """Name what was spent on a dataset's images before a run was first planned, see `dpsapf.privacy.spends.planning`."""
-        own = {spent.key for spent in self._own_scores(run, dataset_id)} if method(run.method).selects else set()
+        own = {spent.key for spent in self._own_scores(run, dataset_id)} if run.selects else set()
         planned = self.planned(run.id, dataset_id)
         earlier = [spent for _, spent in self.spent(dataset_id, planned.lines if planned else None)]
         return {name: release for name, release in (told | named(earlier, unit)).items() if name[0] not in own}

@@ -240,6 +240,25 @@ def check_not_released(subject: str, dataset_id: str) -> None:
             raise UserError("run", subject, f"{told}, on record in {book.path}; {copy}, or {word}")
 
 
+def check_public(proxy: DatasetRecord, dataset: DatasetRecord) -> None:
+    """Check, as far as the record tells, that images whose scores without noise choose are not private.
+
+    Args:
+        proxy: the dataset that is scored.
+        dataset: that is trained on.
+
+    Raises:
+        UserError: an image is in both, or something was spent on the first.
+    """
+    with opened() as book:
+        if proxy.id in book.same_images(dataset.id):
+            remedy = f"has an image of {dataset.name}, which would choose without noise: take another dataset, or remove it"
+            raise UserError("proxy", proxy.name, remedy)
+        if spent := book.spent(proxy.id):
+            remedy = f"is private itself, as {book.described(spent[0][1])}: take a dataset that is public"
+            raise UserError("proxy", proxy.name, remedy)
+
+
 def _spent_before(book: Record, made: Plan, lines: int) -> int:
     """Count what was spent before a plan, but for the run's own scores: one by one, whatever `Record.priors` makes of it."""
     earlier = {(spent.key, spent.release): spent for _, spent in book.spent(made.dataset_id, lines)}

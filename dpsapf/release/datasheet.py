@@ -108,7 +108,12 @@ def _method(name: str) -> str:
         "biases": "All biases of the model were trained by DP-SGD",
         "unet": "The whole denoiser of the model was trained by DP-SGD",
     }[row.trained]
-    chosen = {"saliency": "those that noisy scores of the private images chose", "random": "some of them at random", "all": "all"}
+    chosen = {
+        "saliency": "those that noisy scores of the private images chose",
+        "proxy": "those that the public model, or public images, chose",
+        "random": "some of them at random",
+        "all": "all",
+    }
     return f"{trained}." if row.trains_more else f"{trained}: {chosen[row.selection]}."
 
 

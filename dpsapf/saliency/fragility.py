@@ -17,7 +17,7 @@ import torch
 
 from dpsapf.experiment.columns import COLUMNS, FRAGILITY, FRAGILITY_ERROR, FRAGILITY_SHRUNK, LORA_PARAMETERS, MATRIX, SCALE
 from dpsapf.experiment.records import DatasetRecord, ModelRecord
-from dpsapf.experiment.stages import MeasureFragility
+from dpsapf.experiment.stages import MeasureFragility, MeasureGradients
 from dpsapf.public_models.families import load_model
 from dpsapf.public_models.families.family import Family, Objective
 from dpsapf.public_models.latents import Batch, Latents, draw_batch
@@ -53,7 +53,9 @@ def measure_fragility(options: MeasureFragility) -> None:
         pd.DataFrame({MATRIX: table[MATRIX], **columns}).to_csv(temporary, index=False)
 
 
-def own_samples(model: Family, pipeline: "DiffusionPipeline", embeddings: torch.Tensor, options: MeasureFragility) -> Latents:
+def own_samples(
+    model: Family, pipeline: "DiffusionPipeline", embeddings: torch.Tensor, options: MeasureFragility | MeasureGradients
+) -> Latents:
     """Sample latents from the public model, without guidance, prompts in turn.
 
     Args:

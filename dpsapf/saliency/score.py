@@ -11,7 +11,7 @@ import torch
 
 from dpsapf.experiment.columns import MATRIX, SCORE
 from dpsapf.experiment.fields import settings
-from dpsapf.experiment.records import DatasetRecord, ModelRecord, Release, Spend
+from dpsapf.experiment.records import DatasetRecord, ModelRecord, Plan, Release, Spend
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import CompareScores, ScoreSaliency
 from dpsapf.gradients.ghost_norms import GhostNorms
@@ -30,6 +30,7 @@ from dpsapf.saliency.progress import Progress
 from dpsapf.saliency.scores import Bounds, score
 from dpsapf.saliency.select import candidates, ranking
 from dpsapf.saliency.signal import signal_norms
+from dpsapf.support.checked import replace
 from dpsapf.support.checkpoint import Checkpoint
 from dpsapf.support.errors import UserError
 from dpsapf.support.files import sha256
@@ -47,11 +48,12 @@ def score_saliency(options: ScoreSaliency) -> None:
 
     Raises:
         UserError: latents or prompts are of another dataset or model; propose-test-release refuses, now or when it was asked
-            before; or mechanism and sigma_s do not go together. A refusal has spent its epsilon: refused.json, beside the
-            spend record, says so, stays, and is not drawn again.
+            before; mechanism and sigma_s do not go together; or see `as_planned`. A refusal has spent its epsilon: refused.json,
+            beside the spend record, says so, stays, and is not drawn again.
     """
     dataset = read_record(options.dataset, DatasetRecord)
-    once = Once(options, "saliency", options.noise if options.mechanism else None, _subject(options), dataset.id)
+    subject, options = _subject(options), as_planned(options)
+    once = Once(options, "saliency", options.noise if options.mechanism else None, subject, dataset.id)
     if _made(once):
         return
     check_origin("--latents", options.latents, Origin(dataset.id, sha256(options.model)))
@@ -158,8 +160,30 @@ def _spend(
     )
 
 
+def as_planned(options: ScoreSaliency) -> ScoreSaliency:
+    """Take the bound and sigma_s that a plan found, if one is given.
+
+    Raises:
+        UserError: the plan is of other scores or another dataset; or the bound is auto, and none is given.
+    """
+    if options.plan is None:
+        if options.mechanism and options.clipping_norm == "auto":
+            raise UserError("--plan", None, "clipping_norm auto is found by the plan of a run that uses the scores: give it")
+        return options
+    plan, dataset = read_record(options.plan, Plan), read_record(options.dataset, DatasetRecord)
+    release = next((release for release in plan.releases if release.name == "saliency"), None)
+    told = {"dataset_id": (plan.dataset_id, dataset.id), "candidates": (plan.run.released_from, options.candidates)}
+    told |= {name: (getattr(plan.run, name), getattr(options, name)) for name in ("score", "mechanism", "seed")}
+    for key, (found, due) in told.items():
+        if found != due or release is None:
+            raise UserError(f"{options.plan}: {key}", found, f"must be {due}: give the plan of a run that uses these scores")
+    return replace(options, clipping_norm=plan.saliency_clipping_norm, sigma_s=release.noise_multiplier)
+
+
 def _subject(options: ScoreSaliency) -> str:
     """Name the scores as the runs that use them do."""
+    if options.plan is not None:
+        return read_record(options.plan, Plan).run.scores_id
     dataset, model = read_record(options.dataset, DatasetRecord), read_record(options.model, ModelRecord)
     axes = {name: getattr(options, name) for name in ("score", "mechanism", "sigma_s", "level", "ratio", "candidates", "seed")}
     return RunSpec(dataset=dataset.name, public_model=model.name, method="dp-sapf", **axes).scores_id

@@ -23,7 +23,7 @@ from dpsapf.experiment.columns import (
     SELECTED,
     SIGNAL_ENERGY,
 )
-from dpsapf.experiment.methods import MEMBERS, TOLERATED_RISE, WEIGHS_NOISE, Candidates, Level, method
+from dpsapf.experiment.methods import FRAGILITY, MEMBERS, TOLERATED_RISE, WEIGHS_NOISE, Candidates, Level, method
 from dpsapf.experiment.records import Plan, Selection
 from dpsapf.experiment.runs import RunSpec
 from dpsapf.experiment.stages import SelectMatrices
@@ -49,14 +49,14 @@ def select_matrices(options: SelectMatrices) -> None:
     A selection by which weights were released with real noise stays as it was (`dpsapf.privacy.kept`).
 
     Raises:
-        UserError: the method needs scores, or its rule fragilities, and none are given, or they are of other candidates; or
-            the run was released by a selection from other scores.
+        UserError: the run selects by scores, or by fragilities, and none are given, or they are of other candidates; or it
+            was released by a selection from other scores.
     """
     plan = read_record(options.plan, Plan)
     run = plan.run
     table = candidates(options.candidate_table, run.released_from)
     columns = [*table, *selection_columns(run)]
-    table[SCORE] = _scores(options, table) if method(run.method).selects else None
+    table[SCORE] = _scores(options, table, run)
     if run.rule in WEIGHS_NOISE:
         table = weighed(table, plan, options)
     table[SELECTED] = chosen(table, run)
@@ -69,7 +69,7 @@ def select_matrices(options: SelectMatrices) -> None:
         LOG.info("%s was trained by a selection, which is put back: %s", run.id, kept)
     else:
         write_table(options.out, table, columns)
-    scores = sha256(options.scores) if method(run.method).selects else None
+    scores = sha256(options.scores) if run.scored_dataset else None
     write_record(options.record, Selection(run=run, scores=scores, digest=sha256(options.out), provenance=provenance()))
 
 
@@ -102,7 +102,7 @@ def candidates(path: Path, names: Candidates) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame, run: RunSpec) -> pd.Series:
-    """Mark the matrices that a run trains on: all, random units, or units chosen by released scores and the run's rule."""
+    """Mark the matrices that a run trains on: all, random units, or units chosen by scores and the run's rule, if it has one."""
     selection = method(run.method).selection
     if selection == "all":
         return pd.Series(True, index=table.index)
@@ -217,8 +217,10 @@ def ranking(table: pd.DataFrame, level: Level | None, ratio: float | None, score
     )
 
 
-def _scores(options: SelectMatrices, table: pd.DataFrame) -> list[float]:
-    return _column(options.scores, "--scores", SCORE, table)
+def _scores(options: SelectMatrices, table: pd.DataFrame, run: RunSpec) -> list[float] | None:
+    if run.proxy == FRAGILITY:
+        return _column(options.fragility, "--fragility", FRAGILITY_SHRUNK, table)
+    return _column(options.scores, "--scores", SCORE, table) if run.scored_dataset else None
 
 
 def _column(path: Path | None, flag: str, column: str, table: pd.DataFrame) -> list[float]:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from dpsapf.experiment.methods import FRAGILITY
 from dpsapf.experiment.records import Plan
 from dpsapf.finetune import train
 from dpsapf.finetune.adapters import trainable
@@ -26,6 +27,7 @@ from dpsapf.support.records import read_record, write_record
 from tests.contracts.past_the_meter import FAULTS, STEPS_TO_TELL, in_low_bits_of_images
 from tests.contracts.two_runs import (
     PRIVACY,
+    SHOWN,
     TRAINED,
     UPDATES,
     Side,
@@ -55,6 +57,7 @@ def sides(tmp_path, public_model, dataset_record, monkeypatch):
     for side in made:
         side.public()
         side.encoded(*side.private(dataset_record))
+        side.encoded(*side.private(dataset_record, SHOWN, seed=3), SHOWN, seed=3)
     return made
 
 
@@ -77,12 +80,13 @@ RUNS = {
     **{f"adapter {name}": ({"adapter": name}, {}) for name in ("rslora", "dora", "loha", "lokr", "ffa-lora", "la-lora")},
     **{f"method {name}": ({**SAPF, "method": name}, {}) for name in ("noisy", "no-lora", "all-params")},
     "method random": ({"method": "random", "level": "matrix", "ratio": 0.3}, {}),
+    **{f"proxy {name}": ({"method": "proxy", "level": "matrix", "ratio": 0.3, "proxy": name}, {}) for name in (FRAGILITY, SHOWN)},
     **{f"method {name}": ({"method": name}, {"ema_decay": 0.5}) for name in ("dp-full", "dp-ldm", "dp-bitfit")},
     "exponential": ({**SAPF, "mechanism": "exponential"}, {}),
 }
 
 
-OFTEN = ("all stages", "users")  # the others only with the slow tests
+OFTEN = ("all stages", "users", "proxy shown")  # the others only with the slow tests
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in OFTEN else pytest.mark.slow) for name in RUNS])

@@ -17,7 +17,6 @@ from dpsapf.evolution import evolve as evolution
 from dpsapf.evolution.publish import publish_population
 from dpsapf.experiment.columns import CANDIDATES, COLUMNS, FRAGILITY_SHRUNK, MATRIX, SCALE
 from dpsapf.experiment.layout import Layout
-from dpsapf.experiment.methods import method
 from dpsapf.experiment.records import Plan
 from dpsapf.experiment.run_files import audit_files
 from dpsapf.experiment.stages import (
@@ -49,6 +48,7 @@ from tests.prepared_dataset import write_dataset
 from tests.tiny import digest_of, tiny_latents, tiny_record, tiny_unet, write_latents
 
 IMAGES, CLASSES, USERS = 12, 2, 4
+SHOWN = "shown"  # a dataset that is public: the same on both sides
 PRIVACY = {"steps": 3, "expected_batch_size": 6, "delta": 0.01, "noise": "system"}
 TRAINED = {"learning_rate_lora": 0.01, "learning_rate_full": 0.001}
 WEIGHED_RATE = 0.01  # that a selection by what noise breaks is made for
@@ -123,39 +123,41 @@ class Side:
         path.parent.mkdir(parents=True)
         fragility.to_csv(path, index=False)
 
-    def private(self, dataset_record):
+    def private(self, dataset_record, name="private", seed=None):
         """Other images, other classes of each, other users; as many of each."""
-        draws = np.random.default_rng(self.seed)
+        draws = np.random.default_rng(self.seed if seed is None else seed)
         labels = draws.permutation(np.arange(IMAGES) % CLASSES)
         users = draws.permutation(np.arange(IMAGES) % USERS)
         pixels = draws.integers(0, 256, (IMAGES, 28, 28, 1), dtype=np.uint8)
-        path = Path(self.layout.dataset("private", "dataset.safetensors"))
+        path = Path(self.layout.dataset(name, "dataset.safetensors"))
         path.parent.mkdir(parents=True)
         identity = sha256(write_dataset(path, {"train": (pixels, labels)}, users, draws.bytes(32)))
         counts = {"train": IMAGES, "train_per_class": (6, 6), "users": USERS, "resolution": 8, "id": identity}
-        write_record(path.with_name("dataset.json"), replace(dataset_record, name="private", **counts))
+        write_record(path.with_name("dataset.json"), replace(dataset_record, name=name, **counts))
         return labels, users, identity
 
-    def encoded(self, labels, users, identity):
-        latents = tiny_latents(IMAGES, self.seed)
+    def encoded(self, labels, users, identity, name="private", seed=None):
+        latents = tiny_latents(IMAGES, self.seed if seed is None else seed)
         mixed = dataclasses.replace(
             latents,
             labels=torch.from_numpy(labels),
             users=torch.from_numpy(users),
             prompt_embeddings=tiny_latents(IMAGES).prompt_embeddings,
         )
-        folder = Path(self.layout.latents("private", "tiny", "x")).parent
+        folder = Path(self.layout.latents(name, "tiny", "x")).parent
         folder.mkdir(parents=True)
         write_latents(folder, mixed, identity, digest_of(replace(tiny_record(), path=str(self.model))))
 
-    def inputs(self, *names):
+    def inputs(self, *names, dataset="private"):
         of = {
-            "dataset": self.layout.dataset("private", "dataset.json"),
-            "archive": self.layout.dataset("private", "dataset.safetensors"),
+            "dataset": self.layout.dataset(dataset, "dataset.json"),
+            "archive": self.layout.dataset(dataset, "dataset.safetensors"),
+            "proxy_dataset": self.layout.dataset(SHOWN, "dataset.json"),
+            "proxy_archive": self.layout.dataset(SHOWN, "dataset.safetensors"),
             "model": self.layout.model("tiny", "model.json"),
             "candidate_table": self.layout.model("tiny", "candidates.csv"),
-            "latents": self.layout.latents("private", "tiny", "latents.safetensors"),
-            "prompts": self.layout.latents("private", "tiny", "prompts.safetensors"),
+            "latents": self.layout.latents(dataset, "tiny", "latents.safetensors"),
+            "prompts": self.layout.latents(dataset, "tiny", "prompts.safetensors"),
         }
         return {name: of[name] for name in names}
 
@@ -175,8 +177,9 @@ class Side:
         return {name: files[name] for name in names}
 
     def planned(self, changes):
-        out = self.root / "plan.json"
-        plan_privacy(PlanPrivacy(public_model="tiny", out=out, **self.inputs("dataset", "archive", "candidate_table"), **changes))
+        out, names = self.root / "plan.json", ["dataset", "archive", "candidate_table"]
+        names += ["proxy_dataset", "proxy_archive"] * (changes.get("proxy") == SHOWN)
+        plan_privacy(PlanPrivacy(public_model="tiny", out=out, **self.inputs(*names), **changes))
         plan = read_record(out, Plan)
         target = Path(self.layout.run(plan.run.id, "plan.json"))
         target.parent.mkdir(parents=True)
@@ -187,14 +190,15 @@ class Side:
 def scored(side, plan, settings):
     run = plan.run
     axes = {"candidates": run.released_from} | {name: getattr(run, name) for name in ("score", "mechanism", "sigma_s")}
-    if run.mechanism != "gaussian":
+    if run.mechanism not in ("gaussian", None):
         axes |= {"level": run.level, "ratio": run.ratio}
     folder = Path(side.layout.scores(run.scores_id, "x")).parent
     score.score_saliency(
         ScoreSaliency(
-            **side.inputs("dataset", "model", "candidate_table", "latents", "prompts"),
+            **side.inputs("dataset", "model", "candidate_table", "latents", "prompts", dataset=run.scored_dataset),
             **axes,
-            **{"unit": plan.unit, "noise": plan.noise, "delta": PRIVACY["delta"], "micro_batch": 5, "expected_batch_size": 8},
+            **{"unit": plan.unit, "noise": plan.noise if run.selects else "seed"},  # public scores: the same on both sides
+            **{"delta": PRIVACY["delta"], "micro_batch": 5, "expected_batch_size": 8},
             **settings,
             **{name: folder / file for name, file in (("scores", "scores.csv"), ("spend", "spend.json"))},
             private=folder / "private.json",
@@ -204,7 +208,7 @@ def scored(side, plan, settings):
 
 def trained(side, plan, settings):
     walked = side.run_file(plan, "fragility")
-    chosen = side.run_file(plan, "scores") if method(plan.run.method).selects else {}
+    chosen = side.run_file(plan, "scores") if plan.run.scored_dataset else {}
     updates = {**UPDATES, **{name: value for name, value in settings.items() if name in SelectMatrices.model_fields}}
     select_matrices(
         SelectMatrices(
@@ -240,7 +244,7 @@ def sampled(side, plan):
 def fine_tuned(side, changes, settings, audit=True, images=False):
     """All stages of a run that trains."""
     plan = side.planned({"method": "dp-lora", "epsilon": 10.0, **PRIVACY, "saliency": {"expected_batch_size": 8}, **changes})
-    if method(plan.run.method).selects:
+    if plan.run.scored_dataset:
         scored(side, plan, {})
     trained(side, plan, settings)
     if audit:

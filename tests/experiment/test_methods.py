@@ -13,7 +13,7 @@ README = Path(__file__).parents[2] / "README.md"
 KINDS = [
     Method(selection=selection, trained=trained, private=private, candidates=candidates, evolves=evolves)
     for selection, trained, private, candidates, evolves in itertools.product(
-        ("saliency", "random", "all"),
+        ("saliency", "proxy", "random", "all"),
         ("adapter", "weights", "attention", "biases", "unet", "nothing"),
         (True, False),
         (None, *typing.get_args(Candidates)),
@@ -55,7 +55,7 @@ def test_a_method_cannot_be_changed():
 
 def test_scores_of_private_images_are_released_with_a_mechanism_or_under_no_guarantee():
     for row in KINDS:
-        assert ("score" in row.uses) == row.selects
+        assert ("score" in row.uses) == (row.selects or row.selection == "proxy")
         assert row.uses >= {"mechanism", "sigma_s"} or not (row.selects and row.private)
         assert row.uses.isdisjoint({"mechanism", "sigma_s", "epsilon"}) or row.private, "without a guarantee there is no noise"
         assert ("epsilon" in row.uses) == (row.spends and row.private)
@@ -65,9 +65,9 @@ def test_scores_of_private_images_are_released_with_a_mechanism_or_under_no_guar
 
 def axes_that_change(name):
     """Axes whose second value gives another run."""
-    one = Study(dataset=("d",), method=(name,))
+    one = Study(dataset=("d",), method=(name,), proxy=("e",))
     other = {"level": "block", "ratio": 0.9, "score": "vote", "mechanism": "ptr", "sigma_s": 9.0}
-    other |= {"candidates": "all-params", "adapter": "dora", "epsilon": 3.0, "rule": "least"}
+    other |= {"candidates": "all-params", "adapter": "dora", "epsilon": 3.0, "rule": "least", "proxy": "f"}
     other |= {"learning_rate": 0.1, "training_steps": 9, "batch_size": 9, "lora_rank": 2, "optimizer": "adamw-8bit"}
     assert set(other) == AXES
     studies = {axis: one.model_copy(update={axis: (*getattr(one, axis), value)}) for axis, value in other.items()}
@@ -84,6 +84,8 @@ def test_what_the_methods_differ_in():
     ours = method("dp-sapf").uses
     assert ours - method("dp-lora").uses == {"level", "ratio", "score", "mechanism", "sigma_s", "rule"}, "the selection"
     assert ours - method("random").uses == {"score", "mechanism", "sigma_s", "rule"}, "data-free"
+    assert ours - method("proxy").uses == {"mechanism", "sigma_s", "rule"}, "nothing is released"
+    assert method("proxy").uses - ours == {"proxy"}
     assert ours - method("no-lora").uses == {"adapter", "lora_rank"}
     assert ours - method("no-dp").uses == {"mechanism", "sigma_s", "epsilon"}
     assert method("noisy").uses == ours and method("noisy").randomises_rest

@@ -18,7 +18,7 @@ from paper_figures import (
     selection_map,
 )
 from paper_figures.results import at_headline, label, series, strictly
-from paper_figures.style import EXTERNAL, LOOKS
+from paper_figures.style import EXTERNAL, LOOKS, PROXIES
 from paper_figures.tables import Table
 
 
@@ -53,6 +53,7 @@ def test_at_headline_keeps_what_has_no_choice(results):
 def test_every_method_and_level_has_a_name_and_a_look_of_its_own():
     levels = {name: typing.get_args(Level) if "level" in row.uses else () for name, row in METHODS.items()}
     names = {f"{name}-{level}" if level else name for name in METHODS for level in (levels[name] or ("",))}
+    names |= {f"{name}-{level}" for name in PROXIES for level in typing.get_args(Level)}
     assert names | {"real", *EXTERNAL} == set(LOOKS)
     assert len({look.label for look in LOOKS.values()}) == len(LOOKS)
     assert len({(str(look.colour), look.marker) for look in LOOKS.values()}) == len(LOOKS)

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 from matplotlib.text import Text
 
+from dpsapf.experiment.methods import METHODS
 from paper_figures import draw, epsilon_curves, main_table, variants
 from paper_figures.results import MissingStudy, load_results
 from paper_figures.style import theme
@@ -20,7 +21,7 @@ def test_every_method_of_every_dataset_is_drawn_with_its_interval(root):
     results = load_results(root)
     data = variants.prepare(results)
     measured = data[data["source"] != "published"]
-    assert (measured.groupby("panel").size() == 15).all()  # fourteen methods and the ceiling
+    assert (measured.groupby("panel").size() == len(METHODS) + 1).all()  # every method and the ceiling
     source = results.summary[(results.summary["dataset"] == "mnist5k") & (results.summary["method"] == "no-lora")].iloc[0]
     row = measured[measured["panel"].str.startswith("mnist5k") & (measured["series"] == "no-lora-matrix")].iloc[0]
     assert row["accuracy_pct"] == 100 * source["accuracy_mean"]

@@ -24,6 +24,7 @@ COMPLETE = {
     "mechanism": "gaussian",
     "sigma_s": 10.0,
     "rule": "top",
+    "proxy": "digits",
     "candidates": "attention",
     "adapter": "lora",
     "epsilon": 10.0,

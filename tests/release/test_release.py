@@ -120,6 +120,18 @@ def test_two_releases_of_one_dataset_compose_and_shared_scores_count_once(folder
     assert "Together with 1 earlier release of this dataset: epsilon" in (out / "STATEMENT.md").read_text()
 
 
+def test_a_selection_without_noise_is_never_published_nor_anything_that_it_may_have_shaped(folder, publish, root, tmp_path):
+    """Not even where all other noise is real, and DP-SGD alone would hold the target."""
+    made = write_run(root, spec("proxy", proxy="shapes"))
+    ledger = read_record(made / "ledger.json", Ledger)
+    assert (ledger.target_epsilon, ledger.spent_epsilon, ledger.noise) == (None, {}, "system")
+    with pytest.raises(UserError, match="not_for_release = 'no guarantee: epsilon is infinite'"):
+        publish(made)
+    with pytest.raises(UserError, match="without noise'?: cannot be counted, and may have shaped this run"):
+        publish(folder)
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_was_composed_in_stays_counted(folder, publish, root):
     """The second run's releases are in the register by the first's line, though the second was never published."""
     second = write_run(root, spec("dp-lora"))

@@ -43,6 +43,28 @@ def test_a_rule_that_weighs_noise_measures_what_noise_breaks_once_for_each_candi
     assert jobs["measure_fragility"] == 2 and jobs["finetune"] == 4
 
 
+def test_a_selection_that_costs_nothing_makes_what_it_selects_by(tmp_path):
+    """Scores of another dataset, which has no run of its own, and the private one's; what noise breaks instead of scores."""
+    study = {"dataset": ["mnist5k"], "method": ["proxy"], "proxy": ["fragility", "digits", "mnist5k"], "score": ["energy"]}
+    data = load_yaml(ROOT / "config" / "config.yaml") | {"name": "never-run", "studies": {"s": study}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | {"compare_scores": [], "measure_fragility": []}))
+    result = dry_run("--configfile", str(tmp_path / "config.yaml"), "--printshellcmds")
+    jobs = counts(result.stdout)
+    assert result.returncode == 0, result.stderr
+    assert jobs["finetune"] == 3 and jobs["prepare_dataset"] == jobs["encode_dataset"] == jobs["score_saliency"] == 2
+    assert jobs["measure_fragility"] == jobs["reference_features"] == 1
+    audits = re.findall(r"dpsapf audit-privacy .*", result.stdout)
+    assert sum("--proxy-spend" in command for command in audits) == 1, "private scores are a release of the run itself"
+    wrong = study | {"proxy": ["digit"]}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | {"studies": {"s": wrong}}))
+    refused = dry_run("--configfile", str(tmp_path / "config.yaml"))
+    assert "studies.s.proxy.0 = 'digit': " in refused.stdout + refused.stderr
+    system = data["privacy"] | {"noise": "system"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(data | {"privacy": system}))
+    refused = dry_run("--configfile", str(tmp_path / "config.yaml"))
+    assert "proxy = 'mnist5k': is the private dataset of mnist5k" in refused.stdout + refused.stderr
+
+
 def test_an_automatic_learning_rate_and_a_prediction_measure_what_noise_breaks(tmp_path):
     """Training at a fixed rate does not wait for it; collecting does, on the datasets that are named."""
     study = {"dataset": ["mnist5k", "digits"], "method": ["dp-lora", "dp-full"]}

@@ -31,7 +31,9 @@ from dpsapf.cli.code import code_digest
 from dpsapf.cli.rules import (
     flags,
     given,
+    plan_files,
     run_pattern,
+    score_files,
     score_flags,
     selection_files,
 )
@@ -59,7 +61,8 @@ except UserError as error:
     raise WorkflowError(str(error)) from None
 
 RUNS = {run.id: run for run in CONFIG.runs}
-SCORES = {run.scores_id: run for run in CONFIG.runs if method(run.method).selects}
+# the first run that uses each scores
+SCORES = {run.scores_id: run for run in reversed(CONFIG.runs) if run.scored_dataset}
 # runs whose images evolve, and the others: which rules make their files
 EVOLVED = run_pattern(run for run in CONFIG.runs if method(run.method).evolves)
 SAMPLED = run_pattern(
@@ -168,7 +171,9 @@ wildcard_constraints:
 # over those of them that have changed, or make them again.
 PLANNED = "planned.txt"
 COMPUTED = [
-    LAYOUT.latents(run.dataset, run.public_model, PLANNED) for run in RUNS.values()
+    LAYOUT.latents(dataset, run.public_model, PLANNED)
+    for run in RUNS.values()
+    for dataset in (run.dataset, run.scored_dataset or run.dataset)
 ]
 COMPUTED += [
     LAYOUT.run(run.id, PLANNED) for run in RUNS.values() if method(run.method).evolves
@@ -204,14 +209,12 @@ def model_inputs(wildcards):
 
 def plan_inputs(wildcards):
     """What a plan is made for; with noise of the operating system the images, too, on which spends stay on record."""
-    run = RUNS[wildcards.run]
-    files = {
-        "dataset": LAYOUT.dataset(run.dataset, "dataset.json"),
-        "candidate_table": LAYOUT.model(run.public_model, "candidates.csv"),
-    }
-    if CONFIG.privacy.noise == "system":
-        files["archive"] = LAYOUT.dataset(run.dataset, "dataset.safetensors")
-    return files
+    return plan_files(LAYOUT, RUNS[wildcards.run], CONFIG.privacy.noise)
+
+
+def score_inputs(wildcards):
+    """Images that are scored, the model, and a plan where C_s or sigma_s is auto."""
+    return score_files(LAYOUT, SCORES[wildcards.scores], CONFIG.saliency.clipping_norm)
 
 
 def selection_inputs(wildcards):

@@ -1,20 +1,6 @@
 rule score_saliency:
     input:
-        dataset=lambda w: LAYOUT.dataset(SCORES[w.scores].dataset, "dataset.json"),
-        model=lambda w: LAYOUT.model(SCORES[w.scores].public_model, "model.json"),
-        candidate_table=lambda w: LAYOUT.model(
-            SCORES[w.scores].public_model, "candidates.csv"
-        ),
-        latents=lambda w: LAYOUT.latents(
-            SCORES[w.scores].dataset,
-            SCORES[w.scores].public_model,
-            "latents.safetensors",
-        ),
-        prompts=lambda w: LAYOUT.latents(
-            SCORES[w.scores].dataset,
-            SCORES[w.scores].public_model,
-            "prompts.safetensors",
-        ),
+        unpack(score_inputs),
     output:
         scores=LAYOUT.scores("{scores}", "scores.csv"),
         spend=LAYOUT.scores("{scores}", "spend.json"),
@@ -113,6 +99,29 @@ rule measure_fragility:
         code=code_digest("measure-fragility"),
     shell:
         "python -m dpsapf measure-fragility {params.files} --candidates {wildcards.candidates} {params.adapter} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
+
+
+rule measure_gradients:
+    input:
+        dataset=LAYOUT.dataset("{dataset}", "dataset.json"),
+        model=LAYOUT.model("{public_model}", "model.json"),
+        candidate_table=LAYOUT.model("{public_model}", "candidates.csv"),
+    output:
+        LAYOUT.gradients("{dataset}", "{public_model}", "{candidates}"),
+    log:
+        LAYOUT.log("measure_gradients", "{dataset}--{public_model}--{candidates}"),
+    benchmark:
+        LAYOUT.benchmark("measure_gradients", "{dataset}--{public_model}--{candidates}")
+    conda:
+        ENVIRONMENT
+    threads: THREADS
+    resources:
+        **NEEDS.resources("measure_gradients"),
+    params:
+        files=lambda w, input: given(input),
+        code=code_digest("measure-gradients"),
+    shell:
+        "python -m dpsapf measure-gradients {params.files} --candidates {wildcards.candidates} $SPEED --threads ${{GRANTED:-{threads}}} --out {output} --log {log}"
 
 
 rule select_matrices:
