@@ -28,7 +28,7 @@ PRV_SHARE = 2.5e-4  # its eps_error as a share of epsilon, where that is more: t
 PRV_STEP = 4e-4  # times the root of the steps: the epsilon below which PRV gets no finer, as it would need over 3 GB
 PRV_DELTA = 1000  # parts of delta, one of which is its usual error of delta: Opacus' default
 LEAST = 0.01  # smallest target epsilon
-CARRIED = 600.0  # largest epsilon that noise is looked for at; Opacus' PRV works with e^epsilon, and floats end at e^709
+CARRIED = 300.0  # largest epsilon that noise is looked for at; at twice that PRV took 12 GB for 5000 steps at a tiny rate
 PLD_INTERVAL = 1e-3  # pessimistic discretisation of the privacy loss: 6e-6 above 1e-4's epsilon at epsilon 10
 PLD_STEPS = 1200  # steps that this interval is fine enough for at epsilon 1: its error is then a thousandth of it
 USUAL_SIGMA = 0.4  # noise multiplier from which the search goes up, or down where the target is loose
@@ -79,7 +79,7 @@ def pld_interval(composed: float, gaussians: Sequence[Release]) -> float:
         gaussians: the Gaussian ones among the releases give the number of steps.
     """
     wanted = max(composed, LEAST) * math.sqrt(PLD_STEPS / _steps(gaussians))
-    return PLD_INTERVAL * 2.0 ** min(0, math.floor(math.log2(wanted)))
+    return PLD_INTERVAL * 2.0 ** math.floor(math.log2(min(wanted, 1.0)))
 
 
 def _steps(releases: Sequence[Release]) -> int:
