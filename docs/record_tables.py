@@ -128,6 +128,9 @@ def gpu(records: Records) -> str:
     return pipes(header, rows)
 
 
+KEPT = ("kept_by_own", "kept_by_private")
+
+
 def storage(records: Records) -> str:
     """Lay out storage.csv: how long rows take from each kind of file, and what the process holds afterwards."""
     rows = [
@@ -135,6 +138,17 @@ def storage(records: Records) -> str:
         for _, row in records.table("storage.csv").iterrows()
     ]
     return pipes(["rows by", "4,096 random rows (ms)", "rows in order (per second)", "memory (MB)"], rows)
+
+
+def own_gradients(records: Records) -> str:
+    """Lay out own-gradients.csv: what samples of the public model foretell, beside what private images say."""
+    rows = [
+        [row["dataset"], f"{row['own_median']:g}", f"{row['private_median']:g}", *(f"{row[name]:.0%}" for name in KEPT)]
+        for _, row in records.table("own-gradients.csv").iterrows()
+    ]
+    return pipes(
+        ["dataset", "C by own samples", "median of private images", "kept, by own samples", "kept, by private images"], rows
+    )
 
 
 def scale(records: Records) -> str:
@@ -302,6 +316,7 @@ TABLES: dict[str, Callable[[Records], str]] = {
     "bench-full-width": full_width,
     "bench-gpu": gpu,
     "storage": storage,
+    "own-gradients": own_gradients,
     "scale": scale,
     "metrics-agreement": metrics_agreement,
     "metrics-scale": metrics_scale,

@@ -126,3 +126,21 @@ def test_a_protocol_that_fixes_the_number_of_images_is_given_so_many():
     data["sampling"]["count"] = 50000
     with pytest.raises(UserError, match="sampling.count = 50000: protocol paper-text-v1 compares exactly 60000: draw so many"):
         parse_config(data)
+
+
+def test_the_configs_of_the_arms_differ_in_the_bound_of_scores_alone():
+    arms, automatic = (load_yaml(ROOT / "config" / f"{name}.yaml") for name in ("arms", "arms-auto"))
+    assert (arms["saliency"].pop("clipping_norm"), automatic["saliency"].pop("clipping_norm")) == (1.0, "auto")
+    assert {key: arms[key] for key in arms.keys() - {"name", "studies"}} == {
+        key: automatic[key] for key in automatic.keys() - {"name", "studies"}
+    }
+    shared = ("epsilon", "learning_rate", "seed")
+    (study,) = automatic["studies"].values()
+    assert all(other[axis] == study[axis] for other in arms["studies"].values() for axis in shared)
+
+
+def test_an_automatic_bound_is_refused_where_no_plan_finds_it():
+    data = load_yaml(ROOT / "config" / "arms-auto.yaml")
+    for key in ("compare_scores", "compare_rankings"):
+        with pytest.raises(UserError, match="saliency.clipping_norm = 'auto': is found by plans"):
+            parse_config(data | {key: ["mnist5k"]})

@@ -123,7 +123,14 @@ def noise_raised(plan):
 
 
 @pytest.mark.parametrize(
-    ("images", "target", "steps"), [(3500, 1.0, 15), (3500, 10.0, 15), (1200, 10.0, 15), (45000, 10.0, 100), (3500, 0.5, 90)]
+    ("images", "target", "steps"),
+    [
+        (3500, 1.0, 15),
+        (3500, 10.0, 15),
+        (1200, 10.0, 15),
+        pytest.param(45000, 10.0, 100, marks=pytest.mark.slow),
+        (3500, 0.5, 90),
+    ],
 )
 def test_an_automatic_sigma_raises_the_noise_by_at_most_one_percent_and_is_the_least(
     tmp_path, dataset_record, images, target, steps

@@ -251,6 +251,33 @@ def test_what_is_released_is_what_was_planned(stage, tmp_path, mechanism, batch)
     assert spend.trainable_parameters == 0 and set(spend.made_from) == {"model", "latents", "candidate_table"}
 
 
+def test_what_a_plan_found_is_what_is_released(stage, tmp_path):
+    """C_s and sigma_s auto; and the plan of other scores is refused."""
+    stage("gaussian", "matrix", 0.3, 50000)
+    names = {name: tmp_path / file for name, file in (("dataset", "dataset.json"), ("candidate_table", "candidates.csv"))}
+    matrices = pd.read_csv(tmp_path / "candidates.csv")[MATRIX]
+    pd.DataFrame({MATRIX: matrices, "0": 0.01, "1": 0.01}).to_csv(tmp_path / "gradients.csv", index=False)
+    automatic = {"saliency": SaliencyConfig(clipping_norm="auto"), "sigma_s": "auto", "gradients": tmp_path / "gradients.csv"}
+    axes = {"public_model": "tiny", "method": "dp-sapf", "level": "matrix", "ratio": 0.3, "score": "energy", "epsilon": 10.0}
+    settings = {"steps": 3, "expected_batch_size": 350, "out": tmp_path / "plan.json"}
+    plan_privacy(PlanPrivacy(**names, **axes, **automatic, **settings))
+    files = {"model": "model.json", "latents": "latents.safetensors", "prompts": "prompts.safetensors", "plan": "plan.json"}
+    files |= {"scores": "auto.csv", "spend": "auto.json", "private": "private.auto.json"}
+    common = {"mechanism": "gaussian", "noise": "seed", "clipping_norm": "auto", "score": "energy"}
+    options = ScoreSaliency(**names, **{name: tmp_path / file for name, file in files.items()}, **common)
+    score.score_saliency(options)
+    plan, spend = read_record(tmp_path / "plan.json", Plan), read_record(options.spend, Spend)
+    bound = float(f"{(0.01 * len(matrices)) ** 0.5:.2g}")
+    assert spend.release == plan.releases[0] and spend.release.sensitivity == bound**2
+    assert spend.subject == plan.run.scores_id and "-sauto-eps10" in spend.subject
+    for wrong, message in (
+        ({"score": "share"}, "score = 'energy': must be share"),
+        ({"plan": None}, "--plan = None: clipping_norm auto"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score.score_saliency(options.model_copy(update=wrong))
+
+
 def test_a_delta_of_one_s_own_is_planned_and_spent(stage):
     plan, spend, _ = stage("exponential", "matrix", 0.3, 50000, delta=1e-6)
     assert spend.release == plan.releases[0] and spend.release.delta == pytest.approx(1e-7)
