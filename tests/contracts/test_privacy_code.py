@@ -1,6 +1,7 @@
 """What a reviewer would grep for."""
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -15,14 +16,19 @@ NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri
 # privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
 DRAWN = {"privacy/noise.py", "public_models/latents.py", "public_models/encode.py"}
 DRAWN |= {"finetune/adapters.py", "pretraining/pretrain.py", "pretraining/public_data.py", "bench/steps.py"}
-DRAWN |= {"saliency/fragility.py", "optimization/noise_walk.py"}  # what noise would do, on public samples or none
+DRAWN |= {"saliency/fragility.py", "saliency/expected.py", "optimization/noise_walk.py"}  # what noise would do, on public samples or none
 MEASURED = {"privacy/meter.py"}
 TEXTURES = "datasets/"  # procedural images, drawn before anything is private
 
 
+@functools.cache
+def parsed(path):
+    return ast.parse(path.read_text())
+
+
 def calls(path):
     """Dotted names of everything that a file calls."""
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Call):
             yield ast.unparse(node.func)
 
@@ -48,12 +54,12 @@ def reached(tree):
 
 def aliases(path):
     """What a file imports, and the names that it gives it."""
-    return [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.alias)]
+    return [node for node in ast.walk(parsed(path)) if isinstance(node, ast.alias)]
 
 
 def users_of(names):
     """Files below the package that use one of the names."""
-    return {path.relative_to(PACKAGE).as_posix() for path in SOURCES if names & set(named(ast.parse(path.read_text())))}
+    return {path.relative_to(PACKAGE).as_posix() for path in SOURCES if names & set(named(parsed(path)))}
 
 
 @pytest.mark.parametrize(
