@@ -16,7 +16,7 @@ NORMALS = {"randn", "randn_like", "normal", "normal_", "standard_normal", "ndtri
 # privacy noise and what measures it; the diffusion's own draws; random weights; public training; a benchmark's data
 DRAWN = {"privacy/noise.py", "public_models/latents.py", "public_models/encode.py"}
 DRAWN |= {"finetune/adapters.py", "pretraining/pretrain.py", "pretraining/public_data.py", "bench/steps.py"}
-DRAWN |= {"saliency/fragility.py", "saliency/expected.py", "optimization/noise_walk.py"}  # what noise would do, on public samples or none
+DRAWN |= {"saliency/fragility.py", "saliency/expected.py", "optimization/noise_walk.py"}  # what noise would do in public
 MEASURED = {"privacy/meter.py"}
 TEXTURES = "datasets/"  # procedural images, drawn before anything is private
 
